@@ -1,0 +1,39 @@
+# The words: demo, test, check, bench. Each makes the project's own virtual environment if it is missing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test check bench format clean
+
+demo: $(VENV)/demo.done
+	$(BIN)/frostline demo
+
+test: $(VENV)/dev.done
+	$(BIN)/python -m pytest -q
+
+check: $(VENV)/dev.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/dev.done
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+format: $(VENV)/dev.done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) demo-run
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.done: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[demo]'
+	touch $@
+
+$(VENV)/dev.done: $(BIN)/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[dev]'
+	touch $@ $(VENV)/demo.done

@@ -1,0 +1,119 @@
+"""Choose what learns: in any PyTorch model, name the tensors, the rows or the single entries that may learn.
+
+Everything else keeps every bit, under every optimizer. Names load on first use, so that `import frostline` and
+`frostline --help` stay quick and no extra is ever imported for nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from frostline import tagger, vectors
+    from frostline.errors import (
+        DataFileError,
+        FileError,
+        FrostlineError,
+        LearnedFileError,
+        MissingExtraError,
+        ModelFolderError,
+        PartialTensorError,
+        PatternError,
+        RowError,
+        SelectionError,
+        ShapeError,
+        StaleOptimizerError,
+        VectorFileError,
+    )
+    from frostline.gates import scale_gradient, stop_gradient
+    from frostline.partial import (
+        PartialTensor,
+        Plan,
+        entries,
+        everything,
+        load_learned,
+        merge,
+        nothing,
+        rows,
+        save_learned,
+        train_only,
+    )
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "errors": [
+        "DataFileError",
+        "FileError",
+        "FrostlineError",
+        "LearnedFileError",
+        "MissingExtraError",
+        "ModelFolderError",
+        "PartialTensorError",
+        "PatternError",
+        "RowError",
+        "SelectionError",
+        "ShapeError",
+        "StaleOptimizerError",
+        "VectorFileError",
+    ],
+    "gates": ["scale_gradient", "stop_gradient"],
+    "partial": [
+        "PartialTensor",
+        "Plan",
+        "entries",
+        "everything",
+        "load_learned",
+        "merge",
+        "nothing",
+        "rows",
+        "save_learned",
+        "train_only",
+    ],
+    "tagger": [],
+    "vectors": [],
+}
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = [
+    "DataFileError",
+    "FileError",
+    "FrostlineError",
+    "LearnedFileError",
+    "MissingExtraError",
+    "ModelFolderError",
+    "PartialTensor",
+    "PartialTensorError",
+    "PatternError",
+    "Plan",
+    "RowError",
+    "SelectionError",
+    "ShapeError",
+    "StaleOptimizerError",
+    "VectorFileError",
+    "entries",
+    "everything",
+    "load_learned",
+    "merge",
+    "nothing",
+    "rows",
+    "save_learned",
+    "scale_gradient",
+    "stop_gradient",
+    "tagger",
+    "train_only",
+    "vectors",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(import_module(f"frostline.{_HOME[name]}"), name)
+    if name in _ROOMS:
+        return import_module(f"frostline.{name}")
+    raise AttributeError(f"module 'frostline' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
