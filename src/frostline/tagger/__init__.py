@@ -1,0 +1,41 @@
+"""Find entities in text: a bidirectional LSTM over pretrained word vectors of which only chosen rows learn.
+
+From files, on the command line: `frostline tagger train | evaluate | predict`. From Python:
+
+    from frostline import tagger
+
+    sentences = tagger.read_conll("train.conll")        # list of Sentence(tokens, tags); plain pairs will do
+    run = tagger.train(
+        sentences, dev_sentences, vectors,              # vectors: fl.vectors.load(...) or Vectors(words, matrix)
+        learn="missing",                                # which rows of the table learn: "missing", "none" or "all"
+        epochs=20, seed=0,
+        options=tagger.Options(hidden=64),              # sizes and rates, all with defaults
+        watch=None,                                     # a tagger.Watcher: its start(plan, coverage), batch(tokens)
+                                                        #   and epoch(Epoch) are called; a subclass may define any
+    )                                                   # -> TrainingRun
+    run.plan                                            # what learns: the printable plan
+    run.history                                         # list of Epoch(number, loss, dev_f1, seconds, tokens)
+    run.best                                            # the Epoch whose weights were kept: the best dev F1
+    run.coverage                                        # Coverage: which training words the vectors have
+    run.audit                                           # Audit: frozen_compared, frozen_moved, learned_rows,
+                                                        #   learned_rows_moved (compared bit by bit with the start)
+    run.start                                           # the table before training, shape (2 + words, D), a copy
+    run.tagger                                          # Tagger
+
+    run.tagger.predict([["Ada", "lives", "here"]])      # [["B-person", "O", "O"]]
+    run.tagger.evaluate(dev_sentences)                  # Score: precision, recall, f1 (fractions), per_type
+    run.tagger.save("folder"); tagger.Tagger.load("folder")
+    run.tagger.model.embed.weight                       # the table, (2 + words, D); .detach().clone() joins it
+    run.tagger.vocabulary.words                         # word of row 2, 3, ...: first the missing words (they learn
+                                                        #   under "missing", like row 1, <unk>), then those of `vectors`
+    run.tagger.vocabulary.missing                       # how many missing words: rows 1 .. 1 + missing learn
+    run.tagger.vocabulary.row("word")                   # its row; lower case as a fallback; 1 (<unk>) when unknown
+"""
+
+from __future__ import annotations
+
+from frostline.tagger.conll import Sentence
+from frostline.tagger.conll import read as read_conll
+from frostline.tagger.scores import Score, Span, score, spans
+
+__all__ = ["Score", "Sentence", "Span", "read_conll", "score", "spans"]

@@ -1,0 +1,84 @@
+"""Entity scores agree with cases counted by hand and with a slow second definition."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frostline.tagger import Span, score, spans
+
+TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"]), max_size=8)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("", []),
+        ("O O", []),
+        ("B-a I-a I-a", [("a", 0, 3)]),
+        ("B-a B-a", [("a", 0, 1), ("a", 1, 2)]),
+        ("O I-a I-a O", [("a", 1, 3)]),
+        ("B-a I-b I-b", [("a", 0, 1), ("b", 1, 3)]),
+        ("I-a B-a", [("a", 0, 1), ("a", 1, 2)]),
+        ("B-creative-work I-creative-work O", [("creative-work", 0, 2)]),
+    ],
+)
+def test_entities_are_read_as_the_fields_scorers_read_them(tags: str, found: list[Span]) -> None:
+    assert spans(tags.split()) == found
+
+
+@given(TAGS)
+def test_an_entity_is_every_stretch_that_starts_somewhere_and_goes_on_with_its_own_type(tags: list[str]) -> None:
+    def starts(at: int) -> bool:
+        kind = tags[at][2:]
+        return tags[at][0] == "B" or (tags[at][0] == "I" and (at == 0 or tags[at - 1][2:] != kind))
+
+    def goes_on(at: int, kind: str) -> bool:
+        return at < len(tags) and tags[at] == f"I-{kind}"
+
+    slow = [
+        (tags[start][2:], start, end)
+        for start in range(len(tags))
+        for end in range(start + 1, len(tags) + 1)
+        if starts(start)
+        and all(goes_on(at, tags[start][2:]) for at in range(start + 1, end))
+        and not goes_on(end, tags[start][2:])
+    ]
+    assert spans(tags) == slow
+
+
+def test_scores_count_what_a_person_counts() -> None:
+    gold = [["B-a", "I-a", "O", "B-b"], ["B-a", "O"], ["O"]]
+    predicted = [["B-a", "I-a", "O", "B-a"], ["O", "B-b"], ["O"]]
+    found = score(gold, predicted)
+    assert (found.correct, found.predicted, found.gold) == (1, 3, 3)
+    assert found.precision == found.recall == 1 / 3
+    assert found.f1 == pytest.approx(1 / 3)
+    assert list(found.per_type) == ["a", "b"]
+    assert (found.per_type["a"].precision, found.per_type["a"].recall) == (1 / 2, 1 / 2)
+    assert (found.per_type["b"].correct, found.per_type["b"].predicted, found.per_type["b"].gold) == (0, 1, 1)
+
+
+def test_a_part_of_an_entity_or_another_type_is_no_match() -> None:
+    assert score([["B-a", "I-a"]], [["B-a", "O"]]).correct == 0
+    assert score([["B-a"]], [["B-b"]]).correct == 0
+    assert score([["B-a"]], [["I-a"]]).correct == 1
+
+
+def test_nothing_to_find_and_nothing_found_is_zero_and_no_division_by_zero() -> None:
+    found = score([["O"]], [["O"]])
+    assert found.to_dict() == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "correct": 0, "predicted": 0, "gold": 0}
+
+
+def test_the_dictionary_holds_fractions_for_all_and_for_each_type() -> None:
+    found = score([["B-a", "B-a"]], [["B-a", "O"]]).to_dict()
+    part = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "correct": 1, "predicted": 1, "gold": 2}
+    assert found == {**part, "per_type": {"a": part}}
+
+
+def test_sentences_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("predicted: sentence 1 has 1 tags, its gold tags are 2")):
+        score([["O"], ["O", "O"]], [["O"], ["O"]])
