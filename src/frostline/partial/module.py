@@ -1,0 +1,173 @@
+"""A module of which a tensor learns in part: same object, same name, same keys.
+
+The module's class becomes a subclass of itself, of the same name, with a property where the Parameter was. The two
+parts are ordinary Parameters of the module, so optimizers, DDP, FSDP2, `deepcopy`, `.to()` and `functional_call` see
+nothing unusual:
+    _parameters["weight"]           the frozen part, requires_grad=False, under the tensor's own name
+    _parameters["weight_learned"]   the part that learns
+The property builds the PartialTensor from them at each use, so it can never hold on to stale storage.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.errors import PartialTensorError
+from frostline.partial.layout import Layout
+from frostline.partial.tensor import PartialTensor
+
+
+@dataclass
+class State:
+    """What frostline keeps on a module that owns parameters or running statistics.
+
+    Attributes:
+        layouts: Name of each partial tensor -> its layout.
+        requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
+        held: Whether running statistics are held, by keeping the module in eval mode.
+    """
+
+    layouts: dict[str, Layout] = field(default_factory=dict)
+    requires_grad: dict[str, bool] = field(default_factory=dict)
+    held: bool = False
+    assigning: bool = False
+
+
+def state_of(module: nn.Module) -> State | None:
+    """What frostline keeps on `module`; None where no plan reached it."""
+    return module.__dict__.get("_frostline")
+
+
+def learned_name(name: str) -> str:
+    """The name of the learned part of the tensor `name`."""
+    return f"{name}_learned"
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether `tensor` is a DTensor, told without importing torch.distributed."""
+    return hasattr(tensor, "device_mesh")
+
+
+class PartialModule(nn.Module):
+    """Mixed into the class of a module that owns a partial tensor, or whose running statistics are held."""
+
+    _frostline: State
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Take the parts of a partial tensor (that is how weights are tied); refuse to lose one."""
+        state = self._frostline
+        if name not in state.layouts or state.assigning:
+            super().register_parameter(name, param)
+        elif isinstance(param, PartialTensor):
+            self._parameters[name] = param.frozen  # type: ignore[assignment]
+            self._parameters[learned_name(name)] = param.learned  # type: ignore[assignment]
+            state.layouts[name] = param.selected
+        else:
+            raise PartialTensorError(
+                f"{name}: a new Parameter would replace a partial tensor, and its learned part with it. "
+                f"Write values with `module.{name}.data = value`, or call fl.merge(model) first."
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
+        super()._apply(fn, recurse)
+        layouts = self._frostline.layouts
+        for name, layout in layouts.items():
+            layouts[name] = layout.to(_parameter(self, name).device)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, layout in self._frostline.layouts.items():
+            frozen, learned = parts(self, name)
+            if is_sharded(frozen):
+                raise PartialTensorError(f"{prefix}{name}: a sharded partial tensor cannot give its full values yet.")
+            layout.put(frozen.data, learned.detach())  # never read there, so the learned values may stand in
+            del destination[prefix + learned_name(name)]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> None:
+        given = dict(state_dict)  # the caller's stays as it is
+        for name, layout in self._frostline.layouts.items():
+            frozen, learned = parts(self, name)
+            full = given.get(prefix + name)
+            fits = isinstance(full, Tensor) and full.shape == frozen.shape
+            given[prefix + learned_name(name)] = layout.take(full).to(learned.dtype) if fits else learned.detach()
+        self._frostline.assigning = True
+        try:
+            super()._load_from_state_dict(given, prefix, local_metadata, *args, **kwargs)
+        finally:
+            self._frostline.assigning = False
+
+    def train(self, mode: bool = True) -> PartialModule:
+        """Set training mode; held statistics stay in eval mode."""
+        super().train(mode and not self._frostline.held)
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Name the class by how it is made, because no import finds it."""
+        cls: Any = type(self)
+        _, _, *state = super().__reduce_ex__(2)
+        return _unpickle, (cls._plain_class, cls._partial_names), *state
+
+
+def _unpickle(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    cls = partial_class(plain, names)
+    return cls.__new__(cls)
+
+
+def parts(module: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """The frozen and the learned Parameter of the partial tensor `name` of `module`."""
+    return _parameter(module, name), _parameter(module, learned_name(name))
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter:
+    parameter = module._parameters[name]
+    assert parameter is not None
+    return parameter
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that `module` had before any plan."""
+    return getattr(type(module), "_plain_class", type(module))
+
+
+@functools.cache
+def partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
+    """The subclass of `plain` in which the tensors `names` are partial; one class, so compiled code is reused."""
+    namespace: dict[str, Any] = {
+        "__module__": plain.__module__,
+        "__qualname__": plain.__qualname__,
+        "__doc__": plain.__doc__,
+        "_plain_class": plain,
+        "_partial_names": names,
+        **{name: _partial_tensor(name) for name in names},
+    }
+    if issubclass(plain, nn.RNNBase):
+        namespace |= {"_flat_weights": property(_flat_weights, _ignore), "flatten_parameters": _ignore}
+    return type(plain.__name__, (PartialModule, plain), namespace)
+
+
+def _partial_tensor(name: str) -> property:
+    def get(module: nn.Module) -> Tensor | None:
+        frozen, learned = module._parameters[name], module._parameters[learned_name(name)]
+        if is_sharded(frozen):  # FSDP2 asks for the Parameter itself while it shards
+            return frozen
+        return PartialTensor.of(frozen, learned, module._frostline.layouts[name])  # type: ignore[arg-type, union-attr]
+
+    return property(get)
+
+
+def _flat_weights(module: Any) -> list[Tensor | None]:
+    """A recurrent module's weights as they are now; the list it keeps itself would hold the frozen parts for ever."""
+    return [getattr(module, name, None) for name in module._flat_weights_names]
+
+
+def _ignore(module: nn.Module, *args: Any) -> None:
+    """Recurrent modules set or flatten their own list; ours is made at each use."""

@@ -1,0 +1,268 @@
+"""A tensor of which only chosen entries learn.
+
+Letters used for shapes in this file:
+    V  rows of the table          *  the rest of its shape
+    R  rows that learn            n  single entries that learn
+
+A PartialTensor stands where a module's Parameter stood. It carries the two parts (see layout.py) and joins them only
+where it must:
+    embedding, embedding_bag, linear    never, under rows (lookups.py)
+    shape, dtype, device, ...           never: answered by the frozen part
+    a write                             reaches both parts, through views too, or raises
+    anything else                       through the joined tensor, a copy: right, only slower
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from frostline.errors import PartialTensorError
+from frostline.partial.layout import Layout
+
+_plain = torch._C.DisableTorchFunctionSubclass  # inside it, tensors behave as if they were no subclass
+
+# Asked of the frozen part, so that looking at a shape copies no table.
+_DESCRIPTIONS = {
+    *(
+        getattr(Tensor, name).__get__
+        for name in (
+            "shape dtype device ndim layout itemsize nbytes is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_quantized "
+            "is_nested"
+        ).split()
+    ),
+    *(
+        getattr(Tensor, name)
+        for name in (
+            "size dim ndimension numel nelement stride storage_offset element_size get_device is_floating_point "
+            "is_complex is_contiguous is_pinned is_shared data_ptr __len__ __hash__"
+        ).split()
+    ),
+}
+
+# Functions that know the two parts, filled by lookups.py: they take the arguments as they came and return
+# NotImplemented where they must leave it to the joined tensor.
+LOOKUPS: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+
+class PartialTensor(Tensor):
+    """A tensor in two parts: `frozen` (V, *), which keeps every bit, and `learned` (R, *) or (n,), which learns.
+
+    Made by `train_only`, and found where the module's weight was: `model.embed.weight`. It has the shape, dtype and
+    device of the whole tensor and can be used as one. Its gradient is its learned part's: `weight.grad` is
+    `weight.learned.grad`. To look at the whole tensor take `weight.detach().clone()`, a copy.
+
+    Attributes:
+        frozen: The tensor as it was. What stands in it at the learned places is never read.
+        learned: The Parameter that learns, in the order of the ids that were given.
+        selected: The Layout, which says where `learned` belongs in `frozen`.
+
+    Example:
+        >>> import frostline as fl
+        >>> embedding = torch.nn.Embedding(5, 2)
+        >>> plan = fl.train_only(embedding, {"weight": fl.rows([4])})
+        >>> embedding.weight
+        PartialTensor(5 x 2, float32, 1 of 5 rows learn)
+    """
+
+    frozen: Tensor
+    learned: Tensor
+    selected: Layout
+
+    _is_param = True  # isinstance(weight, nn.Parameter) holds, so `get_parameter` and tying by name work
+
+    @staticmethod
+    def of(frozen: Tensor, learned: Tensor, layout: Layout) -> PartialTensor:
+        """The partial tensor of these parts; no memory is copied."""
+        tensor: PartialTensor = frozen.detach().as_subclass(PartialTensor)  # type: ignore[assignment]
+        tensor.frozen, tensor.learned, tensor.selected = frozen, learned, layout
+        return tensor
+
+    def joined(self) -> Tensor:
+        """The whole tensor (V, *), a copy; gradients flow to `learned`."""
+        with _plain():
+            return self.selected.join(self.frozen, self.learned)
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        size = " x ".join(str(n) for n in self.shape) or "scalar"
+        whole = self.shape[0] if self.selected.kind == "rows" else self.numel()
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"PartialTensor({size}, {dtype}, {len(self.selected):,} of {whole:,} {self.selected.kind} learn)"
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` on the parts where that is possible, else on the joined tensor."""
+        kwargs = kwargs or {}
+        lookup = LOOKUPS.get(func)
+        if lookup is not None:
+            result = lookup(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func in _DESCRIPTIONS:
+            with _plain():
+                return func(args[0].frozen, *args[1:], **kwargs)
+        own = _OWN.get(func)
+        if own is not None:
+            with _plain():
+                return own(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return _run_joined_in_graph(func, args, kwargs)
+        return _run_joined(func, args, kwargs)
+
+
+class PartialView(Tensor):
+    """A live view of a partial tensor, such as `weight[1]`: reads and writes go through to both parts."""
+
+    origin: PartialTensor
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run `func` on the same view of the tensor as it is now."""
+        return _run_joined(func, args, kwargs or {})
+
+    def joined(self) -> Tensor:
+        """This view of the joined tensor."""
+        joined = self.origin.joined()
+        with _plain():
+            return joined.view(self.dtype).as_strided(self.shape, self.stride(), self.storage_offset())
+
+
+def _joined(value: Any) -> Any:
+    return value.joined() if isinstance(value, PartialTensor | PartialView) else value
+
+
+def _run_joined_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func` on joined tensors while a compiler traces, where a write can be told by its name only."""
+    name = getattr(func, "__name__", "")
+    if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or "out" in kwargs:
+        raise PartialTensorError(f"{name}: a partial tensor cannot be written to in a compiled function. Write outside.")
+    with _plain():
+        args, kwargs = tree_map(_joined, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _run_joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func` on joined copies. What it wrote goes back to both parts; views of a copy become live views."""
+    copies: dict[int, tuple[PartialTensor | PartialView, Tensor]] = {}
+
+    def copy(value: Any) -> Any:
+        if not isinstance(value, PartialTensor | PartialView):
+            return value
+        if id(value) not in copies:
+            copies[id(value)] = (value, value.joined())
+        return copies[id(value)][1]
+
+    with _plain():
+        plain_args, plain_kwargs = tree_map(copy, (args, kwargs))
+        versions = {key: plain._version for key, (_, plain) in copies.items()}
+        result = func(*plain_args, **plain_kwargs)
+        for key, (source, plain) in copies.items():
+            if plain._version != versions[key]:
+                _write(_origin(source), _base(plain))
+        return tree_map(lambda value: _with_origin(value, list(copies.values())), result)
+
+
+def _with_origin(value: Any, copies: list[tuple[PartialTensor | PartialView, Tensor]]) -> Any:
+    """`value`, an output computed from `copies`: if it shares memory with one, what stands for it outside."""
+    if isinstance(value, np.ndarray):
+        value.setflags(write=False)  # it may share memory with a copy, where a write would be lost
+    if not isinstance(value, Tensor):
+        return value
+    for source, plain in copies:
+        if value is plain:
+            return source
+        if value._is_view() and value._base is _base(plain):
+            view: PartialView = value.as_subclass(PartialView)  # type: ignore[assignment]
+            view.origin = _origin(source)
+            return view
+    return value
+
+
+def _origin(source: PartialTensor | PartialView) -> PartialTensor:
+    return source if isinstance(source, PartialTensor) else source.origin
+
+
+def _base(tensor: Tensor) -> Tensor:
+    return tensor._base if tensor._is_view() else tensor  # type: ignore[return-value]
+
+
+def _write(weight: PartialTensor, full: Tensor) -> None:
+    """Write the whole tensor `full` (V, *) into both parts of `weight`."""
+    if torch.is_grad_enabled() and weight.learned.requires_grad:
+        raise PartialTensorError("a partial tensor that learns is written to in place. Do it under `torch.no_grad()`.")
+    if full.shape != weight.frozen.shape:
+        raise PartialTensorError(
+            f"the new value has shape {tuple(full.shape)}, the partial tensor {tuple(weight.frozen.shape)}. "
+            "To change the shape, call fl.merge(model) first."
+        )
+    with torch.no_grad():
+        new = weight.selected.take(full)
+        # A float32 part over a half-precision table keeps its digits where nothing was written.
+        changed = new != weight.learned.to(new.dtype)
+        weight.learned.copy_(torch.where(changed, new.to(weight.learned.dtype), weight.learned))
+        weight.frozen.copy_(full)
+
+
+def _detach(weight: PartialTensor) -> PartialTensor:
+    return PartialTensor.of(weight.frozen, weight.learned.detach(), weight.selected)
+
+
+def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> PartialTensor:
+    weight.learned.requires_grad_(requires_grad)
+    return weight
+
+
+def _grad_fn(weight: PartialTensor) -> Any:
+    with torch.enable_grad():
+        return weight.learned.view_as(weight.learned).grad_fn
+
+
+def _set_data(weight: PartialTensor, value: Tensor) -> None:
+    _write(_detach(weight), value)
+
+
+def _refuse(advice: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise PartialTensorError(advice)
+
+    return refuse
+
+
+_refuse_hook = _refuse("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
+
+_OWN: dict[Callable[..., Any], Callable[..., Any]] = {
+    Tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,  # type: ignore[attr-defined]
+    Tensor.requires_grad.__set__: _requires_grad_,  # type: ignore[attr-defined]
+    Tensor.requires_grad_: _requires_grad_,
+    Tensor.is_leaf.__get__: lambda weight: False,  # type: ignore[attr-defined]
+    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
+    Tensor.grad.__get__: lambda weight: weight.learned.grad,  # type: ignore[attr-defined]
+    Tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),  # type: ignore[attr-defined]
+    Tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),  # type: ignore[attr-defined]
+    Tensor.data.__get__: _detach,  # type: ignore[attr-defined]
+    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    Tensor.detach: _detach,
+    Tensor.__deepcopy__: lambda weight, memo: weight.joined().detach(),
+    Tensor.__reduce_ex__: lambda weight, protocol: weight.joined().detach().__reduce_ex__(protocol),
+    Tensor.register_hook: _refuse_hook,
+    Tensor.register_post_accumulate_grad_hook: _refuse_hook,
+    Tensor.set_: _refuse("set_ would replace the joined copy only. Call fl.merge(model) first."),
+    Tensor.resize_: _refuse("a partial tensor cannot be resized. Call fl.merge(model) first."),
+}

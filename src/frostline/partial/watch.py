@@ -1,0 +1,58 @@
+"""An optimizer that no longer drives what learns is told so.
+
+An optimizer keeps the Parameters it was made with. Made before `train_only`, it holds the frozen part of a partial
+tensor and not the learned one: training would go on and nothing would learn there, silently. A hook that torch runs
+before every optimizer step looks for that, and for learned parts of an earlier plan.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from frostline.errors import StaleOptimizerError
+
+_FIX = "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...)."
+
+_learned_of: Any = WeakTensorKeyDictionary()  # frozen part -> weak reference to its learned part
+_retired: Any = WeakTensorKeyDictionary()  # learned parts of earlier plans
+
+
+def watch(frozen: Tensor, learned: Tensor) -> None:
+    """From now on, an optimizer with `frozen` must have `learned` too."""
+    _look_before_every_step()
+    _learned_of[frozen] = weakref.ref(learned)
+
+
+def retire(frozen: Tensor, learned: Tensor) -> None:
+    """`learned` has been written into `frozen` and drives nothing any more."""
+    _learned_of.pop(frozen, None)
+    _retired[learned] = True
+
+
+@functools.cache
+def _look_before_every_step() -> None:
+    register_optimizer_step_pre_hook(_look)
+
+
+def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    ids = {id(parameter) for parameter in held}
+    for parameter in held:
+        learned = _learned_of[parameter]() if parameter in _learned_of else None
+        if learned is not None and id(learned) not in ids:
+            raise StaleOptimizerError(
+                f"optimizer: {type(optimizer).__name__} holds the frozen part of a partial tensor of shape "
+                f"{tuple(parameter.shape)} but not its learned part, so nothing would learn there. {_FIX}"
+            )
+        if parameter in _retired:
+            raise StaleOptimizerError(
+                f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} from "
+                f"an earlier plan, which no module uses any more. {_FIX}"
+            )
