@@ -34,8 +34,36 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
 
 from __future__ import annotations
 
+from frostline.tagger.audit import Audit
 from frostline.tagger.conll import Sentence
 from frostline.tagger.conll import read as read_conll
+from frostline.tagger.folder import check_free
+from frostline.tagger.model import LSTMTagger
+from frostline.tagger.progress import Progress
 from frostline.tagger.scores import Score, Span, score, spans
+from frostline.tagger.split import split
+from frostline.tagger.tagging import Tagger
+from frostline.tagger.train import Epoch, Options, TrainingRun, Watcher, train
+from frostline.tagger.vocabulary import Coverage, Vocabulary
 
-__all__ = ["Score", "Sentence", "Span", "read_conll", "score", "spans"]
+__all__ = [
+    "Audit",
+    "Coverage",
+    "Epoch",
+    "LSTMTagger",
+    "Options",
+    "Progress",
+    "Score",
+    "Sentence",
+    "Span",
+    "Tagger",
+    "TrainingRun",
+    "Vocabulary",
+    "Watcher",
+    "check_free",
+    "read_conll",
+    "score",
+    "spans",
+    "split",
+    "train",
+]

@@ -1,0 +1,82 @@
+"""Sentences of similar length side by side, padded to the longest.
+
+Letters used for shapes in this file:
+    B  sentences of a batch       T  tokens of the longest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from frostline.tagger.vocabulary import PADDING, Vocabulary, shape
+
+NO_TAG = -100  # where padding stands; cross_entropy leaves it out
+
+
+class Encoded(NamedTuple):
+    """One sentence as numbers: the row, the shape and, in training, the tag of each token, int64, shape (T,)."""
+
+    rows: Tensor
+    shapes: Tensor
+    tags: Tensor
+
+
+class Batch(NamedTuple):
+    """Sentences as numbers, each int64 of shape (B, T), and the length of each, shape (B,)."""
+
+    rows: Tensor
+    shapes: Tensor
+    tags: Tensor
+    lengths: Tensor
+
+
+def encode(tokens: Sequence[str], vocabulary: Vocabulary, tags: Sequence[int] | None = None) -> Encoded:
+    """Return `tokens` as numbers; without `tags` every tag is NO_TAG."""
+    return Encoded(
+        torch.tensor([vocabulary.row(token) for token in tokens], dtype=torch.int64),
+        torch.tensor([shape(token) for token in tokens], dtype=torch.int64),
+        torch.tensor([NO_TAG] * len(tokens) if tags is None else list(tags), dtype=torch.int64),
+    )
+
+
+def pad(sentences: Sequence[Encoded]) -> Batch:
+    """Return one batch of `sentences`, in their order."""
+    rows, shapes, tags = zip(*sentences, strict=True)
+    return Batch(
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING),
+        torch.nn.utils.rnn.pad_sequence(shapes, batch_first=True, padding_value=PADDING),
+        torch.nn.utils.rnn.pad_sequence(tags, batch_first=True, padding_value=NO_TAG),
+        torch.tensor([len(row) for row in rows], dtype=torch.int64),
+    )
+
+
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return the numbers of all sentences in groups of `size`, the shortest sentences first.
+
+    Example:
+        >>> by_length([5, 1, 4, 2], size=2)
+        [[1, 3], [2, 0]]
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def shuffled(lengths: Sequence[int], size: int, generator: torch.Generator, pool: int = 20) -> list[list[int]]:
+    """Return the numbers of all sentences in groups of similar length, in an order that `generator` draws.
+
+    Args:
+        lengths: Tokens of each sentence.
+        size: Sentences of a group, at most.
+        generator: Decides who meets whom, and when.
+        pool: Groups that are sorted by length together: more means less padding, fewer means more mixing.
+    """
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    groups = []
+    for start in range(0, len(order), pool * size):
+        part = order[start : start + pool * size]
+        groups += [[part[i] for i in group] for group in by_length([lengths[number] for number in part], size)]
+    return [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]

@@ -1,0 +1,139 @@
+"""A tagger on disk: a folder of three files, written whole or not at all, read without trust.
+
+    config.json         {"kind": "frostline tagger", "format": 1, "tags": [...], "missing": how many words learned}
+    words.json          the word of row 2, 3, ... of the table
+    model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`
+
+Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from frostline.errors import ModelFolderError
+from frostline.tagger.model import LSTMTagger
+from frostline.tagger.vocabulary import Vocabulary
+
+KIND, FORMAT = "frostline tagger", 1
+CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise ModelFolderError unless a tagger can be written to `path`: nothing there, an empty folder, or a tagger."""
+    target = Path(path)
+    if target.is_dir():
+        if any(target.iterdir()) and not _is_ours(target):
+            raise ModelFolderError(f"{target}: a folder that holds something else than a tagger. Name another folder.")
+    elif target.exists() or target.is_symlink():
+        raise ModelFolderError(f"{target}: a file, where a folder is to be written. Name another folder.")
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ModelFolderError(f"{target}: cannot be written, because {above} is no folder that you may write to.")
+
+
+def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary, tags: list[str]) -> None:
+    """Write a tagger to the folder `path`: first beside it under another name, then renamed.
+
+    Raises:
+        ModelFolderError: something else is there.
+    """
+    check_free(path)
+    target = Path(path).resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    old = written.with_name(f"{written.name}.old")
+    written.mkdir()
+    try:
+        config = {"kind": KIND, "format": FORMAT, "tags": tags, "missing": vocabulary.missing}
+        (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
+        (written / WORDS).write_text(json.dumps(vocabulary.words), encoding="ascii")
+        tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, written / TENSORS)
+        if target.exists():
+            target.rename(old)
+        written.rename(target)
+    except BaseException:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str]]:
+    """Return the model (in eval mode, nothing learns), the vocabulary and the tags of the folder `path`.
+
+    Raises:
+        ModelFolderError: the folder is missing, damaged or not of this format; the message names the file.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        raise ModelFolderError(f"{source}: no such folder. Name one that `frostline tagger train --out` wrote.")
+    config = _json(source / CONFIG)
+    if not isinstance(config, dict) or config.get("kind") != KIND:
+        raise ModelFolderError(f"{source / CONFIG}: not the configuration of a frostline tagger.")
+    if config.get("format") != FORMAT:
+        raise ModelFolderError(
+            f"{source / CONFIG}: format {config.get('format')!r}; this version reads format {FORMAT}. "
+            f"Train again, or use the version of frostline that wrote it."
+        )
+    tags, missing, words = config.get("tags"), config.get("missing"), _json(source / WORDS)
+    if not _all_text(tags) or not tags or len(set(tags)) != len(tags):
+        raise ModelFolderError(f"{source / CONFIG}: 'tags' must be a list of different strings. Train again.")
+    if not _all_text(words):
+        raise ModelFolderError(f"{source / WORDS}: must be a list of strings. Train again.")
+    if type(missing) is not int or not 0 <= missing <= len(words):
+        raise ModelFolderError(f"{source / CONFIG}: 'missing' must be a number from 0 to {len(words)}. Train again.")
+    vocabulary = Vocabulary(words, missing)
+    return _model(source / TENSORS, len(vocabulary), len(tags)), vocabulary, tags
+
+
+def _model(path: Path, rows: int, tags: int) -> LSTMTagger:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        width, shape_width = tensors["embed.weight"].shape[1], tensors["shape.weight"].shape[1]
+        hidden = tensors["forwards.weight_hh_l0"].shape[1]
+        with torch.device("meta"):
+            table = torch.empty(rows, width)
+            model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0)
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+                raise ValueError(f"{name} is not made of finite float32 numbers")
+        model.load_state_dict(tensors, assign=True)
+    except KeyError as error:
+        raise ModelFolderError(f"{path}: damaged: no tensor {error}. Train again, or copy it again.") from None
+    except (SafetensorError, OSError, ValueError, IndexError, RuntimeError) as error:
+        raise ModelFolderError(f"{path}: damaged: {error}. Train again, or copy it again.") from None
+    return model.requires_grad_(False).eval()
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFolderError(f"{path}: cannot be read: {reason}. Train again, or copy the whole folder.") from None
+
+
+def _all_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        config = _json(folder / CONFIG)
+    except ModelFolderError:
+        return False
+    return isinstance(config, dict) and config.get("kind") == KIND

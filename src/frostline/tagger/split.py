@@ -1,0 +1,41 @@
+"""Text to tokens: split at blanks, then punctuation off the ends of words and English clitics off their backs.
+
+The idea: what is already split stays as it is, so text with a blank between all tokens passes through unchanged.
+"""
+
+from __future__ import annotations
+
+import re
+
+_WHOLE = re.compile(r"[@#]\w+|(https?://|www\.)\S*\w/?|([A-Za-z]\.)+|\W+|'\w+|n't", re.IGNORECASE)
+_PARTS = re.compile(r"^(?P<before>\W*)(?P<word>.*\w)(?P<after>\W*)$")
+_CLITIC = re.compile(r"(?P<word>\w)(?P<clitic>n't|'(?:s|m|d|re|ve|ll))$", re.IGNORECASE)
+_MARK = re.compile(r"[!-~]|[^!-~]+")  # ASCII one by one, a run of others (an emoji and its modifiers) whole
+
+
+def split(text: str) -> list[str]:
+    r"""Return the tokens of one line of text.
+
+    Example:
+        >>> split('"It\'s in Paris," she said (again).')
+        ['"', 'It', "'s", 'in', 'Paris', ',', '"', 'she', 'said', '(', 'again', ')', '.']
+        >>> split("See http://a.b/c, @me :)")
+        ['See', 'http://a.b/c', ',', '@me', ':)']
+        >>> split("They don 't , they do n't")
+        ['They', 'don', "'t", ',', 'they', 'do', "n't"]
+    """
+    return [token for chunk in text.split() for token in _split_chunk(chunk)]
+
+
+def _split_chunk(chunk: str) -> list[str]:
+    if _WHOLE.fullmatch(chunk):
+        return [chunk]
+    found = _PARTS.match(chunk)
+    if found is None:
+        return [chunk]
+    before, word, after = found["before"], found["word"], found["after"]
+    if before.endswith(("@", "#")):
+        before, word = before[:-1], before[-1] + word
+    clitic = _CLITIC.search(word.replace("’", "'"))
+    cut = clitic.start("clitic") if clitic else len(word)
+    return [*_MARK.findall(before), word[:cut], *filter(None, [word[cut:]]), *_MARK.findall(after)]

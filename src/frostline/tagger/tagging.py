@@ -1,0 +1,81 @@
+"""A trained tagger: the network, the vocabulary and the tags, used together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from frostline.tagger import folder
+from frostline.tagger.batches import by_length, encode, pad
+from frostline.tagger.conll import Sentence
+from frostline.tagger.model import LSTMTagger
+from frostline.tagger.scores import Score, score
+from frostline.tagger.vocabulary import Vocabulary
+
+Labelled = Sentence | tuple[Sequence[str], Sequence[str]]
+_BATCH = 64
+
+
+@dataclass
+class Tagger:
+    """Tags sentences.
+
+    Args:
+        model: The network; its mode (train or eval) is kept by every method.
+        vocabulary: The row of each word.
+        tags: The tag of each of the network's scores.
+    """
+
+    model: LSTMTagger
+    vocabulary: Vocabulary
+    tags: list[str]
+
+    def predict(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+        """Return the tags of each sentence, one for each token; no tags for no tokens.
+
+        Args:
+            sentences: Each a sequence of tokens.
+
+        Cost: one forward pass over batches of similar length; no gradient.
+        """
+        if any(isinstance(tokens, str) for tokens in sentences):
+            raise TypeError("sentences: a string where a list of tokens belongs. Pass [sentence.split()].")
+        found: list[list[str]] = [[] for _ in sentences]
+        filled = [number for number, tokens in enumerate(sentences) if tokens]
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                for group in by_length([len(sentences[number]) for number in filled], _BATCH):
+                    numbers = [filled[place] for place in group]
+                    batch = pad([encode(sentences[number], self.vocabulary) for number in numbers])
+                    best = self.model(batch.rows, batch.shapes, batch.lengths).argmax(dim=-1).tolist()
+                    for number, choice in zip(numbers, best, strict=True):
+                        found[number] = [self.tags[tag] for tag in choice[: len(sentences[number])]]
+        finally:
+            self.model.train(was_training)
+        return found
+
+    def evaluate(self, sentences: Sequence[Labelled]) -> Score:
+        """Return entity precision, recall and F1 of `predict` against the tags of `sentences`."""
+        return score([tags for _, tags in sentences], self.predict([tokens for tokens, _ in sentences]))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the tagger as a folder, whole or not at all; a tagger that is already there is replaced.
+
+        Raises:
+            ModelFolderError: something else is there.
+        """
+        folder.save(path, self.model, self.vocabulary, self.tags)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tagger:
+        """Read a folder that `save` wrote; nothing of the model learns.
+
+        Raises:
+            ModelFolderError: the folder is missing, damaged or not of this format. Nothing in it is executed.
+        """
+        return cls(*folder.load(path))

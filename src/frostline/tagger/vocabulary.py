@@ -1,0 +1,136 @@
+"""Which row of the table a token reads, and what its letters look like.
+
+The idea: keep every pretrained word, not only those that training saw, so that a word met later still has its vector.
+
+    row 0             padding: zero, never learns
+    row 1             <unk>: any token without a row; learns, because training now and then hides a word behind it
+    rows 2 ...        training words that the vectors miss; they learn
+    the rows after    every pretrained word, in the order of the vectors; fixed
+
+A token is looked up as it is written, then in lower case. What lower case hides comes back as its shape.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+PADDING, UNKNOWN, FIRST = 0, 1, 2
+SHAPES = 14  # how many values `shape` has, with 0 for padding
+
+
+class Vocabulary:
+    """The word of each row.
+
+    Args:
+        words: The words of rows 2, 3, ..., first the missing ones, then those of the vectors.
+        missing: How many of `words` the vectors miss.
+    """
+
+    def __init__(self, words: Sequence[str], missing: int) -> None:
+        self.words = list(words)
+        self.missing = missing
+        rows: dict[str, int] = {}
+        for row, word in enumerate(self.words, start=FIRST):
+            rows.setdefault(word, row)
+        self._rows = rows
+
+    def __len__(self) -> int:
+        """Return the number of rows of the table, padding and <unk> included."""
+        return FIRST + len(self.words)
+
+    def row(self, token: str) -> int:
+        """Return the row of `token`, of its lower case where it has none, or of <unk>.
+
+        Example:
+            >>> vocabulary = Vocabulary(["iPad", "the"], missing=1)
+            >>> [vocabulary.row(token) for token in ["iPad", "The", "ipad"]]
+            [2, 3, 1]
+        """
+        row = self._rows.get(token)
+        return self._rows.get(token.lower(), UNKNOWN) if row is None else row
+
+    @property
+    def learned(self) -> range:
+        """The rows that learn when missing words do: <unk> and theirs."""
+        return range(UNKNOWN, FIRST + self.missing)
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How much of the training text the vectors have; `missing` holds the rest, the most frequent word first."""
+
+    words: int
+    tokens: int
+    found_words: int
+    found_tokens: int
+    missing: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"the vectors have {self.found_words:,} of {self.words:,} training words "
+            f"({self.found_tokens / max(self.tokens, 1):.1%} of the tokens); {len(self.missing):,} learn their own"
+        )
+
+
+def cover(tokens: Iterable[str], words: Sequence[str]) -> Coverage:
+    """Return which of `tokens` the pretrained `words` have, as written or in lower case.
+
+    Example:
+        >>> print(cover(["The", "iPad", "the"], ["the"]))
+        the vectors have 2 of 3 training words (66.7% of the tokens); 1 learn their own
+    """
+    known = set(words)
+    counts = Counter(tokens)
+    missing = [word for word, _ in counts.most_common() if word not in known and word.lower() not in known]
+    lost = sum(counts[word] for word in missing)
+    total = counts.total()
+    return Coverage(len(counts), total, len(counts) - len(missing), total - lost, tuple(missing))
+
+
+def shape(token: str) -> int:
+    """Return what the letters of `token` look like, a number from 1 to SHAPES - 1.
+
+    Example:
+        >>> [shape(token) for token in ["word", "Word", "WORD", "iPad", "42", "@me"]]
+        [8, 6, 5, 7, 4, 1]
+    """
+    if token.startswith("@") and len(token) > 1:
+        return 1
+    if token.startswith("#") and len(token) > 1:
+        return 2
+    if token.startswith(("http://", "https://", "www.")):
+        return 3
+    if any(character.isdigit() for character in token):
+        return 4 if not any(character.isalpha() for character in token) else 9
+    if not any(character.isalpha() for character in token):
+        return 10 if token.isascii() else 11
+    if token.isupper():
+        return 5 if len(token) > 1 else 12
+    if token[0].isupper():
+        return 6 if token[1:].islower() else 13
+    return 8 if token == token.lower() else 7
+
+
+def initial_table(vectors: npt.ArrayLike, missing: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Return the table to start from: zeros, then rows as widely spread as the vectors, then the vectors.
+
+    Args:
+        vectors: Matrix of the pretrained words, shape (V, D).
+        missing: How many missing words there are.
+        generator: Draws <unk> and the missing words from a normal distribution with the vectors' mean and spread.
+
+    Returns:
+        A float32 array of shape (2 + missing + V, D), a copy.
+    """
+    matrix = np.asarray(vectors, dtype=np.float32)
+    drawn = FIRST + missing
+    table = np.empty((drawn + matrix.shape[0], matrix.shape[1]), dtype=np.float32)
+    table[drawn:] = matrix
+    table[:drawn] = generator.normal(matrix.mean(axis=0), matrix.std(axis=0), size=(drawn, matrix.shape[1]))
+    table[PADDING] = 0
+    return table
