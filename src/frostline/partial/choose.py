@@ -69,7 +69,8 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
     Example:
         >>> import frostline as fl
         >>> model = nn.ModuleDict({"embed": nn.Embedding(5, 2), "head": nn.Linear(2, 3)})
-        >>> plan = fl.train_only(model, {"head.*": fl.everything, "head.bias": fl.nothing, "embed.weight": fl.rows([1, 4])})
+        >>> learns = {"head.*": fl.everything, "head.bias": fl.nothing, "embed.weight": fl.rows([1, 4])}
+        >>> plan = fl.train_only(model, learns)
         >>> print(plan)
         tensor        shape       what learns    numbers  at Adam
         ---------------------------------------------------------
@@ -194,7 +195,7 @@ def _resolve(one: Found, selection: Selection, exact: bool) -> Layout | bool:
         raise TypeError(
             f"{name}: {selection!r} is no selection. Pass fl.everything, fl.nothing, fl.rows(ids) or fl.entries(mask)."
         )
-    if isinstance(one.tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(one.tensor, nn.UninitializedParameter):
         raise SelectionError(f"{name}: the module is lazy and has no shape yet. Run one batch through the model first.")
     if not (one.tensor.is_floating_point() or one.tensor.is_complex()):
         if exact and selection is not nothing:
@@ -339,5 +340,3 @@ def _line(one: Found, layout: Layout | bool) -> Line:
         learned = count * (tensor[0].numel() if layout.slots is not None else 1)
     note = "" if tensor.is_floating_point() or tensor.is_complex() else f"{tensor.dtype} cannot learn"
     return Line(one.names[0], tuple(one.names[1:]), tuple(tensor.shape), learns, count, learned, note)
-
-

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
+from frostline.partial.choose import Found, find_tensors
 from frostline.partial.layout import Layout
 from frostline.partial.module import is_sharded, state_of
-from frostline.partial.choose import Found, find_tensors
 
 _FORMAT = "frostline-learned-1"
 _CHUNK = 1 << 24  # numbers hashed at a time
@@ -158,8 +158,9 @@ def _fingerprint(tensor: Tensor, layout: Layout) -> str:
     for start in range(0, tensor.shape[0], step):
         chunk = tensor.detach()[start : start + step].to("cpu", copy=True).contiguous()
         inside = (places[0] >= start) & (places[0] < start + step)
-        chunk[(places[0][inside] - start, *(place[inside] for place in places[1:]))] = 0
-        digest.update(chunk.view(torch.uint8).numpy())
+        index = (places[0][inside] - start, *(place[inside] for place in places[1:]))
+        chunk[index] = 0
+        digest.update(chunk.view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -10,7 +10,7 @@ nothing of size V x D is allocated, in the forward or in the backward.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -41,14 +41,15 @@ def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     assert weight.selected.slots is not None
     slots = weight.selected.slots.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
     if sparse:
-        return _overwrite_sparsely(found, slots, weight.learned)
+        overwritten: Tensor = _sparse_gradient_needs_eager(found, slots, weight.learned)
+        return overwritten
     learns = (slots >= 0).view(*ids.shape, 1)
     learned = F.embedding(slots.clamp(min=0).view(ids.shape), weight.learned)
     return torch.where(learns, learned.to(found.dtype), found)
 
 
-@torch.compiler.disable
-def _overwrite_sparsely(found: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _sparse_gradient_needs_eager(found: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
     """Overwrite `found` where `slots` >= 0, so that only the rows in use get an entry in the sparse gradient.
 
     A compiler would make the gradient dense, and a row optimizer would then move rows that no id named; so it is kept
@@ -106,7 +107,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return out.index_copy(-1, ids, F.linear(input, learned, None if bias is None else bias[ids]))
 
 
-def _rows_learn(weight: Tensor) -> bool:
+def _rows_learn(weight: Tensor) -> TypeGuard[PartialTensor]:
     return isinstance(weight, PartialTensor) and weight.selected.slots is not None
 
 

@@ -10,12 +10,10 @@ The property builds the PartialTensor from them at each use, so it can never hol
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
@@ -65,8 +63,8 @@ class PartialModule(nn.Module):
         if name not in state.layouts or state.assigning:
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
-            self._parameters[name] = param.frozen  # type: ignore[assignment]
-            self._parameters[learned_name(name)] = param.learned  # type: ignore[assignment]
+            self._parameters[name] = param.frozen
+            self._parameters[learned_name(name)] = param.learned
             state.layouts[name] = param.selected
         else:
             raise PartialTensorError(
@@ -75,7 +73,7 @@ class PartialModule(nn.Module):
             )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         layouts = self._frostline.layouts
         for name, layout in layouts.items():
             layouts[name] = layout.to(_parameter(self, name).device)
@@ -97,8 +95,10 @@ class PartialModule(nn.Module):
         for name, layout in self._frostline.layouts.items():
             frozen, learned = parts(self, name)
             full = given.get(prefix + name)
-            fits = isinstance(full, Tensor) and full.shape == frozen.shape
-            given[prefix + learned_name(name)] = layout.take(full).to(learned.dtype) if fits else learned.detach()
+            if isinstance(full, Tensor) and full.shape == frozen.shape:
+                given[prefix + learned_name(name)] = layout.take(full.detach()).to(learned)
+            else:  # only the plain key is to be reported as missing or misshapen
+                given[prefix + learned_name(name)] = learned.detach()
         self._frostline.assigning = True
         try:
             super()._load_from_state_dict(given, prefix, local_metadata, *args, **kwargs)
@@ -113,7 +113,7 @@ class PartialModule(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Name the class by how it is made, because no import finds it."""
         cls: Any = type(self)
-        _, _, *state = super().__reduce_ex__(2)
+        _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(2))
         return _unpickle, (cls._plain_class, cls._partial_names), *state
 
 
@@ -138,9 +138,17 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return getattr(type(module), "_plain_class", type(module))
 
 
-@functools.cache
+_classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+
+
 def partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """The subclass of `plain` in which the tensors `names` are partial; one class, so compiled code is reused."""
+    if (plain, names) not in _classes:
+        _classes[plain, names] = _make_partial_class(plain, names)
+    return _classes[plain, names]
+
+
+def _make_partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     namespace: dict[str, Any] = {
         "__module__": plain.__module__,
         "__qualname__": plain.__qualname__,
@@ -159,7 +167,7 @@ def _partial_tensor(name: str) -> property:
         frozen, learned = module._parameters[name], module._parameters[learned_name(name)]
         if is_sharded(frozen):  # FSDP2 asks for the Parameter itself while it shards
             return frozen
-        return PartialTensor.of(frozen, learned, module._frostline.layouts[name])  # type: ignore[arg-type, union-attr]
+        return PartialTensor.of(frozen, learned, module._frostline.layouts[name])  # type: ignore[arg-type, index, union-attr]
 
     return property(get)
 

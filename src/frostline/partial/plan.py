@@ -105,7 +105,9 @@ class Plan:
         if rest:
             frozen = f"{sum(line.total for line in rest):,} numbers"
             cells.append((f"({len(rest)} more tensors)", frozen, "nothing", "0", "0"))
-        cells.append(("total", f"{self.total:,} numbers", _share(self), f"{self.learned:,}", f"{_ADAM * self.learned:,}"))
+        cells.append(
+            ("total", f"{self.total:,} numbers", _share(self), f"{self.learned:,}", f"{_ADAM * self.learned:,}")
+        )
         text = _table(cells)
         if self.moving:
             text += (
@@ -119,7 +121,7 @@ class Plan:
     __repr__ = __str__
 
 
-def _cells(line: Line) -> tuple[str, ...]:
+def _cells(line: Line) -> tuple[str, str, str, str, str]:
     name = line.name + (f" (= {', '.join(line.tied)})" if line.tied else "")
     whole = line.shape[0] if line.learns == "rows" else line.total
     what = line.learns if line.count is None else f"{line.count:,} of {whole:,} {line.learns}"

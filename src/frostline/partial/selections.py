@@ -210,7 +210,7 @@ def _refuse_rows_outside(ids: Tensor, count: int) -> None:
 
 
 def _refuse_repeated_rows(ids: Tensor) -> None:
-    values, counts = ids.unique(return_counts=True)
+    values, counts = torch.unique(ids, return_counts=True)
     repeated = values[counts > 1]
     if len(repeated):
         raise RowError(f"rows: ids listed more than once: {_listed(repeated)}. List each row once.")

@@ -28,21 +28,22 @@ from frostline.partial.layout import Layout
 _plain = torch._C.DisableTorchFunctionSubclass  # inside it, tensors behave as if they were no subclass
 
 # Asked of the frozen part, so that looking at a shape copies no table.
+# fmt: off
 _DESCRIPTIONS = {
-    *(
-        getattr(Tensor, name).__get__
-        for name in (
-            "shape dtype device ndim layout itemsize nbytes is_cpu is_cuda is_mps is_xpu is_meta is_sparse is_quantized "
-            "is_nested"
-        ).split()
-    ),
-    *(
-        getattr(Tensor, name)
-        for name in (
-            "size dim ndimension numel nelement stride storage_offset element_size get_device is_floating_point "
-            "is_complex is_contiguous is_pinned is_shared data_ptr __len__ __hash__"
-        ).split()
-    ),
+    *(getattr(Tensor, name).__get__ for name in (
+        "shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "is_cpu", "is_cuda", "is_mps", "is_xpu",
+        "is_meta", "is_sparse", "is_quantized", "is_nested",
+    )),
+    *(getattr(Tensor, name) for name in (
+        "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device",
+        "is_floating_point", "is_complex", "is_contiguous", "is_pinned", "is_shared", "data_ptr", "__len__", "__hash__",
+    )),
+}
+# fmt: on
+
+# The methods that write to a tensor, known by their names; asked while a compiler traces.
+_WRITES = {Tensor.__setitem__} | {
+    getattr(Tensor, name) for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")
 }
 
 # Functions that know the two parts, filled by lookups.py: they take the arguments as they came and return
@@ -79,7 +80,14 @@ class PartialTensor(Tensor):
     @staticmethod
     def of(frozen: Tensor, learned: Tensor, layout: Layout) -> PartialTensor:
         """The partial tensor of these parts; no memory is copied."""
-        tensor: PartialTensor = frozen.detach().as_subclass(PartialTensor)  # type: ignore[assignment]
+        try:
+            tensor = frozen.detach().as_subclass(PartialTensor)
+        except RuntimeError as error:
+            if "FakeTensor" not in str(error):
+                raise
+            raise PartialTensorError(
+                "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
+            ) from None
         tensor.frozen, tensor.learned, tensor.selected = frozen, learned, layout
         return tensor
 
@@ -88,7 +96,7 @@ class PartialTensor(Tensor):
         with _plain():
             return self.selected.join(self.frozen, self.learned)
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         size = " x ".join(str(n) for n in self.shape) or "scalar"
         whole = self.shape[0] if self.selected.kind == "rows" else self.numel()
         dtype = str(self.dtype).removeprefix("torch.")
@@ -150,9 +158,8 @@ def _joined(value: Any) -> Any:
 
 def _run_joined_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func` on joined tensors while a compiler traces, where a write can be told by its name only."""
-    name = getattr(func, "__name__", "")
-    if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__" or "out" in kwargs:
-        raise PartialTensorError(f"{name}: a partial tensor cannot be written to in a compiled function. Write outside.")
+    if func in _WRITES or "out" in kwargs:
+        raise PartialTensorError("a partial tensor cannot be written to in a compiled function. Write to it outside.")
     with _plain():
         args, kwargs = tree_map(_joined, (args, kwargs))
         return func(*args, **kwargs)
@@ -189,7 +196,7 @@ def _with_origin(value: Any, copies: list[tuple[PartialTensor | PartialView, Ten
         if value is plain:
             return source
         if value._is_view() and value._base is _base(plain):
-            view: PartialView = value.as_subclass(PartialView)  # type: ignore[assignment]
+            view = value.as_subclass(PartialView)
             view.origin = _origin(source)
             return view
     return value
@@ -230,7 +237,7 @@ def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> Partia
 
 
 def _grad_fn(weight: PartialTensor) -> Any:
-    with torch.enable_grad():
+    with torch.enable_grad():  # never None: registering it as a Parameter of another module is refused
         return weight.learned.view_as(weight.learned).grad_fn
 
 
@@ -247,22 +254,23 @@ def _refuse(advice: str) -> Callable[..., Any]:
 
 _refuse_hook = _refuse("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
 
+_tensor: Any = Tensor
 _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
-    Tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,  # type: ignore[attr-defined]
-    Tensor.requires_grad.__set__: _requires_grad_,  # type: ignore[attr-defined]
-    Tensor.requires_grad_: _requires_grad_,
-    Tensor.is_leaf.__get__: lambda weight: False,  # type: ignore[attr-defined]
-    Tensor.grad_fn.__get__: _grad_fn,  # type: ignore[attr-defined]
-    Tensor.grad.__get__: lambda weight: weight.learned.grad,  # type: ignore[attr-defined]
-    Tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),  # type: ignore[attr-defined]
-    Tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),  # type: ignore[attr-defined]
-    Tensor.data.__get__: _detach,  # type: ignore[attr-defined]
-    Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
-    Tensor.detach: _detach,
-    Tensor.__deepcopy__: lambda weight, memo: weight.joined().detach(),
-    Tensor.__reduce_ex__: lambda weight, protocol: weight.joined().detach().__reduce_ex__(protocol),
-    Tensor.register_hook: _refuse_hook,
-    Tensor.register_post_accumulate_grad_hook: _refuse_hook,
-    Tensor.set_: _refuse("set_ would replace the joined copy only. Call fl.merge(model) first."),
-    Tensor.resize_: _refuse("a partial tensor cannot be resized. Call fl.merge(model) first."),
+    _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
+    _tensor.requires_grad.__set__: _requires_grad_,
+    _tensor.requires_grad_: _requires_grad_,
+    _tensor.is_leaf.__get__: lambda weight: False,
+    _tensor.grad_fn.__get__: _grad_fn,
+    _tensor.grad.__get__: lambda weight: weight.learned.grad,
+    _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),
+    _tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),
+    _tensor.data.__get__: _detach,
+    _tensor.data.__set__: _set_data,
+    _tensor.detach: _detach,
+    _tensor.__deepcopy__: lambda weight, memo: weight.joined().detach(),
+    _tensor.__reduce_ex__: lambda weight, protocol: weight.joined().detach().__reduce_ex__(protocol),
+    _tensor.register_hook: _refuse_hook,
+    _tensor.register_post_accumulate_grad_hook: _refuse_hook,
+    _tensor.set_: _refuse("set_ would replace the joined copy only. Call fl.merge(model) first."),
+    _tensor.resize_: _refuse("a partial tensor cannot be resized. Call fl.merge(model) first."),
 }
