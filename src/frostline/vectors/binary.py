@@ -74,8 +74,9 @@ def _chunk(words: list[bytes], rows: list[bytes], dimension: int, path: str, don
     finite = np.isfinite(matrix).all(axis=1)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])
+        name = words[row].decode(errors="replace")
         raise VectorFileError(
-            f"{path}: word {done + row + 1:,}, {words[row].decode(errors='replace')!r}, has a number that is not finite. "
+            f"{path}: word {done + row + 1:,}, {name!r}, has a number that is not finite. "
             "The file is damaged or no word2vec .bin; download it again."
         )
     for row, word in enumerate(words):

@@ -119,7 +119,7 @@ class Vectors:
 
 
 class Chunk(NamedTuple):
-    """Some words of a file, as every reader yields them: the UTF-8 back to back, the lengths, the numbers, the lines."""
+    """Some words of a file, as every reader yields them: UTF-8 back to back, lengths, numbers, lines read."""
 
     words: bytes
     lengths: Ints  # (n,)

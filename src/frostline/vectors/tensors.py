@@ -81,7 +81,7 @@ def write(chunks: Iterable[Chunk], target: Path, modified_ns: int | None = None)
             os.fsync(file.fileno())
         if modified_ns is not None:
             os.utime(name, ns=(modified_ns, modified_ns))
-        os.replace(name, target)
+        Path(name).replace(target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -142,7 +142,7 @@ def open_file(path: str | os.PathLike[str], trusted: bool = False) -> Vectors:
 
     Cost: the header; and, unless trusted, one pass over the V offsets and the order. The matrix is not read.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         entries = _header(file, size, path)
         whole = np.memmap(file, dtype=np.uint8, mode="r")

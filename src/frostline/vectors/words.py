@@ -12,7 +12,7 @@ of the actual bytes. The hash depends on the bytes alone, so it is the same in e
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -133,7 +133,7 @@ class Words(Sequence[str]):
         for first in range(0, len(self), _PIECE):
             cuts = self.offsets[first : first + _PIECE + 1].tolist()
             piece = self.blob[cuts[0] : cuts[-1]].tobytes()
-            for start, end in zip(cuts, cuts[1:]):  # noqa: B905
+            for start, end in pairwise(cuts):
                 yield piece[start - cuts[0] : end - cuts[0]].decode("utf-8", "surrogatepass")
 
     def __contains__(self, word: object) -> bool:
@@ -174,7 +174,7 @@ class Words(Sequence[str]):
 
     def _agree(self, rows: Ints, blob: Bytes, offsets: Ints) -> NDArray[np.bool_]:
         """Whether each row's bytes are those of the packed words, bool, shape (Q,)."""
-        agree = self.offsets[rows + 1] - self.offsets[rows] == np.diff(offsets)
+        agree: NDArray[np.bool_] = self.offsets[rows + 1] - self.offsets[rows] == np.diff(offsets)
         mine, _ = take(self.blob, self.offsets, rows[agree])
         theirs, cuts = take(blob, offsets, np.flatnonzero(agree))
         wrong = np.zeros(len(theirs) + 1, dtype=np.int64)
