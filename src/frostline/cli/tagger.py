@@ -116,8 +116,6 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     from frostline import tagger
 
-    if args.file is not None and not Path(args.file).is_file():
-        raise FileNotFoundError(2, "no such file", args.file)
     loaded = tagger.Tagger.load(args.folder)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # CoNLL and JSON lines are UTF-8, whatever the locale says

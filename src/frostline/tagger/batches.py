@@ -45,13 +45,16 @@ def encode(tokens: Sequence[str], vocabulary: Vocabulary, tags: Sequence[int] | 
 
 def pad(sentences: Sequence[Encoded]) -> Batch:
     """Return one batch of `sentences`, in their order."""
-    rows, shapes, tags = zip(*sentences, strict=True)
     return Batch(
-        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PADDING),
-        torch.nn.utils.rnn.pad_sequence(shapes, batch_first=True, padding_value=PADDING),
-        torch.nn.utils.rnn.pad_sequence(tags, batch_first=True, padding_value=NO_TAG),
-        torch.tensor([len(row) for row in rows], dtype=torch.int64),
+        _padded([sentence.rows for sentence in sentences], PADDING),
+        _padded([sentence.shapes for sentence in sentences], PADDING),
+        _padded([sentence.tags for sentence in sentences], NO_TAG),
+        torch.tensor([len(sentence.rows) for sentence in sentences], dtype=torch.int64),
     )
+
+
+def _padded(lines: list[Tensor], value: int) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=value)
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

@@ -115,7 +115,8 @@ def _model(path: Path, rows: int, tags: int) -> LSTMTagger:
     except KeyError as error:
         raise ModelFolderError(f"{path}: damaged: no tensor {error}. Train again, or copy it again.") from None
     except (SafetensorError, OSError, ValueError, IndexError, RuntimeError) as error:
-        raise ModelFolderError(f"{path}: damaged: {error}. Train again, or copy it again.") from None
+        reason = " ".join(str(error).split())
+        raise ModelFolderError(f"{path}: damaged: {reason}. Train again, or copy it again.") from None
     return model.requires_grad_(False).eval()
 
 

@@ -30,8 +30,9 @@ class LSTMTagger(nn.Module):
 
     def __init__(self, table: Tensor, tags: int, hidden: int, shape_width: int, dropout: float) -> None:
         super().__init__()
-        width = table.shape[1] + shape_width
-        self.embed = nn.Embedding.from_pretrained(table, freeze=False, padding_idx=PADDING)
+        rows, dimension = table.shape
+        width = dimension + shape_width
+        self.embed = nn.Embedding(rows, dimension, padding_idx=PADDING, _weight=table)
         self.shape = nn.Embedding(SHAPES, shape_width, padding_idx=PADDING, device=table.device)
         self.dropout = nn.Dropout(dropout)
         self.forwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)

@@ -73,7 +73,7 @@ def _bar() -> rich.progress.Progress | None:
         return None
 
     class Speed(progress.ProgressColumn):
-        def render(self, task: progress.Task) -> str:  # type: ignore[override]
+        def render(self, task: progress.Task) -> str:
             return f"{task.speed or 0:,.0f} tokens/s"
 
     return progress.Progress(

@@ -105,7 +105,7 @@ def train(
         A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (the first of equals).
 
     Raises:
-        DataFileError: no training or dev sentence.
+        DataFileError: no training or dev sentence, or one with another number of tags than of tokens.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
         ValueError: `epochs` or `learn` out of range.
 
@@ -120,6 +120,9 @@ def train(
     for name, sentences in (("train", train), ("dev", dev)):
         if not any(tokens for tokens, _ in sentences):
             raise DataFileError(f"{name}: no sentence with a token in it.")
+        for number, (tokens, tags) in enumerate(sentences):
+            if len(tokens) != len(tags):
+                raise DataFileError(f"{name}: sentence {number} has {len(tokens)} tokens and {len(tags)} tags.")
     words = list(vectors.words)
     coverage = cover(chain.from_iterable(tokens for tokens, _ in train), words)
     if coverage.found_words == 0:
@@ -131,8 +134,8 @@ def train(
         torch.manual_seed(seed)
         vocabulary = Vocabulary([*coverage.missing, *words], missing=len(coverage.missing))
         table = torch.from_numpy(initial_table(vectors.matrix, vocabulary.missing, np.random.default_rng(seed)))
-        tags = ["O", *sorted({tag for _, sentence in train for tag in sentence} - {"O"})]
-        model = LSTMTagger(table, len(tags), options.hidden, options.shape_width, options.dropout)
+        names = ["O", *sorted({tag for _, tags in train for tag in tags} - {"O"})]
+        model = LSTMTagger(table, len(names), options.hidden, options.shape_width, options.dropout)
         start = table.clone()
         selection = {
             "missing": partial.rows(vocabulary.learned),
@@ -140,7 +143,7 @@ def train(
             "all": partial.everything,
         }[learn]
         plan = partial.train_only(model, {"*": partial.everything, "embed.weight": selection})
-        tagger = Tagger(model, vocabulary, tags)
+        tagger = Tagger(model, vocabulary, names)
         watch.start(plan, coverage)
         history, best = _fit(tagger, plan, train, dev, epochs, options, watch)
     end = model.embed.weight.detach().clone()
@@ -178,7 +181,7 @@ def _fit(
             hide = torch.rand(batch.rows.shape, generator=generator) < hidden_with[batch.rows]
             loss = _loss(model, batch._replace(rows=batch.rows.masked_fill(hide, UNKNOWN)))
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, options.clip)
             optimizer.step()
             tokens = int(batch.lengths.sum())

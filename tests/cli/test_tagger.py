@@ -1,0 +1,226 @@
+"""`frostline tagger` from files to a folder and back, and what it says to wrong input."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import re
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from frostline.cli import main
+from frostline.tagger import read_conll
+
+SHARED = Path(os.environ.get("FROSTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+
+
+def _write(folder: Path) -> SimpleNamespace:
+    dice = random.Random(0)
+    towns = {f"town{i}": [2.0 + dice.random(), dice.random(), 0.0] for i in range(20)}
+    plain = {word: [-2.0, dice.random(), 1.0] for word in ["we", "left", "for", "reached", "and", "slept", "."]}
+
+    def sentences(names: list[str]) -> str:
+        lines = []
+        for _ in range(60):
+            town = dice.choice([*names, "nowhere"])
+            tagged = [("We", "O"), (dice.choice(["left", "reached"]), "O"), (town.title(), "B-town"), (".", "O")]
+            lines += [f"{token}\t{tag}\n" for token, tag in tagged] + ["\n"]
+        return "".join(lines)
+
+    files = SimpleNamespace(train=folder / "train.conll", dev=folder / "dev.conll", vectors=folder / "toy.txt")
+    files.train.write_text(sentences(list(towns)[:10]), encoding="utf-8")
+    files.dev.write_text(sentences(list(towns)[10:]), encoding="utf-8")
+    files.vectors.write_text(
+        "".join(f"{word} {' '.join(map(str, row))}\n" for word, row in (towns | plain).items()), encoding="utf-8"
+    )
+    files.out = folder / "model"
+    return files
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FROSTLINE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def _train_arguments(files: SimpleNamespace, **changes: object) -> list[str]:
+    given = {"train": files.train, "dev": files.dev, "vectors": files.vectors, "out": files.out, "epochs": 8} | changes
+    return ["tagger", "train", *[str(part) for name, value in given.items() for part in (f"--{name}", value)]]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    files = _write(tmp_path_factory.mktemp("toy"))
+    with pytest.MonkeyPatch.context() as patch:
+        files.printed = io.StringIO()
+        patch.setattr("sys.stdout", files.printed)
+        files.code = main(_train_arguments(files))
+    files.printed = files.printed.getvalue()
+    return files
+
+
+def test_training_prints_plain_lines_the_plan_the_audit_and_f1_on_dev(trained: SimpleNamespace) -> None:
+    assert trained.code == 0
+    lines = trained.printed.splitlines()
+    assert sum(line.startswith("epoch") for line in lines) == 8
+    assert "\x1b" not in trained.printed
+    assert "\r" not in trained.printed
+    assert "embed.weight" in trained.printed
+    assert "audit    0 of 84 frozen entries moved, compared bit by bit; 2 of 2 rows that learn moved" in lines
+    assert lines[-1].startswith("F1 on dev ")
+    assert sorted(path.name for path in trained.out.iterdir()) == ["config.json", "model.safetensors", "words.json"]
+
+
+def test_evaluating_in_json_gives_the_f1_that_training_printed(
+    trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tagger", "evaluate", str(trained.out), str(trained.dev), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"precision", "recall", "f1", "per_type"} <= found.keys()
+    assert list(found["per_type"]) == ["town"]
+    assert 0.9 < found["f1"] <= 1
+    assert trained.printed.splitlines()[-1].startswith(f"F1 on dev {100 * found['f1']:.1f} %")
+
+
+def test_evaluating_prints_a_table_with_a_line_for_each_type_and_for_all(
+    trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tagger", "evaluate", str(trained.out), str(trained.dev)]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["type", "town", "all"]
+
+
+def test_predicting_prints_columns_that_can_be_read_again(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("We left Town15.\n\nWe reached Town3 .\r\n", encoding="utf-8")
+    assert main(["tagger", "predict", str(trained.out), str(text)]) == 0
+    out = capsys.readouterr().out
+    (tmp_path / "out.conll").write_text(out, encoding="utf-8")
+    assert read_conll(tmp_path / "out.conll") == [
+        (("We", "left", "Town15", "."), ("O", "O", "B-town", "O")),
+        (("We", "reached", "Town3", "."), ("O", "O", "B-town", "O")),
+    ]
+
+
+def test_predicting_reads_stdin_and_gives_one_json_object_a_line(
+    trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("We left Town15.\n\nZoë slept".encode())))
+    assert main(["tagger", "predict", str(trained.out), "--json"]) == 0
+    first, empty, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert first == {
+        "tokens": ["We", "left", "Town15", "."],
+        "tags": ["O", "O", "B-town", "O"],
+        "entities": [{"type": "town", "start": 2, "end": 3, "text": "Town15"}],
+    }
+    assert empty == {"tokens": [], "tags": [], "entities": []}
+    assert last["tokens"] == ["Zoë", "slept"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"epochs": 0}, "argument --epochs: '0' is not a whole number from 1 up"),
+        ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number from 1 up"),
+        ({"seed": -1}, "argument --seed: '-1' is not a whole number from 0 up"),
+        ({"train": "missing.conll"}, "missing.conll: No such file or directory"),
+        ({"vectors": "missing.txt"}, "missing.txt"),
+        ({"dev": "EMPTY"}, "empty.conll: no labelled token in it"),
+        ({"train": "BAD"}, "bad.conll:2: no tag beside 'York'"),
+        ({"train": "FOLDER"}, "notes: Is a directory"),
+        ({"vectors": "EMPTY"}, "empty.conll"),
+        ({"out": "FOLDER"}, "notes: a folder that holds something else than a tagger"),
+        ({"out": "BAD"}, "bad.conll: a file, where a folder is to be written"),
+    ],
+)
+def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
+    changes: dict[str, object], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _write(tmp_path)
+    paths = {"EMPTY": tmp_path / "empty.conll", "BAD": tmp_path / "bad.conll", "FOLDER": tmp_path / "notes"}
+    paths["EMPTY"].touch()
+    paths["BAD"].write_text("New\tO\nYork\n", encoding="utf-8")
+    paths["FOLDER"].mkdir()
+    (paths["FOLDER"] / "mine.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(_train_arguments(files, **{name: paths.get(str(value), value) for name, value in changes.items()})) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "MODEL", "missing.conll"], "missing.conll: No such file or directory"),
+        (["evaluate", "nowhere", "missing.conll"], "nowhere: no such folder"),
+        (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory"),
+        (["predict", "MODEL", "LATIN"], "latin.txt:2: byte 0xe9 is not UTF-8"),
+        (["predict", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_wrong_input_to_a_trained_tagger_gets_one_line_and_exit_code_2(
+    arguments: list[str], says: str, trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"tea\ncaf\xe9\n")
+    stands_for = {"MODEL": str(trained.out), "LATIN": str(tmp_path / "latin.txt")}
+    assert main(["tagger", *[stands_for.get(argument, argument) for argument in arguments]]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
+def test_real_tweets_over_real_vectors_train_and_the_audit_finds_nothing_moved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = {"train": 600, "dev": 200}
+    for name, sentences in cut.items():
+        text = (SHARED / "wnut17" / f"{name}.conll").read_text(encoding="utf-8").replace("\n\t\n", "\n\n")
+        (tmp_path / f"{name}.conll").write_text("\n\n".join(text.split("\n\n")[:sentences]) + "\n", encoding="utf-8")
+    vectors = tmp_path / "some.txt"
+    with gzip.open(SHARED / "vectors" / "glove.6B.50d.txt.gz", "rt", encoding="utf-8", newline="\n") as file:
+        vectors.write_text("".join(islice(file, 20_000)), encoding="utf-8")
+    files = SimpleNamespace(
+        train=tmp_path / "train.conll", dev=tmp_path / "dev.conll", vectors=vectors, out=tmp_path / "model"
+    )
+    assert [len(read_conll(path)) for path in (files.train, files.dev)] == [600, 200]
+    assert main(_train_arguments(files, epochs=3)) == 0
+    printed = capsys.readouterr().out
+    audit = next(line for line in printed.splitlines() if line.startswith("audit"))
+    assert audit.startswith("audit    0 of 1,000,050 frozen entries moved, compared bit by bit; ")
+    moved, learned = re.findall(r"([\d,]+) of ([\d,]+) rows that learn moved", audit)[0]
+    assert moved == learned != "0"
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", printed)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
+@pytest.mark.parametrize(("name", "sentences", "tokens"), [("wnut17/train", 3394, 62730), ("wnut17/dev", 1009, 15733)])
+def test_every_token_of_the_real_files_is_read(name: str, sentences: int, tokens: int) -> None:
+    found = read_conll(SHARED / f"{name}.conll")
+    assert (len(found), sum(len(sentence.tokens) for sentence in found)) == (sentences, tokens)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
+@pytest.mark.parametrize("name", list("abefgh"))
+def test_every_line_of_the_dirty_real_files_is_read(name: str) -> None:
+    path = SHARED / "btc" / f"{name}.conll"
+    blocks = [block for block in path.read_bytes().decode().split("\n\n") if block.strip("\n")]
+    assert [len(tokens) for tokens, _ in read_conll(path)] == [block.strip("\n").count("\n") + 1 for block in blocks]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
+def test_empty_tokens_and_tokens_with_blanks_of_the_real_files_are_kept() -> None:
+    tokens = {token for sentence in read_conll(SHARED / "btc" / "h.conll") for token in sentence.tokens}
+    assert {"", "ke s", "AD t"} <= tokens

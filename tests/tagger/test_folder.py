@@ -1,0 +1,166 @@
+"""A saved tagger comes back the same; a damaged or hostile folder is refused; nothing half-written is left."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import frostline as fl
+from frostline import tagger
+from frostline.tagger import Tagger, folder
+
+
+@pytest.fixture(scope="module")
+def trained(toy: Any) -> Tagger:
+    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, options=toy.options).tagger
+
+
+@pytest.fixture
+def saved(trained: Tagger, tmp_path: Path) -> Path:
+    trained.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_loaded_tagger_has_the_same_bits_and_says_the_same(toy: Any, trained: Tagger, saved: Path) -> None:
+    loaded = Tagger.load(saved)
+    before, after = trained.model.state_dict(), loaded.model.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    sentences = [tokens for tokens, _ in toy.dev] + [["unheard", "of"]]
+    assert loaded.predict(sentences) == trained.predict(sentences)
+    assert loaded.evaluate(toy.dev).f1 > 0
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def test_a_folder_holds_three_files_and_what_learned_is_in_the_table(trained: Tagger, saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors", "words.json"]
+    table = load_file(saved / "model.safetensors")["embed.weight"]
+    assert torch.equal(table, trained.model.embed.weight.detach().clone())
+
+
+def test_a_tagger_in_the_way_is_replaced_and_nothing_is_left_beside_it(trained: Tagger, saved: Path) -> None:
+    (saved / "old").touch()
+    trained.save(saved)
+    assert not (saved / "old").exists()
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_an_empty_folder_and_missing_parents_are_no_obstacle(trained: Tagger, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for path in (tmp_path / "empty", tmp_path / "a" / "b"):
+        trained.save(path)
+        assert Tagger.load(path).tags == trained.tags
+
+
+def test_a_failure_while_writing_leaves_the_old_tagger_and_nothing_else(
+    trained: Tagger, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+
+    def full_disk(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trained.save(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_what_is_no_tagger_is_never_written_over(trained: Tagger, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
+    (tmp_path / "file").write_text("keep", encoding="utf-8")
+    with pytest.raises(fl.ModelFolderError, match="holds something else than a tagger"):
+        trained.save(tmp_path / "notes")
+    for path in (tmp_path / "file", tmp_path / "file" / "model"):
+        with pytest.raises(fl.ModelFolderError, match=re.escape(f"{path}: ")):
+            trained.save(path)
+    assert (tmp_path / "notes" / "mine.txt").read_text(encoding="utf-8") == "keep"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "notes"]
+
+
+def _config(**changes: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8")) | changes
+        (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    return change
+
+
+def _tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def rewrite(path: Path) -> None:
+        tensors = {name: tensor.clone() for name, tensor in load_file(path / "model.safetensors").items()}
+        change(tensors)
+        save_file(tensors, path / "model.safetensors")
+
+    return rewrite
+
+
+def _cut(name: str) -> Callable[[Path], None]:
+    return lambda path: (path / name).write_bytes((path / name).read_bytes()[:-9]) and None
+
+
+def _write(name: str, data: bytes) -> Callable[[Path], None]:
+    return lambda path: (path / name).write_bytes(data) and None
+
+
+class _Hostile:
+    def __reduce__(self) -> Any:
+        return sys.exit, ("a pickle was executed",)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda path: shutil.rmtree(path), "no such folder"),
+        (lambda path: (path / "config.json").unlink(), "config.json: cannot be read: No such file"),
+        (lambda path: (path / "words.json").unlink(), "words.json: cannot be read: No such file"),
+        (lambda path: (path / "model.safetensors").unlink(), "model.safetensors: damaged: No such file"),
+        (_cut("config.json"), "config.json: cannot be read"),
+        (_cut("words.json"), "words.json: cannot be read"),
+        (_cut("model.safetensors"), "model.safetensors: damaged"),
+        (_write("words.json", b"[" * 200_000), "words.json: cannot be read"),
+        (_write("words.json", b"\xff\xfe\x00"), "words.json: cannot be read"),
+        (_write("words.json", b"[1, 2]"), "words.json: must be a list of strings"),
+        (_write("words.json", b'["one"]'), "config.json: 'missing' must be a number from 0 to 1"),
+        (_write("config.json", b"[]"), "config.json: not the configuration of a frostline tagger"),
+        (_write("model.safetensors", b""), "model.safetensors: damaged"),
+        (_write("model.safetensors", b"\xff" * 64), "model.safetensors: damaged"),
+        (_write("model.safetensors", pickle.dumps(_Hostile())), "model.safetensors: damaged"),
+        (_config(kind="other"), "config.json: not the configuration"),
+        (_config(format=2), "config.json: format 2; this version reads format 1"),
+        (_config(tags=["O", "O"]), "'tags' must be a list of different strings"),
+        (_config(tags=[]), "'tags' must be a list of different strings"),
+        (_config(tags="O"), "'tags' must be a list of different strings"),
+        (_config(tags=["O", "B-x"]), "model.safetensors: damaged"),
+        (_config(missing=-1), "'missing' must be a number from 0 to"),
+        (_config(missing=True), "'missing' must be a number from 0 to"),
+        (_config(missing=10**9), "'missing' must be a number from 0 to"),
+        (_tensors(lambda t: t.pop("head.bias")), "model.safetensors: damaged"),
+        (_tensors(lambda t: t.pop("embed.weight")), "damaged: no tensor 'embed.weight'"),
+        (_tensors(lambda t: t.update(more=torch.ones(1))), "model.safetensors: damaged"),
+        (_tensors(lambda t: t.update({"embed.weight": torch.ones(3)})), "model.safetensors: damaged"),
+        (_tensors(lambda t: t.update({"embed.weight": t["embed.weight"][:-1].clone()})), "model.safetensors: damaged"),
+        (_tensors(lambda t: t.update({"head.bias": t["head.bias"].half()})), "head.bias is not made of finite float32"),
+        (_tensors(lambda t: t["head.bias"].fill_(float("nan"))), "head.bias is not made of finite float32"),
+    ],
+)
+def test_a_damaged_folder_is_refused_in_one_line_that_names_the_file(
+    saved: Path, damage: Callable[[Path], None], says: str
+) -> None:
+    damage(saved)
+    with pytest.raises(fl.ModelFolderError, match=re.escape(says)) as caught:
+        Tagger.load(saved)
+    assert str(saved) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,85 @@
+"""The network reads each sentence as if it were alone, and as packed sequences would."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from frostline.tagger import LSTMTagger
+from frostline.tagger.batches import NO_TAG, by_length, encode, pad, shuffled
+from frostline.tagger.train import _loss
+from frostline.tagger.vocabulary import Vocabulary
+
+LENGTHS = [5, 1, 3, 5, 2]
+
+
+def _model() -> LSTMTagger:
+    torch.manual_seed(0)
+    return LSTMTagger(torch.randn(10, 4), tags=3, hidden=6, shape_width=2, dropout=0.5).eval()
+
+
+def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    behind = torch.arange(5) >= torch.tensor(LENGTHS)[:, None]
+    rows = torch.randint(1, 10, (5, 5), generator=draw).masked_fill(behind, 0)
+    shapes = torch.randint(1, 9, (5, 5), generator=draw).masked_fill(behind, 0)
+    return rows, shapes, torch.tensor(LENGTHS)
+
+
+def test_scores_equal_those_of_a_packed_bidirectional_lstm_with_the_same_weights() -> None:
+    model, (rows, shapes, lengths) = _model(), _batch()
+    packed = nn.LSTM(6, 6, batch_first=True, bidirectional=True)
+    with torch.no_grad():
+        for name, weight in model.forwards.named_parameters():
+            packed.get_parameter(name).copy_(weight)
+            packed.get_parameter(f"{name}_reverse").copy_(model.backwards.get_parameter(name))
+    inputs = torch.cat([model.embed(rows), model.shape(shapes)], dim=-1)
+    together = nn.utils.rnn.pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+    outputs, _ = nn.utils.rnn.pad_packed_sequence(packed(together)[0], batch_first=True)
+    scores, expected = model(rows, shapes, lengths), model.head(outputs)
+    for number, length in enumerate(LENGTHS):
+        torch.testing.assert_close(scores[number, :length], expected[number, :length], atol=1e-6, rtol=1e-5)
+
+
+def test_a_sentence_gets_the_same_scores_alone_as_in_a_padded_batch() -> None:
+    model, (rows, shapes, lengths) = _model(), _batch()
+    scores = model(rows, shapes, lengths)
+    for number, length in enumerate(LENGTHS):
+        alone = model(
+            rows[number : number + 1, :length], shapes[number : number + 1, :length], lengths[number : number + 1]
+        )
+        torch.testing.assert_close(scores[number, :length], alone[0], atol=1e-6, rtol=1e-5)
+
+
+def test_the_padding_row_gets_no_gradient_and_the_rows_in_use_do() -> None:
+    model, (rows, shapes, lengths) = _model(), _batch()
+    model(rows, shapes, lengths)[torch.arange(5) < lengths[:, None]].square().sum().backward()
+    gradient = model.embed.weight.grad
+    assert gradient is not None
+    assert (gradient[0] == 0).all()
+    assert (gradient[rows.unique()[1:]] != 0).any(dim=1).all()
+
+
+def test_the_loss_is_the_mean_over_real_tokens_only() -> None:
+    model = _model()
+    vocabulary = Vocabulary([f"w{i}" for i in range(8)], missing=0)
+    sentences = [(["w0", "w3", "w5"], [0, 2, 1]), (["w7"], [2])]
+    batch = pad([encode(tokens, vocabulary, tags) for tokens, tags in sentences])
+    assert batch.tags.tolist() == [[0, 2, 1], [2, NO_TAG, NO_TAG]]
+    one_by_one = []
+    for tokens, tags in sentences:
+        alone = pad([encode(tokens, vocabulary, tags)])
+        chances = model(alone.rows, alone.shapes, alone.lengths)[0].softmax(dim=-1)
+        one_by_one += [-chances[place, tag].log() for place, tag in enumerate(tags)]
+    torch.testing.assert_close(_loss(model, batch), torch.stack(one_by_one).mean())
+
+
+def test_groups_hold_every_sentence_once_and_similar_lengths_together() -> None:
+    lengths = [(7 * i) % 23 + 1 for i in range(101)]
+    groups = shuffled(lengths, 8, torch.Generator().manual_seed(0))
+    assert sorted(number for group in groups for number in group) == list(range(101))
+    padding = sum(len(group) * max(lengths[i] for i in group) for group in groups) - sum(lengths)
+    assert padding < 0.25 * sum(lengths)
+    assert groups != shuffled(lengths, 8, torch.Generator().manual_seed(1))
+    assert groups == shuffled(lengths, 8, torch.Generator().manual_seed(0))
+    assert [lengths[i] for group in by_length(lengths, 8) for i in group] == sorted(lengths)

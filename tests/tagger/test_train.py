@@ -1,0 +1,171 @@
+"""Training moves what it said it would, keeps every other bit, and learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import frostline as fl
+from frostline import tagger
+from frostline.tagger.audit import compare
+
+
+def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
+    given = {"epochs": 3, "options": toy.options} | changes
+    return tagger.train(given.pop("train", toy.train), given.pop("dev", toy.dev), toy.vectors, **given)
+
+
+@pytest.fixture(scope="module")
+def run(toy: Any) -> tagger.TrainingRun:
+    return _train(toy, epochs=6)
+
+
+def _bits(table: torch.Tensor) -> torch.Tensor:
+    return table.contiguous().view(torch.int32)
+
+
+def test_missing_words_and_unknown_learn_and_every_other_row_keeps_every_bit(run: tagger.TrainingRun) -> None:
+    missing = run.tagger.vocabulary.missing
+    assert missing == 10
+    end = run.tagger.model.embed.weight.detach().clone()
+    same = (_bits(end) == _bits(run.start)).all(dim=1)
+    assert same[0]
+    assert not same[1 : 2 + missing].any()
+    assert same[2 + missing :].all()
+    assert run.audit == tagger.Audit(
+        frozen_compared=(len(same) - 1 - missing) * 8, frozen_moved=0, learned_rows=11, learned_rows_moved=11
+    )
+
+
+def test_words_that_training_never_saw_are_tagged_by_their_pretrained_vectors(run: tagger.TrainingRun) -> None:
+    assert run.best.dev_f1 > 0.9
+    assert run.tagger.predict([["Person3", "sees", "place4"]]) == [["B-person", "O", "B-place"]]
+
+
+def test_nothing_of_the_table_learns_under_none_and_the_rest_of_the_network_does(toy: Any) -> None:
+    run = _train(toy, learn="none")
+    assert torch.equal(_bits(run.tagger.model.embed.weight.detach()), _bits(run.start))
+    assert (run.audit.frozen_compared, run.audit.learned_rows) == (run.start.numel(), 0)
+    assert run.history[-1].loss < 0.7 * run.history[0].loss
+
+
+def test_pretrained_rows_move_under_all_and_padding_stays_zero(toy: Any) -> None:
+    run = _train(toy, learn="all")
+    end = run.tagger.model.embed.weight.detach()
+    assert (end != run.start)[1:].any(dim=1).all()
+    assert (end[0] == 0).all()
+    assert run.audit.learned_rows == run.audit.learned_rows_moved == len(end) - 1
+
+
+@pytest.mark.parametrize("learn", ["missing", "none", "all"])
+def test_what_learns_is_what_the_plan_hands_to_the_optimizer(toy: Any, learn: Any) -> None:
+    run = _train(toy, learn=learn, epochs=1)
+    learning = [parameter for parameter in run.tagger.model.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in run.plan.parameters()} == {id(parameter) for parameter in learning}
+    of_the_network = sum(
+        weight.numel() for name, weight in run.tagger.model.named_parameters() if not name.startswith("embed.")
+    )
+    of_the_table = {"missing": 11 * 8, "none": 0, "all": run.start.numel()}[learn]
+    assert sum(parameter.numel() for parameter in learning) == of_the_network + of_the_table
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(toy: Any) -> None:
+    one, again, other = (_train(toy, seed=seed, epochs=2).tagger.model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+
+
+def test_the_global_random_generator_is_left_as_it_was(toy: Any) -> None:
+    before = torch.get_rng_state()
+    _train(toy, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_tagger_handed_back_is_that_of_the_best_epoch(toy: Any) -> None:
+    options = dataclasses.replace(toy.options, learning_rate=0.3, clip=100.0)  # so that later epochs get worse
+    run = _train(toy, epochs=5, options=options)
+    assert run.best.dev_f1 == max(epoch.dev_f1 for epoch in run.history)
+    assert run.best is next(epoch for epoch in run.history if epoch.dev_f1 == run.best.dev_f1)
+    assert run.tagger.evaluate(toy.dev).f1 == run.best.dev_f1
+    assert run.best is not run.history[-1]
+
+
+def test_a_watcher_is_told_the_plan_every_token_and_every_epoch(toy: Any) -> None:
+    class Notes(tagger.Watcher):
+        def __init__(self) -> None:
+            self.started: list[str] = []
+            self.tokens = 0
+            self.epochs: list[tagger.Epoch] = []
+
+        def start(self, plan: fl.Plan, coverage: tagger.Coverage) -> None:
+            self.started.append(str(coverage))
+
+        def batch(self, tokens: int) -> None:
+            self.tokens += tokens
+
+        def epoch(self, epoch: tagger.Epoch) -> None:
+            self.epochs.append(epoch)
+
+    notes = Notes()
+    run = _train(toy, epochs=2, watch=notes)
+    assert notes.started == [str(run.coverage)]
+    assert notes.tokens == 2 * sum(len(tokens) for tokens, _ in toy.train)
+    assert notes.epochs == run.history
+    assert [epoch.number for epoch in run.history] == [1, 2]
+
+
+def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: Any) -> None:
+    pairs = [(list(tokens), list(tags)) for tokens, tags in toy.train]
+    run = _train(toy, train=[([], []), *pairs], dev=[*toy.dev, (["x"], ["B-new"]), ([], [])], epochs=1)
+    same = _train(toy, dev=[*toy.dev, (["x"], ["B-new"])], epochs=1)
+    assert run.history[0].dev_f1 == same.history[0].dev_f1
+    assert "B-new" not in run.tagger.tags
+    assert run.tagger.evaluate(toy.dev) == same.tagger.evaluate(toy.dev)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"epochs": 0}, ValueError, "epochs: 0 is out of range. Pass 1 or more."),
+        ({"learn": "rows"}, ValueError, "learn: 'rows' is none of 'missing', 'none', 'all'"),
+        ({"train": []}, fl.DataFileError, "train: no sentence with a token"),
+        ({"dev": [([], [])]}, fl.DataFileError, "dev: no sentence with a token"),
+        ({"train": [(["a"], ["O", "O"])]}, ValueError, "train: sentence 0 has 1 tokens and 2 tags"),
+        (
+            {"train": [(["нет", "слов"], ["O", "O"])]},
+            fl.VectorFileError,
+            "none of the 2 training words is among",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(toy: Any, changes: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=re.escape(says)):
+        _train(toy, **changes)
+
+
+def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:
+    with pytest.raises(TypeError, match=re.escape("Pass [sentence.split()]")):
+        run.tagger.predict(["Person3 sees"])
+
+
+def test_prediction_keeps_the_order_of_sentences_of_all_lengths(toy: Any, run: tagger.TrainingRun) -> None:
+    sentences = [list(tokens) for tokens, _ in toy.train] + [[]]
+    together = run.tagger.predict(sentences)
+    assert together == [tags for tokens in sentences for tags in run.tagger.predict([tokens])]
+    assert [len(tags) for tags in together] == [len(tokens) for tokens in sentences]
+
+
+def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
+    before = torch.randn(6, 3)
+    before[0, 0] = 0.0
+    after = before.clone()
+    after[0, 0] = -0.0
+    after[4] += 1
+    after[5, 2] += 1
+    learns = torch.tensor([False, False, False, True, True, False])
+    assert compare(before, after, learns) == tagger.Audit(12, 2, 2, 1)
+    assert compare(before, before.clone(), learns) == tagger.Audit(12, 0, 2, 0)
