@@ -37,6 +37,7 @@ class Layout:
     @classmethod
     def of_rows(cls, ids: Tensor, rows: int, device: torch.device, learn_padding: bool = False) -> Layout:
         """The layout in which the rows `ids` (R,) of a tensor of `rows` rows learn."""
+        device = _real(device)
         ids = ids.to(device)
         slots = torch.full((rows,), -1, dtype=torch.int32, device=device)
         slots[ids] = torch.arange(len(ids), dtype=torch.int32, device=device)
@@ -45,7 +46,7 @@ class Layout:
     @classmethod
     def of_entries(cls, mask: Tensor, device: torch.device) -> Layout:
         """The layout in which the entries where `mask` is True learn."""
-        return cls(mask.to(device).nonzero(as_tuple=True), None)
+        return cls(mask.to(_real(device)).nonzero(as_tuple=True), None)
 
     @property
     def kind(self) -> str:
@@ -60,7 +61,8 @@ class Layout:
 
     def to(self, device: torch.device) -> Layout:
         """The same layout on `device`; itself when it is there already."""
-        if self.places[0].device == device or device.type == "meta":
+        device = _real(device)
+        if self.places[0].device == device:
             return self
         slots = None if self.slots is None else self.slots.to(device)
         return Layout(tuple(place.to(device) for place in self.places), slots, self.learn_padding)
@@ -82,3 +84,8 @@ class Layout:
     def put(self, full: Tensor, values: Tensor) -> None:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned places."""
         full.index_put_(self.places, values.to(full.dtype))
+
+
+def _real(device: torch.device) -> torch.device:
+    """Where a layout is kept for a tensor on `device`: a tensor may be without data (meta), its layout may not."""
+    return torch.device("cpu") if device.type == "meta" else device
