@@ -30,6 +30,11 @@ def read(stream: BinaryIO, path: str) -> Iterator[Chunk]:
     Cost: one block of 16 MiB in memory; about half a microsecond of Python for a word.
     """
     promised, dimension = (int(field) for field in stream.readline(64).split())
+    if not promised or not dimension:
+        raise VectorFileError(
+            f"{path}:1: no word vectors: the header says {promised:,} words of {dimension:,} numbers. "
+            "The header is wrong or the file is no word2vec .bin; download it again."
+        )
     width = 4 * dimension
     done, rest = 0, b""
     while done < promised:

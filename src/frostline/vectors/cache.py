@@ -73,11 +73,16 @@ class Entry:
             tensors.write(chunks(), self.path, modified_ns=_SEAL)
         except OSError:
             return None
-        for other in self.path.parent.glob(f"{self._name}-*"):
-            if other != self.path:
-                with suppress(OSError):
-                    other.unlink()
+        self._tidy()
         return self.open()
+
+    def _tidy(self) -> None:
+        """Remove what was kept of earlier states of the source, and what a killed process left half-written."""
+        abandoned = time.time() - 3600
+        for other in self.path.parent.glob(f"*{self._name}-*"):
+            with suppress(OSError):
+                if other != self.path and (other.suffix != ".part" or other.stat().st_mtime < abandoned):
+                    other.unlink()
 
     def settle(self) -> None:
         """Wait until a later change of a source that was written just now would get another modification time."""

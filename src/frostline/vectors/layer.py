@@ -48,7 +48,8 @@ def embedding(
 
     Raises:
         SelectionError: Words repeat; or not one word has a vector, which nearly always is a mistake (another spelling
-            or language, numbers or single letters in place of words) and would show only as a bad result.
+            or language) and would show only as a bad result.
+        TypeError: `words` is not a sequence of strings.
 
     Cost: O(N log V) look-ups and one copy of the N x D numbers.
 
@@ -100,18 +101,12 @@ def _padding(padding_idx: int | None, count: int) -> int | None:
 
 
 def _check_words(words: Sequence[str]) -> None:
-    if isinstance(words, str | Mapping):
-        fix = "[word]" if isinstance(words, str) else "sorted(words, key=words.get)"
-        raise SelectionError(
-            f"words: is a {type(words).__name__}, not a sequence of strings in the order of ids. Pass `{fix}`."
+    if isinstance(words, Mapping):
+        raise TypeError(
+            "words: is a mapping. Pass the words in the order of their ids: `sorted(words, key=words.get)`."
         )
     if isinstance(words, Words):  # different by construction
         return
-    for number, word in enumerate(words):
-        if not isinstance(word, str):
-            raise SelectionError(
-                f"words: {word!r} in place {number} is a {type(word).__name__}. Every word is a string."
-            )
     blob, offsets = pack(words)
     hashes = hash_words(blob, offsets)
     again = repeated_rows(blob, offsets, hashes, np.argsort(hashes))

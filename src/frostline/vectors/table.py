@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from frostline.errors import ShapeError, VectorFileError
+from frostline.errors import ShapeError
 from frostline.vectors.words import Bytes, Ints, Words, hash_words, repeated_rows, take
 
 Floats = NDArray[np.float32]
@@ -23,7 +23,8 @@ class Vectors:
 
     Args:
         words: V different strings, in the order of the rows.
-        matrix: The vectors, shape (V, D), anything that numpy can turn into finite float32.
+        matrix: The vectors, shape (V, D), anything that numpy can turn into finite float32; a float32 array is kept,
+            not copied.
 
     Attributes:
         words: A sequence of V strings (`words[3]`, `len`, `in`, `index`, iteration), decoded when asked for.
@@ -42,7 +43,8 @@ class Vectors:
     """
 
     def __init__(self, words: Sequence[str], matrix: ArrayLike) -> None:
-        self.matrix: Floats = np.asarray(matrix, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            self.matrix: Floats = np.asarray(matrix, dtype=np.float32)
         if self.matrix.ndim != 2 or len(self.matrix) != len(words):
             raise ShapeError(
                 f"matrix: has shape {self.matrix.shape} for {len(words):,} words. "
@@ -128,7 +130,7 @@ class Chunk(NamedTuple):
 
 
 class Gathered:
-    """The words of all chunks of a file, of which the first of each is kept."""
+    """The words of all chunks of a file (at least one chunk), of which the first of each is kept."""
 
     def __init__(self) -> None:
         self._blobs: list[bytes] = []
@@ -144,8 +146,6 @@ class Gathered:
 
     def finish(self) -> tuple[Words, Ints | None]:
         """The words without repetitions, and the rows that stay (None: all of them)."""
-        if not self._hashes:
-            raise VectorFileError("holds no word vectors: it is empty. Download or write it again.")
         blob: Bytes = np.frombuffer(b"".join(self._blobs), dtype=np.uint8)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(self._lengths))])
         hashes = np.concatenate(self._hashes)

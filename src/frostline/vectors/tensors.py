@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -44,11 +44,12 @@ def save(vectors: Vectors, path: str | os.PathLike[str]) -> None:
         path: The file to write, named .safetensors; one that is there is replaced once the new one is complete.
 
     Raises:
-        VectorFileError: The name does not end in .safetensors, or the file cannot be written.
+        VectorFileError: The name does not end in .safetensors, there are no words, or the file cannot be written.
 
     Cost: one pass over the matrix; 4 V D + B + 24 V bytes on disk.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save(Vectors(["ice"], [[1.0, 2.0]]), f"{folder}/ice.safetensors")
         ...     open_file(f"{folder}/ice.safetensors")
@@ -57,6 +58,8 @@ def save(vectors: Vectors, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     if target.suffix != ".safetensors":
         raise VectorFileError(f"path: {target} does not end in .safetensors, the one form that is written. Rename it.")
+    if not len(vectors) or not vectors.dimension:
+        raise VectorFileError(f"vectors: {vectors!r} hold nothing to write. Save at least one word with one number.")
     try:
         write(_chunks(vectors), target)
     except OSError as error:
@@ -73,17 +76,17 @@ def _chunks(vectors: Vectors) -> Iterator[Chunk]:
 
 def write(chunks: Iterable[Chunk], target: Path, modified_ns: int | None = None) -> None:
     """Write all chunks of a file to `target`, under a temporary name until it is whole and on the disk."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:80]}.", suffix=".part")
+    part = target.with_name(f".{target.name[:120]}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "w+b") as file:
+        with part.open("x+b") as file:
             _write(file, chunks)
             file.flush()
             os.fsync(file.fileno())
         if modified_ns is not None:
-            os.utime(name, ns=(modified_ns, modified_ns))
-        Path(name).replace(target)
+            os.utime(part, ns=(modified_ns, modified_ns))
+        part.replace(target)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
 
 

@@ -48,8 +48,17 @@ def hash_words(blob: Bytes, offsets: Ints) -> Hashes:
 
 
 def pack(words: Iterable[str]) -> tuple[Bytes, Ints]:
-    """The UTF-8 of `words` back to back, shape (B,), and the offsets, shape (V + 1,)."""
-    encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+    """The UTF-8 of `words` back to back, shape (B,), and the offsets, shape (V + 1,); TypeError unless all are str."""
+    if isinstance(words, str):
+        raise TypeError(f"words: {words!r} is one string, not a sequence of strings. Pass `[word]`.")
+    words = list(words)
+    try:
+        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+    except AttributeError:
+        place = next(place for place, word in enumerate(words) if not isinstance(word, str))
+        raise TypeError(
+            f"words: {words[place]!r} in place {place} is of type {type(words[place]).__name__}. Every word is a str."
+        ) from None
     blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
     return blob, np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64, count=len(encoded) + 1)
 
