@@ -90,6 +90,8 @@ class Entries(Selection):
                 f"entries: the mask has shape {tuple(self.mask.shape)}, the tensor {tuple(tensor.shape)}. "
                 "Pass a bool mask of the tensor's own shape."
             )
+        if tensor.ndim == 0:
+            return bool(self.mask)
         if padding_idx is not None and bool(self.mask[padding_idx].any()):
             raise ShapeError(
                 f"entries: the mask is True in row {padding_idx % tensor.shape[0]}, the padding row, which gets no "

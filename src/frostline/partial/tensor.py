@@ -149,7 +149,9 @@ class PartialView(Tensor):
         """This view of the joined tensor."""
         joined = self.origin.joined()
         with _plain():
-            return joined.view(self.dtype).as_strided(self.shape, self.stride(), self.storage_offset())
+            if self.dtype != joined.dtype:  # `weight.view(torch.int32)`: bits, without a gradient
+                joined = joined.view(self.dtype)
+            return joined.as_strided(self.shape, self.stride(), self.storage_offset())
 
 
 def _joined(value: Any) -> Any:
@@ -178,10 +180,15 @@ def _run_joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
     with _plain():
         plain_args, plain_kwargs = tree_map(copy, (args, kwargs))
-        versions = {key: plain._version for key, (_, plain) in copies.items()}
+        before = {key: (plain._version, _base(plain).grad_fn) for key, (_, plain) in copies.items()}
         result = func(*plain_args, **plain_kwargs)
         for key, (source, plain) in copies.items():
-            if plain._version != versions[key]:
+            version, grad_fn = before[key]
+            if plain._version != version:
+                if _base(plain).grad_fn is not grad_fn:  # autograd saw the write, as it would in a leaf
+                    raise PartialTensorError(
+                        "a partial tensor that learns is written to in place. Do it under `torch.no_grad()`."
+                    )
                 _write(_origin(source), _base(plain))
         return tree_map(lambda value: _with_origin(value, list(copies.values())), result)
 
@@ -212,8 +219,6 @@ def _base(tensor: Tensor) -> Tensor:
 
 def _write(weight: PartialTensor, full: Tensor) -> None:
     """Write the whole tensor `full` (V, *) into both parts of `weight`."""
-    if torch.is_grad_enabled() and weight.learned.requires_grad:
-        raise PartialTensorError("a partial tensor that learns is written to in place. Do it under `torch.no_grad()`.")
     if full.shape != weight.frozen.shape:
         raise PartialTensorError(
             f"the new value has shape {tuple(full.shape)}, the partial tensor {tuple(weight.frozen.shape)}. "
