@@ -97,7 +97,11 @@ CASES = {
     ),
     "lstm": (
         lambda: (Tagger(), torch.randn(2, 3, 5)),
-        {"lstm.weight_ih_l0": rows_of(0, 9), "lstm.weight_hh_l0_reverse": some_entries(), "lstm.bias_ih_l0": rows_of(2)},
+        {
+            "lstm.weight_ih_l0": rows_of(0, 9),
+            "lstm.weight_hh_l0_reverse": some_entries(),
+            "lstm.bias_ih_l0": rows_of(2),
+        },
     ),
 }
 
@@ -177,11 +181,13 @@ def test_output_is_as_before_and_gradient_is_the_dense_gradients_part(case):
 @HIDDEN_BY_TORCH
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_gradients_equal_eager_ones(case):
-    model, x, selections, masks = make(case)
+    model, x, selections, _ = make(case)
     plan = fl.train_only(model, selections)
     eager = torch.autograd.grad(loss_of(model, x), plan.parameters())
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=case != "lstm")  # dynamo refuses recurrent modules whole
+    compiled = torch.compile(
+        model, backend="aot_eager", fullgraph=case != "lstm"
+    )  # dynamo refuses recurrent modules whole
     gradients = torch.autograd.grad(loss_of(compiled, x), plan.parameters())
     for ours, expected in zip(gradients, eager, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)

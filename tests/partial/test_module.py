@@ -101,7 +101,9 @@ def test_attention_and_a_transformer_layer_see_what_was_learned():
     layer.eval()
     with torch.no_grad():
         before = layer(x)
-    fl.train_only(layer, {"self_attn.in_proj_weight": fl.rows([0, 9]), "linear1.weight": fl.entries(torch.ones(16, 8) > 0)})
+    fl.train_only(
+        layer, {"self_attn.in_proj_weight": fl.rows([0, 9]), "linear1.weight": fl.entries(torch.ones(16, 8) > 0)}
+    )
     with torch.no_grad():
         torch.testing.assert_close(layer(x), before)
         learn(layer)
@@ -248,7 +250,9 @@ def test_a_model_on_the_meta_device_can_be_planned_and_filled_later():
     model.load_state_dict({"weight": torch.arange(72.0).view(12, 6)})
     assert torch.equal(model(IDS), torch.arange(72.0).view(12, 6)[IDS])
     learn(model)
-    assert torch.equal(model(torch.tensor([3, 4])), torch.arange(72.0).view(12, 6)[[3, 4]] + torch.tensor([[1.0], [0.0]]))
+    assert torch.equal(
+        model(torch.tensor([3, 4])), torch.arange(72.0).view(12, 6)[[3, 4]] + torch.tensor([[1.0], [0.0]])
+    )
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
@@ -328,7 +332,9 @@ def test_under_autocast_both_products_have_its_dtype(tied):
 
 def test_export_is_refused_with_the_way_out(tied):
     fl.train_only(tied, {"embed.weight": fl.rows([3, 1])})
-    with pytest.raises(fl.PartialTensorError, match=r"torch.export cannot trace a partial tensor. Call fl.merge\(model\)"):
+    with pytest.raises(
+        fl.PartialTensorError, match=r"torch.export cannot trace a partial tensor. Call fl.merge\(model\)"
+    ):
         torch.export.export(tied, (IDS,), strict=False)
     fl.merge(tied)
     exported = torch.export.export(tied, (IDS,), strict=False).module()

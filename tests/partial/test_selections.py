@@ -64,7 +64,11 @@ def test_entries_take_a_mask_with_negative_strides_and_keep_their_own_copy():
 @pytest.mark.parametrize(
     ("selection", "error", "says"),
     [
-        (lambda: fl.rows([3, 11, -1]), fl.RowError, "2 of 3 ids are outside the table: 11, -1. The table has 10 rows, "),
+        (
+            lambda: fl.rows([3, 11, -1]),
+            fl.RowError,
+            "2 of 3 ids are outside the table: 11, -1. The table has 10 rows, ",
+        ),
         (lambda: fl.rows([10]), fl.RowError, "so ids run from 0 to 9. If your ids start at 1, pass `rows - 1`."),
         (lambda: fl.rows([3, 3]), fl.RowError, "listed more than once: 3"),
         (lambda: fl.rows([1.5]), fl.RowError, "expected integers, got [1.5]"),

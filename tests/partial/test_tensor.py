@@ -99,7 +99,7 @@ def test_a_write_that_autograd_would_refuse_in_a_plain_weight_is_refused():
     module = partial()
     before = module.weight.detach().clone()
     for write in (WRITES["fill_"], WRITES["row view"], WRITES["item"]):
-        with pytest.raises(fl.PartialTensorError, match="Do it under `torch.no_grad\\(\\)`"):
+        with pytest.raises(fl.PartialTensorError, match=r"Do it under `torch.no_grad\(\)`"):
             write(module.weight)
     assert torch.equal(module.weight.detach().clone(), before)
 

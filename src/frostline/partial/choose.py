@@ -128,12 +128,11 @@ def merge(model: nn.Module) -> None:
         (True, True)
     """
     _refuse_sharded(model)
+    for module in model.modules():
+        _remember(module)
     for one in find_tensors(model):
         _join(one)
-        for module, name in one.owners:
-            state = state_of(module)
-            if state is not None:
-                one.tensor.requires_grad_(state.requires_grad[name])
+        one.tensor.requires_grad_(any(cast(State, state_of(m)).requires_grad[name] for m, name in one.owners))
     _set_classes(model, held=set())
     for module in model.modules():
         module.__dict__.pop("_frostline", None)
@@ -295,8 +294,8 @@ def _join(one: Found) -> None:
     one.tensor.grad = one.learned.grad = None
     retire(one.tensor, one.learned)
     for module, name in one.owners:
-        del module._parameters[learned_name(name)]
-        cast(State, state_of(module)).layouts.pop(name)
+        if cast(State, state_of(module)).layouts.pop(name, None) is not None:
+            del module._parameters[learned_name(name)]
     one.layout = one.learned = None
 
 

@@ -202,6 +202,8 @@ def _read_one(file: Any, name: str, item: dict[str, Any]) -> Saved:
 
 def _warn_of_differences(path: Path, name: str, item: Saved, target: Tensor) -> None:
     dtype = str(target.dtype).removeprefix("torch.")
+    if item.kind == "buffer":
+        return
     if dtype != item.dtype:
         warnings.warn(f"{path}: {name} was learned in a {item.dtype} tensor; the model's is {dtype}.", stacklevel=3)
     elif item.layout is not None and _fingerprint(target, item.layout) != item.base:

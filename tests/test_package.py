@@ -1,0 +1,96 @@
+"""The public names, and what an import costs."""
+
+import builtins
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import frostline as fl
+from frostline import errors
+
+PROJECT = Path(__file__).resolve().parents[1]
+EXTRAS = ["rich", "gensim", "matplotlib", "transformers", "peft", "polars", "pyarrow", "scipy"]
+
+
+def test_the_public_names_are_pinned():
+    assert sorted(fl.__all__) == [
+        "DataFileError",
+        "FileError",
+        "FrostlineError",
+        "LearnedFileError",
+        "MissingExtraError",
+        "ModelFolderError",
+        "PartialTensor",
+        "PartialTensorError",
+        "PatternError",
+        "Plan",
+        "RowError",
+        "SelectionError",
+        "ShapeError",
+        "StaleOptimizerError",
+        "VectorFileError",
+        "entries",
+        "everything",
+        "load_learned",
+        "merge",
+        "nothing",
+        "rows",
+        "save_learned",
+        "scale_gradient",
+        "stop_gradient",
+        "tagger",
+        "train_only",
+        "vectors",
+    ]
+
+
+@pytest.mark.parametrize("name", fl.__all__)
+def test_every_public_name_is_reachable_and_documented(name):
+    assert getattr(fl, name) is not None
+    assert name in dir(fl)
+    assert getattr(fl, name).__doc__
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'frostline' has no attribute 'freeze'"):
+        _ = fl.freeze
+
+
+def in_a_fresh_interpreter(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_importing_every_room_loads_no_extra():
+    rooms = "import frostline as fl; [getattr(fl, name) for name in fl.__all__]"
+    loaded = in_a_fresh_interpreter(f"{rooms}; import sys; print(sorted(set({EXTRAS}) & set(sys.modules)))")
+    assert loaded == "[]"
+
+
+def test_importing_frostline_alone_does_not_load_torch():
+    assert in_a_fresh_interpreter("import sys, frostline; print('torch' in sys.modules)") == "False"
+
+
+def test_the_version_is_the_one_in_the_metadata_and_the_changelog():
+    assert f'version = "{fl.__version__}"' in (PROJECT / "pyproject.toml").read_text()
+    versions = re.findall(r"^## \[([^\]]+)\]", (PROJECT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert versions[:2] == ["Unreleased", fl.__version__]
+
+
+def test_all_errors_are_frostline_errors_and_the_builtin_their_page_names():
+    drawn = re.findall(r"[├└]── (\w+) +(\w*)", errors.__doc__)
+    assert len(drawn) == sum(isinstance(value, type) for value in vars(errors).values()) - 1
+    for name, _ in drawn:
+        assert issubclass(getattr(errors, name), fl.FrostlineError)
+    named = {name: builtin for name, builtin in drawn if builtin.endswith("Error")}
+    assert set(named) == {
+        "SelectionError",
+        "PartialTensorError",
+        "StaleOptimizerError",
+        "FileError",
+        "MissingExtraError",
+    }
+    for name, builtin in named.items():
+        assert issubclass(getattr(errors, name), getattr(builtins, builtin))
