@@ -339,3 +339,33 @@ def test_export_is_refused_with_the_way_out(tied):
     fl.merge(tied)
     exported = torch.export.export(tied, (IDS,), strict=False).module()
     torch.testing.assert_close(exported(IDS), tied(IDS))
+
+
+def test_a_parametrized_weight_learns_in_part_if_the_plan_comes_after_and_is_refused_before():
+    torch.manual_seed(0)
+    module, x = nn.Linear(3, 4), torch.ones(3)
+    nn.utils.parametrizations.weight_norm(module)
+    expected = module(x)
+    plan = fl.train_only(module, {"parametrizations.weight.original1": fl.rows([1])})
+    assert torch.equal(module(x), expected)
+    module(x).sum().backward()
+    assert [tuple(p.shape) for p in plan.parameters()] == [(1, 3)]
+    assert plan.parameters()[0].grad.abs().sum() > 0
+    module = nn.Linear(3, 4)
+    fl.train_only(module, {"weight": fl.rows([1])})
+    with pytest.raises(ValueError, match="non-leaf"):
+        nn.utils.parametrizations.weight_norm(module)
+
+
+def test_nothing_is_added_to_the_buffers_that_processes_would_broadcast(tied):
+    fl.train_only(tied, {"embed.weight": fl.rows([3]), "head.bias": fl.rows([1])})
+    assert list(tied.buffers()) == []
+    assert len(list(tied.parameters())) == 4
+
+
+def test_a_lost_state_raises_instead_of_handing_out_the_frozen_part():
+    module = nn.Embedding(4, 2)
+    fl.train_only(module, {"weight": fl.rows([1])})
+    del module.__dict__["_frostline"]
+    with pytest.raises(KeyError):
+        _ = module.weight
