@@ -85,6 +85,8 @@ def _chunk(words: list[bytes], rows: list[bytes], dimension: int, path: str, don
             "The file is damaged or no word2vec .bin; download it again."
         )
     for row, word in enumerate(words):
+        if not word:
+            raise VectorFileError(f"{path}: word {done + row + 1:,} is empty. Write the file again without it.")
         try:
             word.decode()
         except UnicodeDecodeError:

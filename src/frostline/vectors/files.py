@@ -12,6 +12,7 @@ from typing import BinaryIO, cast
 from frostline.errors import VectorFileError
 from frostline.vectors import binary, tensors, text
 from frostline.vectors.cache import Entry
+from frostline.vectors.numbers import fields_of
 from frostline.vectors.table import Chunk, Vectors, in_memory
 
 Reader = Callable[[BinaryIO, str], Iterator[Chunk]]
@@ -106,7 +107,7 @@ def _reader(head: bytes, source: Path) -> Reader:
         if head.startswith(mark):
             raise VectorFileError(f"{source}: {what}.")
     header, _, sample = head.partition(b"\n")
-    numbers = header.split()
+    numbers = fields_of(header)
     if len(numbers) == 2 and all(map(bytes.isdigit, numbers)) and len(header) < 64:
         named = source.name.lower().removesuffix(".gz").endswith(".bin")
         if sample.translate(None, _CONTROL) != sample or (named and not _is_text(sample)):

@@ -47,8 +47,8 @@ def embedding(
         keep every bit, and `parameters()` that require a gradient are the learned rows alone.
 
     Raises:
-        SelectionError: Words repeat; or not one word has a vector, which nearly always is a mistake (another spelling
-            or language) and would show only as a bad result.
+        SelectionError: Words repeat or there are none; or not one word has a vector, which nearly always is a mistake
+            (another spelling or language) and would show only as a bad result.
         TypeError: `words` is not a sequence of strings.
 
     Cost: O(N log V) look-ups and one copy of the N x D numbers.
@@ -67,8 +67,8 @@ def embedding(
     ):
         if value not in legal:
             raise SelectionError(f"{name}: {value!r} is not one of {', '.join(map(repr, legal))}.")
-    padding = _padding(padding_idx, len(words))
     _check_words(words)
+    padding = _padding(padding_idx, len(words))
     known = vectors.rows_of(words, lowercase)
     if padding is not None:
         known[padding] = -1
@@ -105,6 +105,8 @@ def _check_words(words: Sequence[str]) -> None:
         raise TypeError(
             "words: is a mapping. Pass the words in the order of their ids: `sorted(words, key=words.get)`."
         )
+    if not len(words):
+        raise SelectionError("words: there are none. Pass the vocabulary, one string for each id.")
     if isinstance(words, Words):  # different by construction
         return
     blob, offsets = pack(words)

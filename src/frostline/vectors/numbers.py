@@ -128,7 +128,9 @@ def _split(number: int, line: bytes, dimension: int) -> tuple[bytes, list[bytes]
     """The word of a line, which may hold blanks, and its last D fields."""
     found = list(_FIELD.finditer(line))
     if len(found) <= dimension:
-        count = len(found) - (not is_number(found[0][0])) if len(found) == dimension else len(found) - 1
+        if len(found) == dimension and line.startswith((b" ", b"\t")):
+            raise BadLine(number, f"has {dimension} numbers and no word. Mend or delete the line.")
+        count = len(found) - 1
         raise BadLine(number, f"has {count} numbers after the word, expected {dimension}. Mend or delete the line.")
     numbers = [field[0] for field in found[-dimension:]]
     word = line[found[0].start() : found[-dimension - 1].end()]

@@ -185,7 +185,7 @@ def _header(file: IO[bytes], size: int, path: str | os.PathLike[str]) -> dict[st
             whole = last - first == items * np.dtype(_NUMPY[_TYPES[name]]).itemsize
             if first != end or not whole or entry["dtype"] != _TYPES[name]:
                 raise ValueError
-            if entry["shape"] != wanted.get(name, [items]):
+            if entry["shape"] != wanted.get(name, [items]) or not all(type(axis) is int for axis in entry["shape"]):
                 raise ValueError
             end = last
         if end + length + 8 != size or min(count, width) < 1:

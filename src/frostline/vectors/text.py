@@ -84,9 +84,9 @@ def _layout(first: bytes, path: str) -> tuple[int | None, int]:
     lines = [fields for line in first.split(b"\n", _LOOK)[:_LOOK] if (fields := fields_of(line))]
     if not lines:
         raise VectorFileError(f"{path}:1: no word vectors: the file is empty. Download or write it again.")
-    header = [int(field) for field in lines[0]] if len(lines[0]) == 2 and all(map(bytes.isdigit, lines[0])) else None
+    header = [int(field) for field in lines[0]] if len(lines[0]) == 2 and all(map(_is_count, lines[0])) else None
     counts = Counter(map(_numbers_at_end, lines[1:] if header else lines))
-    dimension = max(counts, key=lambda count: (counts[count], count), default=0)
+    dimension = max(counts, key=counts.__getitem__, default=0)  # of equals the first
     if header and dimension == header[1]:
         return header[0], dimension
     if header and dimension != 1:
@@ -100,6 +100,10 @@ def _layout(first: bytes, path: str) -> tuple[int | None, int]:
             "Pass GloVe or word2vec text, fastText .vec, word2vec .bin or .safetensors."
         )
     return None, dimension
+
+
+def _is_count(field: bytes) -> bool:
+    return field.isdigit() and len(field) < 19
 
 
 def _numbers_at_end(fields: list[bytes]) -> int:

@@ -1,0 +1,43 @@
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path, monkeypatch):
+    """A cache of each test's own."""
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vectors"
+
+
+@pytest.fixture(params=["polars", "numpy"])
+def parser(request, monkeypatch):
+    """Each test that asks for it runs with polars and without."""
+    if request.param == "numpy":
+        monkeypatch.setitem(sys.modules, "polars", None)  # makes `import polars` raise ImportError
+    else:
+        pytest.importorskip("polars")
+    return request.param
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write bytes or text to a file of the test's own."""
+
+    def write(content, name="vectors.txt"):
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def glove():
+    root = os.environ.get("FROSTLINE_SHARED") or Path(__file__).resolve().parents[2] / ".." / "shared"
+    path = Path(root) / "data" / "vectors" / "glove.6B.50d.txt.gz"
+    if not path.exists():
+        pytest.skip(f"real vectors are not at {path}; set FROSTLINE_SHARED to their folder")
+    return path
