@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -169,3 +169,21 @@ def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
     learns = torch.tensor([False, False, False, True, True, False])
     assert compare(before, after, learns) == tagger.Audit(12, 2, 2, 1)
     assert compare(before, before.clone(), learns) == tagger.Audit(12, 0, 2, 0)
+
+
+def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(toy: Any) -> None:
+    class Notes(tagger.Watcher):
+        seen: ClassVar[list[int]] = []
+
+        def batch(self, tokens: int) -> None:
+            self.seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run = _train(toy, epochs=1, watch=Notes())
+        run.tagger.predict([["Person3"]])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(Notes.seen) == {1}

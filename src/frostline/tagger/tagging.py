@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,21 @@ from frostline.tagger.vocabulary import Vocabulary
 
 Labelled = Sentence | tuple[Sequence[str], Sequence[str]]
 _BATCH = 64
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread inside, and on as many as before afterwards.
+
+    A network this small gains little from a second thread, and where another program wants that core it loses much:
+    each operation then waits for the slower of the two.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass
@@ -48,7 +64,7 @@ class Tagger:
         was_training = self.model.training
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), one_thread():
                 for group in by_length([len(sentences[number]) for number in filled], _BATCH):
                     numbers = [filled[place] for place in group]
                     batch = pad([encode(sentences[number], self.vocabulary) for number in numbers])

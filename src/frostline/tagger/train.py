@@ -17,7 +17,7 @@ from frostline.errors import DataFileError, VectorFileError
 from frostline.tagger.audit import Audit, compare
 from frostline.tagger.batches import NO_TAG, Batch, Encoded, encode, pad, shuffled
 from frostline.tagger.model import LSTMTagger
-from frostline.tagger.tagging import Labelled, Tagger
+from frostline.tagger.tagging import Labelled, Tagger, one_thread
 from frostline.tagger.vocabulary import FIRST, PADDING, UNKNOWN, Coverage, Vocabulary, cover, initial_table
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def train(
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
             The rest of the network always learns.
         epochs: Passes over `train`, 1 or more.
-        seed: Same seed, same result, on the same machine and number of threads; the global generator is untouched.
+        seed: Same seed, same result on the same machine; the global generator is untouched.
         options: Sizes and rates.
         watch: Is told of each step and epoch.
 
@@ -130,7 +130,7 @@ def train(
             f"vectors: none of the {coverage.words:,} training words is among the {len(words):,} words of the vectors. "
             f"Check that they are of the same language and spelling."
         )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         vocabulary = Vocabulary([*coverage.missing, *words], missing=len(coverage.missing))
         table = torch.from_numpy(initial_table(vectors.matrix, vocabulary.missing, np.random.default_rng(seed)))
