@@ -1,0 +1,90 @@
+"""The examples run, and print what they say they show."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_each_example_has_a_test():
+    tested = {"known_and_missing_words", "only_some_variables", "only_these_rows", "tagger_embedding_moves"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_known_words_stand_and_missing_words_move(run):
+    out = run("known_and_missing_words")
+    assert "3 of 10 rows learn" in out
+    for word in ("<pad>", "the", "ice", "melts", "in", "spring", "snow"):
+        assert re.search(rf"^  {re.escape(word)} +(known|padding) +stands, bit for bit$", out, re.M)
+    moves = re.findall(r"^  (\S+) +missing +moved by (\S+)$", out, re.M)
+    assert [word for word, _ in moves] == ["frostline", "permafrosty", "brr"]
+    assert all(float(distance) > 0.1 for _, distance in moves)
+
+
+def test_the_mask_stops_the_gradient_of_four_of_ten_rows(run):
+    out = run("known_and_missing_words")
+    gradients = dict(re.findall(r"^  row (\d) \w+  gradient (\[.*\])$", out, re.M))
+    learning = "[0.5, -1.0, 2.0, 0.25, -0.75]"  # the column that the matrix is multiplied with
+    assert gradients == {str(n): "[0.0, 0.0, 0.0, 0.0, 0.0]" if n in (1, 4, 5, 8) else learning for n in range(10)}
+    assert "the values pass unchanged: True" in out
+
+
+def test_w1_arrives_and_w2_and_w3_stand_still_unless_nothing_stops_them(run, tmp_path):
+    out = run("only_some_variables", "--out", str(tmp_path / "pictures"))
+    rows = re.findall(r"^(.+?) +moved: w1 (\S+), w2 (\S+), w3 (\S+); from w1 to w2 \* w3: (\S+)$", out, re.M)
+    moved = {title: [float(number) for number in numbers] for title, *numbers in rows}
+    for title in ("only w1 named", "product stopped"):
+        w1, w2, w3, gap = moved[title]
+        assert w1 > 0.1
+        assert w2 == w3 == 0
+        assert gap < 1e-2
+    assert min(moved["neither"][:3]) > 0.01
+    assert "naming and stopping are the same run: True" in out
+    picture = tmp_path / "pictures" / "only_some_variables.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert str(picture) in out
+
+
+def test_of_the_table_only_rows_0_and_3_change(run):
+    out = run("only_these_rows")
+    rows = re.findall(r"^  row (\d) ( +-?\d\.\d{4}){3}(  \(.+\))?$", out, re.M)
+    assert [row for row, _, change in rows if change] == ["0", "3"]
+    assert len(rows) == 10
+    changed = dict(re.findall(r"^(\w+ +learns \S+(?: 3\]\))?) +rows changed after 20 steps: (\[.*\])$", out, re.M))
+    assert changed == {
+        "SGD   learns everything": "[0, 3]",
+        "SGD   learns rows([0, 3])": "[0, 3]",
+        "AdamW learns everything": str(list(range(10))),
+        "AdamW learns rows([0, 3])": "[0, 3]",
+    }
+
+
+def test_the_tagger_moves_the_rows_it_used_and_stands_when_told(run):
+    out = run("tagger_embedding_moves")
+    rows = re.findall(r"^  (\S+) +first gradient (\S+)  moved (\S+)$", out, re.M)
+    moved = {word: (float(gradient), float(distance)) for word, gradient, distance in rows}
+    for word in ("Ada", "met", "Grace", "in", "Oslo", "today"):
+        gradient, distance = moved[word]
+        assert gradient > 0
+        assert distance > 0.05
+    for word in ("<pad>", "Paris", "unseen"):
+        assert moved[word] == (0, 0)
+    assert "with embed.weight: fl.nothing, gradient None, the furthest row moved 0.0000" in out
+    losses = [tuple(map(float, pair)) for pair in re.findall(r"loss (\S+) -> (\S+)", out)]
+    assert len(losses) == 2
+    assert all(last < first for first, last in losses)
