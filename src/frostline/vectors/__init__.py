@@ -8,14 +8,16 @@ binary.py     word2vec .bin
 tensors.py    save: .safetensors, our own form, opened by mapping
 cache.py      files that were read once
 coverage.py   cover: which words have a vector
+nearest.py    near: the words whose vectors point the same way
 layer.py      embedding: a plain nn.Embedding, partly frozen
 """
 
 from frostline.vectors.coverage import Cover, cover
 from frostline.vectors.files import load
 from frostline.vectors.layer import embedding
+from frostline.vectors.nearest import near
 from frostline.vectors.table import Vectors
 from frostline.vectors.tensors import save
 from frostline.vectors.words import Words
 
-__all__ = ["Cover", "Vectors", "Words", "cover", "embedding", "load", "save"]
+__all__ = ["Cover", "Vectors", "Words", "cover", "embedding", "load", "near", "save"]
