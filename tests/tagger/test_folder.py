@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import frostline as fl
@@ -44,6 +45,7 @@ def test_a_loaded_tagger_has_the_same_bits_and_says_the_same(toy: Any, trained: 
 
 def test_a_folder_holds_three_files_and_what_learned_is_in_the_table(trained: Tagger, saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors", "words.json"]
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
     table = load_file(saved / "model.safetensors")["embed.weight"]
     assert torch.equal(table, trained.model.embed.weight.detach().clone())
 
@@ -62,16 +64,35 @@ def test_an_empty_folder_and_missing_parents_are_no_obstacle(trained: Tagger, tm
         assert Tagger.load(path).tags == trained.tags
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
 def test_a_failure_while_writing_leaves_the_old_tagger_and_nothing_else(
-    trained: Tagger, saved: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, trained: Tagger, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
     def full_disk(*args: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(folder, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(fl.ModelFolderError, match=re.escape(f"{saved}: cannot be written: ")):
+        trained.save(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+def test_a_failure_between_the_two_renames_puts_the_old_tagger_back(
+    trained: Tagger, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    rename = Path.rename
+
+    def fail_to_arrive(self: Path, target: Path) -> Path:
+        if target == saved and not self.name.endswith(".old"):
+            raise PermissionError(13, "Permission denied")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_to_arrive)
+    with pytest.raises(fl.ModelFolderError, match="Permission denied"):
         trained.save(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == ["model"]

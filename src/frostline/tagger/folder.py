@@ -46,27 +46,29 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
     """Write a tagger to the folder `path`: first beside it under another name, then renamed.
 
     Raises:
-        ModelFolderError: something else is there.
+        ModelFolderError: something else is there, or the disk refuses.
     """
     check_free(path)
     target = Path(path).resolve()
-    target.parent.mkdir(parents=True, exist_ok=True)
     written = target.parent / f".{target.name}.{secrets.token_hex(4)}"
     old = written.with_name(f"{written.name}.old")
-    written.mkdir()
     try:
+        written.mkdir(parents=True)
         config = {"kind": KIND, "format": FORMAT, "tags": tags, "missing": vocabulary.missing}
         (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
         (written / WORDS).write_text(json.dumps(vocabulary.words), encoding="ascii")
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, written / TENSORS)
+        (written / TENSORS).chmod((written / WORDS).stat().st_mode)  # safetensors lets only the owner read
         if target.exists():
             target.rename(old)
         written.rename(target)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not target.exists():
             old.rename(target)
-        raise
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        raise ModelFolderError(f"{target}: cannot be written: {error}. Make room, or name another folder.") from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)

@@ -83,7 +83,7 @@ class Tagger:
         """Write the tagger as a folder, whole or not at all; a tagger that is already there is replaced.
 
         Raises:
-            ModelFolderError: something else is there.
+            ModelFolderError: something else is there, or the disk refuses.
         """
         folder.save(path, self.model, self.vocabulary, self.tags)
 
