@@ -73,7 +73,8 @@ def _fast(block: bytes, dimension: int) -> Chunk | None:
 
 def _with_polars(polars: Any, block: bytes, dimension: int) -> Chunk | None:
     schema = {"word": polars.String} | {str(place): polars.Float64 for place in range(dimension)}
-    if block.startswith(b"\xef\xbb\xbf"):  # polars drops these three bytes, which belong to the first word
+    # polars drops a byte order mark at the start and CR at the end of a field, which here belong to words.
+    if block.startswith(b"\xef\xbb\xbf") or b"\r" in block:
         return None
     try:
         frame = polars.read_csv(block, separator=" ", has_header=False, quote_char=None, schema=schema)
@@ -96,7 +97,7 @@ def _with_numpy(block: bytes, dimension: int) -> Chunk | None:
         return None
     words, _, numbers = zip(*(line.partition(b" ") for line in lines), strict=True) if lines else ((), (), ())
     text = b"\n".join(numbers)
-    if b"" in words or text.translate(None, _NUMBER_BYTES):
+    if b"" in words or b"" in numbers or text.translate(None, _NUMBER_BYTES):
         return None
     try:
         b"\n".join(words).decode()
