@@ -81,7 +81,7 @@ def _with_polars(polars: Any, block: bytes, dimension: int) -> Chunk | None:
     except polars.exceptions.PolarsError:
         return None
     columns = frame.get_columns()
-    if any(column.null_count() for column in columns):  # an empty field, a short line or an empty one
+    if len(frame) != block.count(b"\n") or any(column.null_count() for column in columns):  # empty or short lines
         return None
     matrix = np.empty((len(frame), dimension), dtype=np.float32)
     with np.errstate(over="ignore"):
