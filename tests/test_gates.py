@@ -32,16 +32,16 @@ GATES = {
 gates = pytest.mark.parametrize(("gate", "factor"), GATES.values(), ids=GATES.keys())
 
 
-# Without a C++ compiler the same graph is captured and differentiated, and then run by torch.
+# aot_eager captures and differentiates the graph, and then runs it as it is; inductor also writes C++ for it.
 BACKEND = "inductor" if any(map(shutil.which, ["g++", "clang++", "c++"])) else "aot_eager"
 
 
-def compiled(function, *args):
+def compiled(function, *args, backend=BACKEND):
     """Compile without a graph break; torch and its compiler use deprecated names of their own, not ours to mend."""
     torch._dynamo.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.compile(function, fullgraph=True, backend=BACKEND)(*args)
+        return torch.compile(function, fullgraph=True, backend=backend)(*args)
 
 
 def bits(x: Tensor) -> Tensor:
@@ -151,7 +151,8 @@ def test_torch_func_gives_what_the_formula_gives(gate, factor):
 @gates
 def test_compiled_without_a_graph_break_it_gives_the_eager_derivatives(gate, factor):
     for name, way in transforms(gate).items():
-        torch.testing.assert_close(compiled(way, X), way(X), rtol=1e-14, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
+        found = compiled(way, X, backend="aot_eager")
+        torch.testing.assert_close(found, way(X), rtol=1e-14, atol=1e-14, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @gates
@@ -177,6 +178,26 @@ def test_a_stopped_entry_gets_exactly_zero_under_infinity_when_compiled_too():
     compiled(lambda x: fl.stop_gradient(x, STOPS), x).backward(torch.full_like(x, float("inf")))
     assert torch.equal(x.grad[STOPS], torch.zeros(3, dtype=torch.float64))
     assert x.grad[~STOPS].isinf().all()
+
+
+@pytest.mark.filterwarnings("ignore")  # as in `compiled`
+def test_a_scale_that_changes_from_call_to_call_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    gate = torch.compile(fl.scale_gradient, fullgraph=True, backend="aot_eager")
+    for scale in (0.1, 0.2, 0.3, -4.0):  # from the second on the compiler makes the number a symbol
+        x = torch.ones(3, requires_grad=True)
+        gate(x, scale).sum().backward()
+        assert torch.equal(x.grad, torch.full((3,), scale))
+
+
+@pytest.mark.filterwarnings("ignore")  # as in `compiled`
+def test_shapes_that_change_from_call_to_call_compile_without_a_graph_break():
+    torch._dynamo.reset()
+    gate = torch.compile(fl.stop_gradient, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 5, 7):
+        x, stops = torch.ones(rows, 2, requires_grad=True), torch.arange(rows)[:, None] % 2 == 0
+        gate(x, stops).sum().backward()
+        assert torch.equal(x.grad, (~stops).float().expand(rows, 2))
 
 
 def test_vmap_takes_the_mask_and_the_scale_per_example_too():
@@ -222,6 +243,22 @@ def test_the_gates_take_a_partial_weight_and_the_gradient_reaches_what_learns():
     assert torch.equal(learned.grad, torch.tensor([[0.5] * 3, [1.5] * 3]))
     stopped.detach().fill_(9.0)
     assert torch.equal(model[0].weight.detach().clone(), before)
+
+
+@pytest.mark.parametrize("learns", [fl.rows([3, 1]), fl.entries(torch.arange(15).reshape(5, 3) % 4 == 0)], ids=str)
+def test_compiled_a_partial_weight_gets_the_eager_gradient(learns):
+    model = nn.Embedding(5, 3)
+    (learned,) = fl.train_only(model, {"weight": learns}).parameters()
+    stops = torch.tensor([[True], [True], [False], [False], [False]])
+
+    def loss():
+        return (fl.stop_gradient(model.weight, stops) ** 2 + fl.scale_gradient(model.weight, 0.5) ** 3).sum()
+
+    loss().backward()
+    eager, learned.grad = learned.grad, None
+    compiled(loss, backend="aot_eager").backward()
+    torch.testing.assert_close(learned.grad, eager)
+    assert (eager != 0).all()
 
 
 ONES = torch.ones(2, 3)

@@ -7,8 +7,8 @@ The idea: stopping is a select between `x` and a detached `x`. The backward of a
 entry gets an exact 0 whatever comes from above; the product with a 0/1 mask that people write instead gives
 0 * Inf = NaN. Scaling is the product `x * scale` with the values of `x` written back into it: what is left of the
 product is its derivative, of every order and in every mode, without a custom `autograd.Function`, whose higher
-derivatives torch.compile gets wrong. Both return fresh memory, so writing into the result reaches neither `x` nor
-what backward needs.
+derivatives torch.compile (2.13) gets wrong. Both return fresh memory, so writing into the result reaches neither `x`
+nor what backward needs.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def scale_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
         scale = scale.detach().to(x.dtype)
     elif not isinstance(scale, (int, float)):
         raise TypeError(f"scale: {type(scale).__name__}, but it must be a number or a tensor. Pass `float(scale)`.")
-    elif not math.isfinite(scale):
+    elif not -math.inf < scale < math.inf:  # a compiler that has made the number a symbol can compare it
         raise ValueError(f"scale: {scale}, but it must be finite. Pass 0.1 for a tenth of the gradient.")
     result = x * scale
     result.detach().copy_(x.detach())  # detached: neither autograd nor forward mode takes note
