@@ -8,7 +8,6 @@ With a file of real vectors the first line would be `vectors = fl.vectors.load("
 
 Then the bare mask: a 10 x 5 matrix through `fl.stop_gradient`, and the gradient of each of its ten rows.
 """
-# mypy: disable-error-code=no-untyped-call
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.partial.selections import Selection
+from frostline.partial import Selection
 
 
 class Chase(nn.Module):

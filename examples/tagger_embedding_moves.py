@@ -6,7 +6,6 @@ A bidirectional LSTM tags words by their vectors. No line of the training loop m
 it moves: looking a row up is an operation like any other, the gradient runs through it into the rows that the batch
 used, and `model.parameters()` hands the table to the optimizer. To let it stand, say so.
 """
-# mypy: disable-error-code=no-untyped-call
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_it_describes_itself_as_the_whole_tensor_without_joining_it(monkeypatch)
     assert (weight.dtype, weight.device.type, weight.is_floating_point()) == (torch.float32, "cpu", True)
     assert weight.requires_grad
     assert isinstance(weight, nn.Parameter)
-    assert repr(weight) == "PartialTensor(6 x 4, float32, 2 of 6 rows learn)"
+    assert repr(weight) == str(weight) == f"{weight}" == "PartialTensor(6 x 4, float32, 2 of 6 rows learn)"
     module(torch.tensor([1, 2]))
     F.linear(torch.ones(4), weight)
     F.embedding_bag(torch.tensor([[1, 2]]), weight)

@@ -15,12 +15,13 @@ from frostline.partial import lookups as lookups  # fills the table that tensor.
 from frostline.partial.choose import merge, train_only
 from frostline.partial.files import load_learned, save_learned
 from frostline.partial.plan import Plan
-from frostline.partial.selections import entries, everything, nothing, rows
+from frostline.partial.selections import Selection, entries, everything, nothing, rows
 from frostline.partial.tensor import PartialTensor
 
 __all__ = [
     "PartialTensor",
     "Plan",
+    "Selection",
     "entries",
     "everything",
     "load_learned",

@@ -167,7 +167,7 @@ def _partial_tensor(name: str) -> property:
         frozen, learned = module._parameters[name], module._parameters[learned_name(name)]
         if is_sharded(frozen):  # FSDP2 asks for the Parameter itself while it shards
             return frozen
-        # By `__dict__`: an AttributeError in here would make `nn.Module.__getattr__` hand out the frozen part, silently.
+        # By `__dict__`, which raises KeyError: after an AttributeError `nn.Module` would hand out the frozen part.
         return PartialTensor.of(frozen, learned, module.__dict__["_frostline"].layouts[name])  # type: ignore[arg-type]
 
     return property(get)

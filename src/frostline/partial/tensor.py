@@ -272,6 +272,7 @@ _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.data.__get__: _detach,
     _tensor.data.__set__: _set_data,
     _tensor.detach: _detach,
+    _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
     _tensor.__deepcopy__: lambda weight, memo: weight.joined().detach(),
     _tensor.__reduce_ex__: lambda weight, protocol: weight.joined().detach().__reduce_ex__(protocol),
     _tensor.register_hook: _refuse_hook,

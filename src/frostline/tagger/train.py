@@ -181,7 +181,7 @@ def _fit(
             hide = torch.rand(batch.rows.shape, generator=generator) < hidden_with[batch.rows]
             loss = _loss(model, batch._replace(rows=batch.rows.masked_fill(hide, UNKNOWN)))
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters, options.clip)
             optimizer.step()
             tokens = int(batch.lengths.sum())
