@@ -59,7 +59,7 @@ def sparse(table: Tensor, rows: Tensor) -> Way:
 def hook(table: Tensor, rows: Tensor) -> Way:
     """The whole table learns; a hook multiplies its gradient by the mask."""
     weight, mask = nn.Parameter(table), _mask(table, rows)
-    weight.register_hook(lambda gradient: gradient * mask)  # type: ignore[no-untyped-call]
+    weight.register_hook(lambda gradient: gradient * mask)
     return Way(lambda ids: F.embedding(ids, weight), [weight], lambda: weight)
 
 
