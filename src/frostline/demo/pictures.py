@@ -85,7 +85,7 @@ def travel(path: Path, frozen: Points, names: Mapping[str, int], travellers: Seq
         path: File to write; written beside it first, then renamed.
         frozen: Places of frozen words, shape (F, 2).
         names: Frozen words to name if there is room, and their row in `frozen`; the first ones first.
-        travellers: The learned words, the most important first: a name is left out where there is no room.
+        travellers: The learned words, the most important first; those without room for their names are left out.
         title: What the picture shows, in one sentence.
 
     Raises:
@@ -101,11 +101,10 @@ def travel(path: Path, frozen: Points, names: Mapping[str, int], travellers: Seq
     axes.set_yticks([])
     axes.spines[:].set_color("#D5DADE")
     axes.scatter(frozen[:, 0], frozen[:, 1], s=9, color=GREY, alpha=0.4, linewidths=0, zorder=1)
-    for traveller in travellers:
-        colour = BLUE if traveller.code else ORANGE
-        arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "alpha": 0.85, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", xy=traveller.end, xytext=traveller.start, arrowprops=arrow, zorder=3)
-        axes.plot(*traveller.start, "o", markersize=4, markerfacecolor="white", markeredgecolor=colour, zorder=3)
+    note = "from left to right: the direction in which the learned words moved most"
+    axes.annotate(
+        note, (0.99, 0.012), xycoords="axes fraction", ha="right", fontsize=9.5, color="#66717A", style="italic"
+    )
     for marker, colour, label in (
         ("o", GREY, "frozen: has a pretrained vector, stands still"),
         (">", BLUE, "learned, mostly code in the training text"),
@@ -113,34 +112,57 @@ def travel(path: Path, frozen: Points, names: Mapping[str, int], travellers: Seq
     ):
         axes.plot([], [], marker, color=colour, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, frameon=False, fontsize=11, handletextpad=0.2)
-    figure.suptitle(title, x=0.012, y=0.975, ha="left", fontsize=14, fontweight="bold", color=INK)
-    wanted = [(t.word, t.end, t.start, BLUE if t.code else ORANGE, 11.0) for t in travellers]
-    places = {word: (float(frozen[row, 0]), float(frozen[row, 1])) for word, row in names.items()}
-    wanted += [(word, place, place, "#66717A", 9.0) for word, place in places.items()]
-    _name(axes, wanted, ends)
+    figure.suptitle(title, x=0.012, y=0.975, ha="left", fontsize=13.5, fontweight="bold", color=INK)
+    room = _Room(axes)
+    for traveller in travellers:
+        colour = BLUE if traveller.code else ORANGE
+        if room.name(traveller.word, traveller.start, traveller.end, colour, 11):
+            arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "alpha": 0.85, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", xy=traveller.end, xytext=traveller.start, arrowprops=arrow, zorder=3)
+            axes.plot(*traveller.start, "o", markersize=4, markerfacecolor="white", markeredgecolor=colour, zorder=3)
+    for word, row in names.items():
+        place = (float(frozen[row, 0]), float(frozen[row, 1]))
+        room.name(word, place, place, "#66717A", 9)
     _save(figure, path)
 
 
-def _name(axes: Axes, wanted: Sequence[tuple[str, Place, Place, str, float]], avoid: Points) -> None:
-    """Write words where they overlap nothing: each is (word, place, the place it came from, colour, size).
+class _Room:
+    """The room that is left on a map for words and arrows."""
 
-    A word stands beside its place, if it can on the side away from its origin; without room it is left out.
-    """
-    dots, inside = axes.transData.transform(avoid), axes.get_window_extent().padded(-4)
-    boxes: list[Bbox] = []
-    for word, place, origin, colour, size in wanted:
-        out = 1 if place[0] >= origin[0] else -1
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._inside = axes.get_window_extent().padded(-4)
+        self._boxes = [text.get_window_extent() for text in axes.texts]
+        self._ways = np.empty((0, 2))
+
+    def name(self, word: str, origin: Place, place: Place, colour: str, size: float) -> bool:
+        """Write a word beside `place`, on the side away from `origin` if it can; False where it would cover something.
+
+        The way from origin to place is kept free of words from then on.
+        """
+        from matplotlib.patheffects import withStroke
+
+        way = self._axes.transData.transform(np.linspace(origin, place, 60))
+        if any(_touches(box, way) for box in self._boxes):
+            return False
+        ways, out = np.concatenate([self._ways, way]), 1 if place[0] >= origin[0] else -1
         for x, y in ((7 * out, 0), (5 * out, 8), (5 * out, -8), (0, 10), (0, -10), (-7 * out, 0)):
-            text = axes.annotate(
-                word, place, (x, y), textcoords="offset points", va="center", fontsize=size, color=colour
-            )
-            text.set(ha="center" if x == 0 else "left" if x > 0 else "right", parse_math=False, zorder=4)
+            text = self._axes.annotate(word, place, (x, y), textcoords="offset points", va="center", fontsize=size)
+            text.set(ha="center" if x == 0 else "left" if x > 0 else "right", color=colour, parse_math=False, zorder=4)
             box = text.get_window_extent()
-            free = not any(box.overlaps(other) for other in boxes) and not any(box.contains(*dot) for dot in dots)
-            if free and inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1):
-                boxes.append(box.padded(3))
-                break
+            inside = self._inside.contains(box.x0, box.y0) and self._inside.contains(box.x1, box.y1)
+            if inside and not _touches(box, ways) and not any(box.overlaps(other) for other in self._boxes):
+                text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+                self._boxes.append(box.padded(4))
+                if origin != place:
+                    self._ways = ways
+                return True
             text.remove()
+        return False
+
+
+def _touches(box: Bbox, points: npt.NDArray[np.float64]) -> bool:
+    return bool(((points > box.min) & (points < box.max)).all(axis=1).any())
 
 
 def _figure(width: float, height: float) -> Figure:

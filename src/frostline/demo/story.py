@@ -128,11 +128,12 @@ def _train(parts: corpus.Parts, vectors: Vectors, scale: Scale, voice: Voice) ->
     with Ticker(voice, scale.epochs, len(REGIMES) * len(scale.seeds) * steps) as ticker:
         outcomes = train_all(parts, vectors, scale.epochs, scale.seeds, ticker.named)
     voice.say(
-        f"On the test sentences, mean of {len(scale.seeds)} runs that differ by their random seed. F1 balances terms "
-        "missed and terms invented; a term counts only if both its ends are right."
+        "Entity F1 on the test sentences (it counts terms missed and terms invented; a term's both ends must be right) "
+        f"and seconds of training, mean of {len(scale.seeds)} runs with different random seeds. The numbers counted at "
+        "the right are those of the table of word vectors."
     )
     voice.table(
-        ["way", "entity F1 %", "lowest", "highest", "seconds a run", "table numbers that learn", "known ones moved"],
+        ["way", "F1 %", "lowest", "highest", "seconds", "numbers that learn", "known ones that moved"],
         [
             [
                 name,
@@ -159,11 +160,12 @@ def _audit(outcomes: dict[str, Outcome], travels: Journey, voice: Voice) -> dict
     voice.say(
         f"Missing words learn: {moved:,} of {first.frozen_compared:,} frozen numbers moved (compared bit by bit after "
         f"every run); {first.learned_rows_moved:,} of {first.learned_rows:,} rows that learn moved. "
-        f"All words learn: {other.frozen_moved:,} of {other.frozen_compared:,} numbers of known words moved."
+        f"All words learn: {other.frozen_moved:,} of {other.frozen_compared:,} numbers of known words moved, though "
+        f"the training sentences have only {(travels.heard > travels.learned[-1]).sum():,} of those words."
     )
     voice.say(
-        f"The learned words part: in the direction in which they moved most, {code:.0%} of those that are mostly code "
-        f"went one way and {prose:.0%} of the others went the other way."
+        f"And the learned words parted: along the direction in which they moved most, {code:.0%} of those that are "
+        f"mostly code in the training text went one way, {prose:.0%} of the others the other way."
     )
     return {
         "frozen_compared": first.frozen_compared,
@@ -183,7 +185,7 @@ def _movers(travels: Journey, voice: Voice, count: int = 8) -> list[dict[str, An
     for index in np.argsort(-moved, kind="stable")[:count]:
         row = int(travels.learned[index])
         before, after = (
-            [travels.words[near - FIRST] for near in nearest(table, row, travels.heard, count=4)]
+            [travels.words[near - FIRST] for near in nearest(table, row, travels.heard, count=3)]
             for table in (travels.start, travels.end)
         )
         word = travels.words[row - FIRST]
@@ -212,16 +214,17 @@ def _draw(out: Path, outcomes: dict[str, Outcome], travels: Journey, audit: dict
             (float(travels.end_map[row, 0]), float(travels.end_map[row, 1])),
             bool(code),
         )
-        for row, code in ((int(travels.learned[i]), travels.code[i]) for i in furthest[:40])
+        for row, code in ((int(travels.learned[i]), travels.code[i]) for i in furthest[:60])
     ]
-    named = [row for row in travels.heard.tolist() if row >= known and len(travels.words[row - FIRST]) > 2]
+    named = [row for row in travels.heard.tolist() if row >= known and travels.words[row - FIRST][1:2].isalpha()]
     pictures.travel(
         out / "travel.png",
         travels.start_map[known:],
-        {travels.words[row - FIRST]: row - known for row in named[:300]},
+        {travels.words[row - FIRST]: row - known for row in named[:160]},
         travellers,
-        f"{audit['frozen_moved']:,} of {audit['frozen_compared']:,} frozen numbers moved. Of the learned words, "
-        f"{audit['code_words_one_way']:.0%} of code went right, {audit['other_words_the_other_way']:.0%} of prose left",
+        f"{audit['frozen_moved']:,} of {audit['frozen_compared']:,} frozen numbers moved; "
+        f"{audit['code_words_one_way']:.0%} of learned code words went right, "
+        f"{audit['other_words_the_other_way']:.0%} of prose words left",
     )
 
 

@@ -65,7 +65,7 @@ class Voice:
 
             table = Table(box=box.SIMPLE_HEAD, pad_edge=True, header_style="bold")
             for title, is_number in zip(head, right, strict=True):
-                table.add_column(title, justify="right" if is_number else "left")
+                table.add_column(title, justify="right" if is_number else "left", no_wrap=title == head[0])
             for row in rows:
                 table.add_row(*[cell.replace("[", r"\[") for cell in row])
             self.console.print(table)

@@ -1,0 +1,122 @@
+"""The whole demo at a small scale: what it prints, writes and promises."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import frostline as fl
+from frostline.cli import demo, main
+from frostline.demo import words
+from frostline.demo.story import Scale, tell
+
+for extra in ("gensim", "matplotlib"):
+    pytest.importorskip(extra, reason=f"the demo needs {extra}, of the extra demo")
+
+SMALL = Scale(dimension=16, vector_epochs=2, epochs=3, seeds=(0, 1), docstrings=1500, sentences=120)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+    out = tmp_path_factory.mktemp("story") / "new" / "folder"
+    with pytest.MonkeyPatch.context() as patch:
+        printed: list[str] = []
+        patch.setattr("builtins.print", lambda *parts, **_: printed.append(" ".join(map(str, parts))))
+        results = tell(out, SMALL)
+    return results, out, "\n".join(printed)
+
+
+def test_no_frozen_number_moves_and_the_missing_words_do(told: tuple[dict[str, Any], Path, str]) -> None:
+    audit = told[0]["audit"]
+    assert audit["frozen_moved"] == 0
+    assert audit["frozen_compared"] == SMALL.dimension * (told[0]["vectors"]["words"] + 1)  # with the padding row
+    assert audit["learned_rows_moved"] == audit["learned_rows"] > 100
+
+
+def test_known_words_move_where_all_words_learn(told: tuple[dict[str, Any], Path, str]) -> None:
+    audit = told[0]["audit"]
+    assert audit["known_moved_when_all_learn"] > 0.9 * audit["known_compared_when_all_learn"] > 0
+
+
+def test_the_three_regimes_have_a_score_for_each_seed(told: tuple[dict[str, Any], Path, str]) -> None:
+    regimes = told[0]["regimes"]
+    assert sorted(regimes) == ["all", "missing", "none"]
+    assert all(len(regime["test_f1"]) == 2 and max(regime["test_f1"]) <= 1 for regime in regimes.values())
+    assert max(max(regime["dev_f1"]) for regime in regimes.values()) > 0
+
+
+def test_the_plans_differ_in_what_learns_of_the_table(told: tuple[dict[str, Any], Path, str]) -> None:
+    learned = {name: regime["plan"]["learned"] for name, regime in told[0]["regimes"].items()}
+    assert learned["none"] < learned["missing"] < learned["all"]
+
+
+def test_the_output_tells_the_story_in_order_and_in_plain_lines(told: tuple[dict[str, Any], Path, str]) -> None:
+    text = told[2]
+    landmarks = [
+        "1. Read",
+        "2. Train word vectors",
+        "3. Train the same tagger",
+        "embed.weight",
+        "Entity F1",
+        "4. Audit",
+    ]
+    places = [text.index(landmark) for landmark in [*landmarks, "frozen numbers moved", "moved furthest", "travel.png"]]
+    assert places == sorted(places)
+    assert "\x1b" not in text
+    assert "\r" not in text
+
+
+def test_pictures_and_results_lie_in_the_folder_and_nothing_else(told: tuple[dict[str, Any], Path, str]) -> None:
+    results, out, _ = told
+    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "results.json", "travel.png"]
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "travel.png"))
+
+
+def test_the_same_seed_gives_the_same_vectors() -> None:
+    text = [["one", "two", "three", "four", "five"]] * 20
+    first, second, other = (words.train_vectors(text, 4, 2, seed) for seed in (0, 0, 1))
+    assert (first.matrix == second.matrix).all()
+    assert (first.matrix != other.matrix).any()
+    assert first.matrix.std() == pytest.approx(0.35, abs=1e-3)
+
+
+def test_without_gensim_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gensim.models", None)
+    with pytest.raises(fl.MissingExtraError, match=r"pip install 'frostline\[demo\]'"):
+        words.train_vectors([["a"]], 4, 1)
+
+
+@pytest.mark.parametrize(("moved", "code"), [(0, 0), (3, 1)])
+def test_the_command_ends_with_1_if_a_frozen_number_moved(
+    moved: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Path] = []
+
+    def pretend(out: Path) -> dict[str, Any]:
+        seen.append(out)
+        return {"audit": {"frozen_moved": moved}}
+
+    monkeypatch.setattr("frostline.demo.story.tell", pretend)
+    assert main(["demo", "--out", str(tmp_path)]) == code
+    assert seen == [tmp_path]
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert main(["demo", "--out", str(tmp_path / "file")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(tmp_path / "file") in error
+
+
+def test_help_needs_no_torch_and_shows_two_examples() -> None:
+    code = "import sys; from frostline.cli import main; main(['demo', '--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("  frostline demo") == 2
+    assert demo.HELP in done.stdout
