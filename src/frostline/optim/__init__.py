@@ -1,0 +1,1 @@
+"""Optimizers that change only the rows that a step used: RowSGD, RowAdagrad, RowAdamW."""

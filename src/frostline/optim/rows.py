@@ -1,0 +1,223 @@
+"""The arithmetic of the row optimizers in plain torch, on chosen rows of a table, in place: the truth.
+
+Letters used for shapes in this file:
+    V  rows of the table          n  rows that a step uses (n <= V)
+    *  the shape of one row (nothing for a vector of V numbers)
+
+    param  (V, *)   any floating dtype; other state (V, *) in the dtype of `grad`
+    rows   (n,)     int64, sorted, each once; or None: every row, n = V, without a copy of the table
+    grad   (n, *)   the gradient of each of these rows, duplicates summed; its dtype is the one computed in:
+                    that of `param`, float32 for float16 and bfloat16
+    step   (V,)     int32, how often each row was used; or (): one count for all rows
+
+Each function is a short sequence of element-wise operations, each rounded once, in the order written, none contracted
+into a multiply-add: no `alpha=`, no `addcmul`, no `lerp`. Whoever follows the order gets the same bits. Python numbers
+(`1 - lr * weight_decay`) are doubles, rounded to the dtype of `grad` where they meet a tensor; so are the two numbers a
+row of `adagrad_` and `adamw_`, which `decayed_rates` and `bias_corrections` compute in float64. Values of another dtype
+than `grad` are widened when read and rounded once when written. `grad` is never written to. Nothing of size V is
+allocated unless `rows` is None. A row that is not in `rows` keeps every bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sgd_(
+    param: Tensor,
+    rows: Tensor | None,
+    grad: Tensor,
+    momentum_buffer: Tensor | None,
+    used: Tensor | None,
+    *,
+    lr: float,
+    momentum: float,
+    dampening: float,
+    nesterov: bool,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """One step of SGD on `rows`: L2 decay, momentum that changes only with its row, Nesterov.
+
+    Args:
+        param: Table, shape (V, *), changed in place.
+        rows: Rows to change, shape (n,), or None for all.
+        grad: Their gradient, shape (n, *).
+        momentum_buffer: Shape (V, *), zero at first, changed in place; None without momentum.
+        used: Bool, shape (V,), False at first, changed in place: a row used for the first time takes its gradient as
+            momentum, undampened. None when `dampening` is 0, where a buffer of zeros comes to the same.
+        lr: Learning rate.
+        momentum: Factor of the momentum that is kept.
+        dampening: The gradient enters the momentum times `1 - dampening`.
+        nesterov: Step along the gradient plus `momentum` times the new momentum.
+        weight_decay: Times the row itself, added to its gradient.
+        maximize: Step along the gradient, not against it.
+    """
+    value = _take(param, rows, grad)
+    grad = _directed(grad, value, weight_decay, maximize)
+    if momentum_buffer is not None:
+        buffer = _take(momentum_buffer, rows, grad)
+        first = None if used is None else ~_take(used, rows)  # (n,)
+        buffer.mul_(momentum).add_(grad.mul(1 - dampening))
+        if first is not None and used is not None:
+            buffer = torch.where(_column(first, grad), grad, buffer)
+            _put(used, rows, torch.ones_like(first))
+        _put(momentum_buffer, rows, buffer)
+        grad = grad.add(buffer.mul(momentum)) if nesterov else buffer
+    value.sub_(grad.mul(lr))
+    _put(param, rows, value)
+
+
+def adagrad_(
+    param: Tensor,
+    rows: Tensor | None,
+    grad: Tensor,
+    state_sum: Tensor,
+    step: Tensor | None,
+    *,
+    lr: float,
+    lr_decay: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """One step of Adagrad on `rows`, with a sum of squares for each number or one for each row.
+
+    Args:
+        param: Table, shape (V, *), changed in place.
+        rows: Rows to change, shape (n,), or None for all.
+        grad: Their gradient, shape (n, *).
+        state_sum: Sum of squared gradients, shape (V, *), changed in place; or of their mean over a row, shape (V,)
+            for rows that have a shape. That mean is `folded_sum` divided by the numbers in a row.
+        step: int32 counts, changed in place; None when `lr_decay` is 0, where nothing reads them.
+        lr: Learning rate.
+        lr_decay: In use t, counted from 1, the rate is `lr / (1 + (t - 1) * lr_decay)`.
+        eps: Added to the root of the sum.
+        weight_decay: Times the row itself, added to its gradient.
+        maximize: Step along the gradient, not against it.
+    """
+    value = _take(param, rows, grad)
+    grad = _directed(grad, value, weight_decay, maximize)
+    total = _take(state_sum, rows, grad)
+    square = grad.mul(grad)
+    total.add_(square if total.dim() == grad.dim() else folded_sum(square).div_(grad[0].numel() if len(grad) else 1))
+    _put(state_sum, rows, total)
+    root = _column(total.sqrt().add_(eps), grad)
+    rate = lr if step is None else _column(decayed_rates(step, rows, lr, lr_decay).to(grad.dtype), grad)
+    value.sub_(grad.mul(rate).div_(root))
+    _put(param, rows, value)
+
+
+def adamw_(
+    param: Tensor,
+    rows: Tensor | None,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    max_exp_avg_sq: Tensor | None,
+    step: Tensor,
+    *,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """One step of AdamW on `rows`, decay on these rows only, AMSGrad if `max_exp_avg_sq` is given.
+
+    Args:
+        param: Table, shape (V, *), changed in place.
+        rows: Rows to change, shape (n,), or None for all.
+        grad: Their gradient, shape (n, *).
+        exp_avg: Running mean of the gradient, shape (V, *), changed in place.
+        exp_avg_sq: Running mean of its square, shape (V, *), changed in place.
+        max_exp_avg_sq: Largest `exp_avg_sq` so far, shape (V, *), changed in place, or None.
+        step: int32 counts, shape (V,) or (), changed in place.
+        lr: Learning rate.
+        beta1: Share of `exp_avg` that is kept.
+        beta2: Share of `exp_avg_sq` that is kept.
+        eps: Added to the root.
+        weight_decay: The rows are first multiplied by `1 - lr * weight_decay`.
+        maximize: Step along the gradient, not against it.
+    """
+    value = _take(param, rows, grad)
+    if weight_decay != 0:
+        value.mul_(1 - lr * weight_decay)
+    if maximize:
+        grad = grad.neg()
+    mean = _take(exp_avg, rows, grad)
+    if 1 - beta1 < 0.5:  # torch's lerp: which end it starts from decides what an infinity does
+        mean.add_(grad.sub(mean).mul_(1 - beta1))
+    else:
+        mean.copy_(grad.sub(grad.sub(mean).mul_(beta1)))
+    _put(exp_avg, rows, mean)
+    square = _take(exp_avg_sq, rows, grad)
+    square.mul_(beta2).add_(grad.mul(1 - beta2).mul_(grad))
+    _put(exp_avg_sq, rows, square)
+    if max_exp_avg_sq is not None:
+        square = torch.maximum(_take(max_exp_avg_sq, rows, grad), square)
+        _put(max_exp_avg_sq, rows, square)
+    step_size, root = (_column(x.to(grad.dtype), grad) for x in bias_corrections(step, rows, lr, beta1, beta2))
+    value.sub_(mean.mul(step_size).div_(square.sqrt().div_(root).add_(eps)))
+    _put(param, rows, value)
+
+
+def decayed_rates(step: Tensor, rows: Tensor | None, lr: float, lr_decay: float) -> Tensor:
+    """Count this use of `rows` in `step`; return Adagrad's rate of each, float64, shape (n,) or ()."""
+    return lr / (1 + (_counted(step, rows) - 1) * lr_decay)
+
+
+def bias_corrections(step: Tensor, rows: Tensor | None, lr: float, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
+    """Count this use of `rows` in `step`; return `lr / (1 - beta1^t)` and `sqrt(1 - beta2^t)`.
+
+    Both are float64, of shape (n,), or () if `step` is one count for all rows.
+    """
+    t = _counted(step, rows)
+    return lr / (1 - beta1**t), (1 - beta2**t).sqrt()
+
+
+def folded_sum(x: Tensor) -> Tensor:
+    """Sum each row of (n, *) into (n,): fold the second half onto the first until one number is left.
+
+    With w numbers left, numbers `h, ..., w - 1` are added to numbers `0, ..., w - h - 1`, where h = (w + 1) // 2.
+    """
+    x = x.reshape(len(x), -1) if len(x) else x.new_zeros(0, 1)
+    while (width := x.shape[1]) > 1:
+        half = (width + 1) // 2
+        x = torch.cat([x[:, : width - half] + x[:, half:], x[:, width - half : half]], dim=1)
+    return x.reshape(-1)
+
+
+def _counted(step: Tensor, rows: Tensor | None) -> Tensor:
+    if rows is None or step.dim() == 0:
+        return step.add_(1).double()
+    count = step.index_select(0, rows).add_(1)
+    step.index_copy_(0, rows, count)
+    return count.double()
+
+
+def _directed(grad: Tensor, value: Tensor, weight_decay: float, maximize: bool) -> Tensor:
+    """Return the gradient to step against: the sign first, then L2 decay."""
+    if maximize:
+        grad = grad.neg()
+    return value.mul(weight_decay).add_(grad) if weight_decay != 0 else grad
+
+
+def _take(table: Tensor, rows: Tensor | None, like: Tensor | None = None) -> Tensor:
+    """Return the rows, in the dtype of `like`; without `rows` and in that dtype already, the table itself."""
+    taken = table if rows is None else table.index_select(0, rows)
+    return taken if like is None else taken.to(like.dtype)
+
+
+def _put(table: Tensor, rows: Tensor | None, values: Tensor) -> None:
+    if rows is not None:
+        table.index_copy_(0, rows, values.to(table.dtype))
+    elif values is not table:
+        table.copy_(values)
+
+
+def _column(x: Tensor, like: Tensor) -> Tensor:
+    """Give one number a row, shape (n,), the trailing dimensions that broadcast to `like`, (n, *)."""
+    return x.view(-1, *[1] * (like.dim() - 1)) if x.dim() < like.dim() else x
