@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
+import frostline as fl
 from frostline.demo import corpus
 
 TOPIC = """\
@@ -150,3 +152,15 @@ def test_docstrings_are_read_and_code_is_never_run(tmp_path: Path) -> None:
     (tmp_path / "it.py").write_text('"""Module."""\nclass A:\n    "Class."\n1 / 0\n', encoding="utf-8")
     (tmp_path / "bad.py").write_text("def (", encoding="utf-8")
     assert corpus.library_docstrings(tmp_path) == ["Module.", "Class."]
+
+
+def test_a_library_without_source_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(fl.DataFileError, match=r"no docstring in any \.py file") as refused:
+        corpus.library_docstrings(tmp_path)
+    assert str(tmp_path) in str(refused.value)
+
+
+def test_a_python_without_its_topics_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    with pytest.raises(fl.DataFileError, match=r"pydoc_data\.topics: not part of the Python at "):
+        corpus.python_topics()

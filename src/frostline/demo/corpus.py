@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import sysconfig
 import warnings
 import zlib
@@ -22,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from frostline.errors import DataFileError
 from frostline.tagger.conll import Sentence
 
 LABEL = "code"
@@ -191,9 +193,17 @@ def split(topics: Mapping[str, str], dev: float = 0.15, test: float = 0.25) -> P
 
 
 def python_topics() -> dict[str, str]:
-    """The language reference of the running Python, as `help()` shows it: topic name and text."""
-    from pydoc_data.topics import topics
+    """The language reference of the running Python, as `help()` shows it: topic name and text.
 
+    Raises:
+        DataFileError: this Python was installed without it.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise DataFileError(
+            f"pydoc_data.topics: not part of the Python at {sys.prefix}. Use one with its whole standard library."
+        ) from None
     return dict(topics)
 
 
@@ -216,10 +226,17 @@ def docstrings_of(source: bytes) -> list[str]:
 
 
 def library_docstrings(root: Path | None = None) -> list[str]:
-    """The docstrings of every module under `root` (None: this Python's standard library), tests left out."""
+    """The docstrings of every module under `root` (None: this Python's standard library), tests left out.
+
+    Raises:
+        DataFileError: there is none, as where the library is installed without its source.
+    """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     files = (f for f in sorted(root.rglob("*.py")) if not _NOT_LIBRARY.intersection(f.relative_to(root).parts[:-1]))
-    return [text for file in files for text in docstrings_of(file.read_bytes())]
+    found = [text for file in files for text in docstrings_of(file.read_bytes())]
+    if not found:
+        raise DataFileError(f"{root}: no docstring in any .py file. Use a Python whose library comes with its source.")
+    return found
 
 
 def plain_sentences(texts: Iterable[str]) -> list[list[str]]:
