@@ -1,4 +1,4 @@
-"""Every page of the documentation runs from top to bottom and prints what it says it prints."""
+"""The README and every page of the documentation run from top to bottom and prints what it says it prints."""
 
 import contextlib
 import io
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
+PROJECT = Path(__file__).resolve().parents[1]
+DOCS = PROJECT / "docs"
+PAGES = [PROJECT / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 
@@ -31,7 +32,7 @@ def run(text, name):
     return results
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(DOCS)) for page in PAGES])
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(PROJECT)) for page in PAGES])
 def test_a_page_prints_what_it_promises(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))

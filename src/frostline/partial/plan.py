@@ -125,7 +125,7 @@ def _cells(line: Line) -> tuple[str, str, str, str, str]:
     name = line.name + (f" (= {', '.join(line.tied)})" if line.tied else "")
     whole = line.shape[0] if line.learns == "rows" else line.total
     what = line.learns if line.count is None else f"{line.count:,} of {whole:,} {line.learns}"
-    shape = " x ".join(str(n) for n in line.shape) or "scalar"
+    shape = " x ".join(f"{n:,}" for n in line.shape) or "scalar"
     note = f" ({line.note})" if line.note else ""
     return name, shape, what + note, f"{line.learned:,}", f"{_ADAM * line.learned:,}"
 

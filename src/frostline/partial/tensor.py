@@ -97,7 +97,7 @@ class PartialTensor(Tensor):
             return self.selected.join(self.frozen, self.learned)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        size = " x ".join(str(n) for n in self.shape) or "scalar"
+        size = " x ".join(f"{n:,}" for n in self.shape) or "scalar"
         whole = self.shape[0] if self.selected.kind == "rows" else self.numel()
         dtype = str(self.dtype).removeprefix("torch.")
         return f"PartialTensor({size}, {dtype}, {len(self.selected):,} of {whole:,} {self.selected.kind} learn)"
