@@ -37,6 +37,7 @@ def test_the_public_names_are_pinned():
         "load_learned",
         "merge",
         "nothing",
+        "optim",
         "rows",
         "save_learned",
         "scale_gradient",

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from frostline import tagger, vectors
+    from frostline import optim, tagger, vectors
     from frostline.errors import (
         DataFileError,
         FileError,
@@ -59,6 +59,7 @@ _ROOMS = {
         "VectorFileError",
     ],
     "gates": ["scale_gradient", "stop_gradient"],
+    "optim": [],
     "partial": [
         "PartialTensor",
         "Plan",
@@ -97,6 +98,7 @@ __all__ = [
     "load_learned",
     "merge",
     "nothing",
+    "optim",
     "rows",
     "save_learned",
     "scale_gradient",

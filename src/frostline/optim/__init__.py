@@ -1,1 +1,7 @@
-"""Optimizers that change only the rows that a step used: RowSGD, RowAdagrad, RowAdamW."""
+"""Optimizers that change only the rows that a step used; a row that it did not use keeps every bit, state included."""
+
+from frostline.optim.adagrad import RowAdagrad
+from frostline.optim.adamw import RowAdamW
+from frostline.optim.sgd import RowSGD
+
+__all__ = ["RowAdagrad", "RowAdamW", "RowSGD"]

@@ -1,0 +1,104 @@
+"""Adagrad on the rows in use, with a sum of squares for every number or one for every row.
+
+Letters used for shapes in this file:
+    V  rows of a parameter        *  the shape of one row
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from frostline.optim.base import COMPUTED_IN, RowOptimizer, require_at_least_zero
+from frostline.optim.rows import adagrad_
+
+
+class RowAdagrad(RowOptimizer):
+    """`torch.optim.Adagrad` that changes only the rows that a step used, with decay and sparse gradients together.
+
+    A row that no step used keeps its value and state, bit for bit. With dense gradients it does what
+    `torch.optim.Adagrad` does.
+
+    Args:
+        params: Parameters or groups, such as `plan.parameters()`; float16, bfloat16, float32 or float64.
+        lr: Learning rate, 0 or more; a number or a tensor of one.
+        lr_decay: In use t of a row, counted from 1, its rate is `lr / (1 + (t - 1) * lr_decay)`; 0 or more.
+        weight_decay: L2 penalty, 0 or more, on the rows in use.
+        initial_accumulator_value: What the sums start with, 0 or more.
+        eps: Added to the root of the sums, 0 or more.
+        maximize: Go up the gradient, not down.
+        rowwise: Keep one sum a row, of the mean of its squared gradient, in place of one a number: state V times
+            smaller than the table is wide, and all numbers of a row share one rate.
+
+    Raises:
+        ValueError: An option out of its range, or parameters of another dtype.
+
+    Cost: a step costs the rows in use; state is `sum`, (V, *) or with `rowwise` (V,), and with `lr_decay` an int32 a
+    row.
+
+    Example:
+        >>> import frostline as fl
+        >>> table = torch.nn.Embedding(3, 2, sparse=True)
+        >>> _ = torch.nn.init.ones_(table.weight)
+        >>> optimizer = fl.optim.RowAdagrad(table.parameters(), lr=0.5, rowwise=True)
+        >>> (table(torch.tensor([2, 2])) * torch.tensor([1.0, 7.0])).sum().backward()
+        >>> optimizer.step()
+        >>> table.weight.data[2], optimizer.state[table.weight]["sum"]
+        (tensor([0.9000, 0.3000]), tensor([  0.,   0., 100.]))
+
+    Source: Duchi, Hazan and Singer (2011), as in `torch.optim.Adagrad`; one sum a row as in PyTorch-BigGraph (2019).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        lr_decay: float = 0,
+        weight_decay: float = 0,
+        initial_accumulator_value: float = 0,
+        eps: float = 1e-10,
+        *,
+        maximize: bool = False,
+        rowwise: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "lr_decay": lr_decay,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "initial_accumulator_value": initial_accumulator_value,
+            "maximize": maximize,
+            "rowwise": rowwise,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        require_at_least_zero(group, ["lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"])
+
+    def _state_names(self, group: dict[str, Any]) -> list[str]:
+        return ["sum"] if group["lr_decay"] == 0 else ["sum", "step"]
+
+    def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
+        if name == "step":
+            return torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        like = table.flatten(1)[:, 0] if group["rowwise"] and table.dim() > 1 else table
+        return torch.full_like(like, group["initial_accumulator_value"], dtype=COMPUTED_IN[table.dtype])
+
+    def _update(
+        self, table: Tensor, rows: Tensor | None, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        adagrad_(
+            table,
+            rows,
+            grad,
+            state["sum"],
+            state["step"] if "step" in self._state_names(group) else None,
+            lr=float(group["lr"]),
+            lr_decay=group["lr_decay"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+        )

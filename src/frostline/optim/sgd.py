@@ -1,0 +1,107 @@
+"""SGD on the rows in use, with the momentum of sparse updates: a row's momentum changes only with its row.
+
+Letters used for shapes in this file:
+    V  rows of a parameter        *  the shape of one row
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from frostline.optim.base import RowOptimizer, require, require_at_least_zero
+from frostline.optim.rows import sgd_
+
+
+class RowSGD(RowOptimizer):
+    """`torch.optim.SGD` that changes only the rows that a step used.
+
+    With sparse gradients, a row that is not in the batch keeps its value and its momentum, bit for bit; momentum, decay
+    and step come with its next use. (torch's own momentum goes on moving rows after their last use.) With dense
+    gradients it does what `torch.optim.SGD` does.
+
+    Args:
+        params: Parameters or groups, such as `plan.parameters()`; float16, bfloat16, float32 or float64.
+        lr: Learning rate, 0 or more; a number or a tensor of one.
+        momentum: Share of the momentum that is kept at each use of a row, 0 or more.
+        dampening: A gradient enters the momentum times `1 - dampening`; at the first use of a row, whole.
+        weight_decay: L2 penalty, 0 or more, on the rows in use.
+        nesterov: Nesterov's momentum; needs momentum and no dampening.
+        maximize: Go up the gradient, not down.
+
+    Raises:
+        ValueError: An option out of its range, or parameters of another dtype.
+
+    Cost: a step costs the rows in use; state, with momentum only, `momentum_buffer` (V, *) and, with dampening, one
+    bool a row.
+
+    Example:
+        >>> import frostline as fl
+        >>> table = torch.nn.Embedding(3, 1, sparse=True)
+        >>> _ = torch.nn.init.ones_(table.weight)
+        >>> optimizer = fl.optim.RowSGD(table.parameters(), lr=0.1, weight_decay=0.5)
+        >>> table(torch.tensor([2, 2])).sum().backward()
+        >>> optimizer.step()
+        >>> table.weight.data.flatten()
+        tensor([1.0000, 1.0000, 0.7500])
+
+    Source: `torch.optim.SGD`; the momentum is that of TensorFlow's `MomentumOptimizer` on sparse gradients.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+        }
+        super().__init__(params, defaults)
+
+    def _check(self, group: dict[str, Any]) -> None:
+        require_at_least_zero(group, ["lr", "momentum", "weight_decay"])
+        plain = group["momentum"] > 0 and group["dampening"] == 0
+        given = f"True with momentum {group['momentum']} and dampening {group['dampening']}"
+        require(plain or not group["nesterov"], "nesterov", given, "False without momentum or with dampening")
+
+    def _state_names(self, group: dict[str, Any]) -> list[str]:
+        if group["momentum"] == 0:
+            return []
+        return ["momentum_buffer"] if group["dampening"] == 0 else ["momentum_buffer", "used"]
+
+    def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
+        if name == "used":
+            return torch.zeros(len(table), dtype=torch.bool, device=table.device)
+        return super()._new_state(name, table, group)
+
+    def _update(
+        self, table: Tensor, rows: Tensor | None, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        names = self._state_names(group)
+        sgd_(
+            table,
+            rows,
+            grad,
+            state["momentum_buffer"] if "momentum_buffer" in names else None,
+            state["used"] if "used" in names else None,
+            lr=float(group["lr"]),
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+        )
