@@ -84,7 +84,9 @@ class PartialModule(nn.Module):
         for name, layout in self._frostline.layouts.items():
             frozen, learned = parts(self, name)
             if is_sharded(frozen):
-                raise PartialTensorError(f"{prefix}{name}: a sharded partial tensor cannot give its full values yet.")
+                raise PartialTensorError(
+                    f"{prefix}{name}: sharded, so its full values are on no process. Take state_dict() before fully_shard."
+                )
             layout.put(frozen.data, learned.detach())  # never read there, so the learned values may stand in
             del destination[prefix + learned_name(name)]
 
