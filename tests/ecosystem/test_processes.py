@@ -125,7 +125,7 @@ def test_under_fsdp_the_learned_rows_are_shared_out(folder: Path) -> None:
         ("ddp", "again", "knows only the parameters it was built with. Call train_only first."),
         ("fsdp", "again", "is sharded. Call train_only and merge on the unsharded model."),
         ("fsdp", "merge", "is sharded. Call train_only and merge on the unsharded model."),
-        ("fsdp", "state_dict", f"{TABLE}: a sharded partial tensor cannot give its full values"),
+        ("fsdp", "state_dict", f"{TABLE}: sharded, so its full values are on no process"),
     ],
 )
 def test_what_cannot_be_done_there_says_so_on_every_process(folder: Path, way: str, call: str, says: str) -> None:
