@@ -36,7 +36,7 @@ class Scale:
     dimension: int = 100
     vector_epochs: int = 30
     epochs: int = 15
-    seeds: tuple[int, ...] = (0, 1, 2, 3)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     docstrings: int | None = None  # None: all of them
     sentences: int | None = None  # of training, dev and test each; None: all of them
 
