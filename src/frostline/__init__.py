@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         VectorFileError,
     )
     from frostline.gates import scale_gradient, stop_gradient
+    from frostline.optim import clip_grad_norm_
     from frostline.partial import (
         PartialTensor,
         Plan,
@@ -59,7 +60,7 @@ _ROOMS = {
         "VectorFileError",
     ],
     "gates": ["scale_gradient", "stop_gradient"],
-    "optim": [],
+    "optim": ["clip_grad_norm_"],
     "partial": [
         "PartialTensor",
         "Plan",
@@ -93,6 +94,7 @@ __all__ = [
     "ShapeError",
     "StaleOptimizerError",
     "VectorFileError",
+    "clip_grad_norm_",
     "entries",
     "everything",
     "load_learned",

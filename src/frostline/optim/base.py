@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from frostline.optim.used import used_rows
+from frostline.partial.module import is_sharded
 
 COMPUTED_IN = {
     torch.float64: torch.float64,
@@ -151,8 +151,8 @@ def require_at_least_zero(group: dict[str, Any], names: Iterable[str]) -> None:
 def _check_parameter(parameter: Tensor) -> None:
     kinds = "float16, bfloat16, float32 or float64"
     require(parameter.dtype in COMPUTED_IN, "params", f"a parameter of dtype {parameter.dtype}", kinds)
-    sharded = isinstance(parameter, DTensor)
-    require(not sharded, "params", "a DTensor", "a tensor of this process alone. Use torch.optim for sharded ones")
+    whole = "a tensor of this process alone; use torch.optim for sharded ones"
+    require(not is_sharded(parameter), "params", "a DTensor", whole)
 
 
 def _table(tensor: Tensor) -> Tensor:

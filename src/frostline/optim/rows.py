@@ -15,7 +15,8 @@ into a multiply-add: no `alpha=`, no `addcmul`, no `lerp`. Whoever follows the o
 (`1 - lr * weight_decay`) are doubles, rounded to the dtype of `grad` where they meet a tensor; so are the two numbers a
 row of `adagrad_` and `adamw_`, which `decayed_rates` and `bias_corrections` compute in float64. Values of another dtype
 than `grad` are widened when read and rounded once when written. `grad` is never written to. Nothing of size V is
-allocated unless `rows` is None. A row that is not in `rows` keeps every bit.
+allocated unless `rows` is None. A row that is not in `rows` keeps every bit. Rows of a sparse gradient whose sum is all
+zeros never get here: `used_rows` (used.py) leaves them out.
 """
 
 from __future__ import annotations

@@ -1,0 +1,77 @@
+"""Clip gradients by their norm, sparse ones among them.
+
+Letters used for shapes in this file:
+    *  any shape of a gradient
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from frostline.optim.used import summed
+
+
+@torch.no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """Scale all gradients down together so that their norm is at most `max_norm`; dense and sparse ones alike.
+
+    The norm is that of the dense gradients: entries of a sparse one that name the same row are summed first.
+
+    Args:
+        parameters: A parameter or several; those without a gradient are skipped.
+        max_norm: The norm to come down to.
+        norm_type: Which p-norm; `float("inf")` for the largest absolute value.
+        error_if_nonfinite: Raise if the norm is NaN or infinite, before anything is scaled.
+        foreach: As in torch: True, False, or None where torch chooses.
+
+    Returns:
+        The norm before clipping, shape ().
+
+    Raises:
+        RuntimeError: The norm is NaN or infinite, and `error_if_nonfinite` is True.
+
+    Cost: a pass over the dense gradients; for a sparse one a sort of its ids and a pass over its entries, whatever the
+    size of the table. Sparse gradients are scaled in place and keep their kind.
+
+    Example:
+        >>> import frostline as fl
+        >>> table = torch.nn.Embedding(9, 1, sparse=True)
+        >>> (table(torch.tensor([2, 2, 5])) * 2).sum().backward()
+        >>> fl.clip_grad_norm_(table.parameters(), max_norm=1.0)
+        tensor(4.4721)
+
+    Source: `torch.nn.utils.clip_grad_norm_`, which fails on sparse gradients.
+    """
+    parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not any(grad.is_sparse for grad in grads):
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
+    each_once = [_flat(grad) for grad in grads]
+    norm = torch.nn.utils.get_total_norm(
+        [grad for grad in each_once if grad.numel()] or [each_once[0].new_zeros(1)],
+        norm_type,
+        error_if_nonfinite,
+        foreach,
+    )
+    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    for grad in grads:
+        (grad._values() if grad.is_sparse else grad).mul_(scale.to(grad.device))
+    return norm
+
+
+def _flat(grad: Tensor) -> Tensor:
+    """Return the values that the dense gradient would hold, zeros left out."""
+    if not grad.is_sparse:
+        return grad
+    if grad.sparse_dim() > 1:
+        return grad.coalesce()._values()
+    return summed(grad, grad.dtype)[1]
