@@ -1,7 +1,7 @@
 """Only the rows that a step used change, and each as if it were alone.
 
-The oracle is slow and obvious: every row is a parameter of its own with a torch.optim optimizer of its own, stepped only
-when the row is used.
+The oracle is slow and obvious: every row is a parameter of its own with a torch.optim optimizer of its own, stepped
+only when the row is used.
 """
 
 import pytest
@@ -91,7 +91,8 @@ def test_rows_out_of_use_keep_every_bit_and_their_state(make, options, dtype, ba
         idle = torch.ones(V, dtype=torch.bool)
         idle[list(set(ids))] = False
         assert torch.equal(weight.detach()[idle], before[idle])
-        assert (weight.detach()[~idle] != before[~idle]).any(dim=1).all()
+        if dtype == torch.float32:  # in bfloat16 a small move may round to none
+            assert (weight.detach()[~idle] != before[~idle]).any(dim=1).all()
         for name, value in state.items():
             assert torch.equal(optimizer.state[weight][name][idle], value[idle])
 
@@ -196,7 +197,7 @@ def test_a_step_on_a_huge_table_makes_nothing_of_its_size():
     for make, options in OURS.values():
         optimizer = make([weight], **options)
         sizes = []
-        for step in range(2):
+        for _ in range(2):
             weight.grad = sparse([5, 7, 5], torch.ones(3, width), rows=rows)
             with torch.profiler.profile(profile_memory=True) as profile:
                 optimizer.step()
