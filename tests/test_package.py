@@ -36,6 +36,7 @@ def test_the_public_names_are_pinned():
         "entries",
         "everything",
         "load_learned",
+        "mapped_embedding",
         "merge",
         "nothing",
         "optim",

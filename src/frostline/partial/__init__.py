@@ -14,6 +14,7 @@ watch.py        an optimizer that no longer drives what learns is told so
 from frostline.partial import lookups as lookups  # fills the table that tensor.py asks
 from frostline.partial.choose import merge, train_only
 from frostline.partial.files import load_learned, save_learned
+from frostline.partial.mapped import mapped_embedding
 from frostline.partial.plan import Plan
 from frostline.partial.selections import Selection, entries, everything, nothing, rows
 from frostline.partial.tensor import PartialTensor
@@ -25,6 +26,7 @@ __all__ = [
     "entries",
     "everything",
     "load_learned",
+    "mapped_embedding",
     "merge",
     "nothing",
     "rows",

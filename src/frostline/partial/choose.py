@@ -8,38 +8,33 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from frostline.errors import FrostlineError, PartialTensorError, PatternError, SelectionError
+from frostline.errors import FrostlineError, PatternError, SelectionError
+from frostline.partial.find import Found, find_tensors
 from frostline.partial.layout import Layout
 from frostline.partial.module import (
     State,
-    is_sharded,
     learned_name,
     partial_class,
-    parts,
     plain_class,
     state_of,
 )
 from frostline.partial.plan import Line, Plan
-from frostline.partial.selections import Selection, nothing
+from frostline.partial.refuse import (
+    refuse_for_mapped,
+    refuse_sharded,
+    refuse_to_forget,
+    refuse_unseen_uses,
+    refuse_wrapped,
+)
+from frostline.partial.selections import All, Selection, nothing
 from frostline.partial.watch import retire, watch
-
-
-@dataclass
-class Found:
-    """One tensor of a model: its names, the modules that own it, and its parts if it is partial now."""
-
-    tensor: nn.Parameter
-    names: list[str] = field(default_factory=list)
-    owners: list[tuple[nn.Module, str]] = field(default_factory=list)
-    learned: nn.Parameter | None = None
-    layout: Layout | None = None
 
 
 def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_statistics: bool = False) -> Plan:
@@ -80,14 +75,15 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
         ---------------------------------------------------------
         total         19 numbers  52.6 % learns       10       20
     """
-    _refuse_wrapped(model)
+    refuse_wrapped(model)
     found = find_tensors(model)
     chosen = {id(one.tensor): _choose(one, selections) for one in found}
     _refuse_unmatched(selections, found)
     layouts = {id(one.tensor): _resolve(one, *chosen[id(one.tensor)]) for one in found}
     for one in found:
         if isinstance(layouts[id(one.tensor)], Layout):
-            _refuse_unseen_uses(model, one, found)
+            refuse_unseen_uses(model, one, found)
+        refuse_to_forget(one, layouts[id(one.tensor)])
     values = {
         id(one.tensor): _learned_values(one, layout, chosen[id(one.tensor)][0])
         for one in found
@@ -115,7 +111,8 @@ def merge(model: nn.Module) -> None:
         model: A module that `train_only` changed, or any ancestor of one. A plain model is left as it is.
 
     Raises:
-        PartialTensorError: The model is sharded (FSDP2), where the parts cannot be joined in place.
+        PartialTensorError: The model is sharded (FSDP2), where the parts cannot be joined in place; or rows of a mapped
+            table learned. A mapped table of which nothing learned stays mapped.
 
     Cost: one write of what learned; no copy of a table. A learned part in float32 is rounded to the table's dtype.
 
@@ -127,34 +124,21 @@ def merge(model: nn.Module) -> None:
         >>> type(embedding) is nn.Embedding, embedding.weight.requires_grad
         (True, True)
     """
-    _refuse_sharded(model)
+    refuse_sharded(model)
+    found = find_tensors(model)
+    for one in found:
+        refuse_to_forget(one, False)
     for module in model.modules():
         _remember(module)
-    for one in find_tensors(model):
+    for one in found:
         _join(one)
+        if one.mapped:
+            continue
         one.tensor.requires_grad_(any(cast(State, state_of(m)).requires_grad[name] for m, name in one.owners))
     _set_classes(model, held=set())
     for module in model.modules():
-        module.__dict__.pop("_frostline", None)
-
-
-def find_tensors(model: nn.Module) -> list[Found]:
-    """Every parameter of `model`, tied names together, learned parts with the tensor they belong to."""
-    found: dict[int, Found] = {}
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        state = state_of(module)
-        layouts = {} if state is None else state.layouts
-        hidden = {learned_name(name) for name in layouts}
-        for name, parameter in module._parameters.items():
-            if parameter is None or name in hidden:
-                continue
-            one = found.setdefault(id(parameter), Found(parameter))
-            one.names.append(f"{prefix}.{name}" if prefix else name)
-            if (module, name) not in one.owners:
-                one.owners.append((module, name))
-            if name in layouts:
-                one.learned, one.layout = parts(module, name)[1], layouts[name]
-    return list(found.values())
+        if (state := state_of(module)) is not None and not state.mapped:
+            del module.__dict__["_frostline"]
 
 
 def _choose(one: Found, selections: Mapping[str, Selection]) -> tuple[Selection, bool]:
@@ -200,12 +184,17 @@ def _resolve(one: Found, selection: Selection, exact: bool) -> Layout | bool:
         if exact and selection is not nothing:
             raise SelectionError(f"{name}: {one.tensor.dtype} cannot learn. Choose fl.nothing for it.")
         return False
+    if one.mapped and selection is not nothing and (exact or not isinstance(selection, All)):
+        refuse_for_mapped(one, selection)
+    elif one.mapped:
+        return False
     padding = [index for module, _ in one.owners if isinstance(index := getattr(module, "padding_idx", None), int)]
     try:
         layout = selection.places(one.tensor, padding[0] if padding else None)
     except FrostlineError as error:
         raise type(error)(f"{name}: {error}") from None
     if isinstance(layout, Layout):
+        layout = replace(layout, read_only=one.mapped)
         for module, own in one.owners:
             if getattr(module, "max_norm", None) is not None:
                 raise SelectionError(
@@ -215,53 +204,6 @@ def _resolve(one: Found, selection: Selection, exact: bool) -> Layout | bool:
             if hasattr(module, taken) and one.layout is None:
                 raise SelectionError(f"{name}: its module already has an attribute {taken!r}. Rename that one.")
     return layout
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    _refuse_sharded(model)
-    for module in model.modules():
-        if isinstance(module, nn.parallel.DistributedDataParallel):
-            raise PartialTensorError(
-                "model: DistributedDataParallel knows only the parameters it was built with. Call train_only first."
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise PartialTensorError("model: a ScriptModule cannot be partly frozen. Use the Python module.")
-
-
-def _refuse_sharded(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_sharded(parameter):
-            raise PartialTensorError(f"model: {name} is sharded. Call train_only and merge on the unsharded model.")
-
-
-def _refuse_unseen_uses(model: nn.Module, one: Found, found: list[Found]) -> None:
-    """Refuse a tensor that is reached by another way than its name: that use would never see what learns."""
-    start, end = _span(one.tensor)
-    for other in found:
-        other_start, other_end = _span(other.tensor)
-        if other is not one and start < other_end and other_start < end:
-            raise PartialTensorError(
-                f"{one.names[0]} shares its memory with {other.names[0]}, which is another Parameter. "
-                "Tie them by assigning the same Parameter to both."
-            )
-    for path, module in model.named_modules():
-        for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_frostline") or (isinstance(module, nn.RNNBase) and attribute[0] == "_"):
-                continue
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            if any(item is one.tensor for item in held):
-                raise PartialTensorError(
-                    f"{one.names[0]}: {path or 'the model'}.{attribute} keeps this Parameter outside its name, so its "
-                    "forward would never see what learns. Make that attribute a property that reads the Parameter."
-                )
-
-
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First and last address of a tensor's memory; (0, 0) where it has none, as on the meta device."""
-    if tensor.device.type == "meta" or tensor.numel() == 0 or is_sharded(tensor):
-        return 0, 0
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _remember(module: nn.Module) -> None:
@@ -279,9 +221,14 @@ def _learned_values(one: Found, layout: Layout, selection: Selection) -> Tensor:
     """The values that `layout` selects, as they are now, in the dtype in which they will learn."""
     dtype = selection.dtype or one.tensor.dtype
     with torch.no_grad():
+        values = layout.take(one.tensor).to(dtype)
         if one.layout is None or one.learned is None:
-            return layout.take(one.tensor).to(dtype)
-        full = one.tensor.to(dtype, copy=True)  # once, at a change of plan: keeps float32 digits over a half table
+            return values
+        if layout.slots is not None and one.layout.slots is not None:
+            slots = one.layout.slots[layout.places[0]]  # (R,) the row's place among those that learned so far, or -1
+            values[slots >= 0] = one.learned[slots[slots >= 0]].to(dtype)
+            return values
+        full = one.tensor.to(dtype, copy=True)  # entries: once, at a change of plan
         one.layout.put(full, one.learned)
         return layout.take(full)
 
@@ -290,7 +237,8 @@ def _join(one: Found) -> None:
     """Write the learned part into the frozen one and forget the parts."""
     if one.layout is None or one.learned is None:
         return
-    one.layout.put(one.tensor.data, one.learned.detach())
+    if not one.mapped:
+        one.layout.put(one.tensor.data, one.learned.detach())
     one.tensor.grad = one.learned.grad = None
     retire(one.tensor, one.learned)
     for module, name in one.owners:
@@ -320,7 +268,7 @@ def _set_classes(model: nn.Module, held: set[nn.Module]) -> None:
         if state is None:
             continue
         was_held, state.held = state.held, module in held
-        names = tuple(state.layouts)
+        names = tuple(dict.fromkeys([*state.layouts, *state.mapped]))
         cls: Any = partial_class(plain_class(module), names) if names or state.held else plain_class(module)
         if type(module) is not cls:
             module.__class__ = cls
@@ -337,5 +285,6 @@ def _line(one: Found, layout: Layout | bool) -> Line:
     if isinstance(layout, Layout):
         learns, count = layout.kind, len(layout)
         learned = count * (tensor[0].numel() if layout.slots is not None else 1)
-    note = "" if tensor.is_floating_point() or tensor.is_complex() else f"{tensor.dtype} cannot learn"
+    note = "" if not one.mapped else "mapped"
+    note = note if tensor.is_floating_point() or tensor.is_complex() else f"{tensor.dtype} cannot learn"
     return Line(one.names[0], tuple(one.names[1:]), tuple(tensor.shape), learns, count, learned, note)

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
-from frostline.partial.choose import Found, find_tensors
+from frostline.partial.find import Found, find_tensors
 from frostline.partial.layout import Layout
 from frostline.partial.module import is_sharded, state_of
 
@@ -111,6 +111,8 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
             raise LearnedFileError(
                 f"{path}: {name} has shape {item.shape} in the file, but {tuple(target.shape)} in the model."
             )
+        if item.kind != "buffer":
+            _refuse_to_write_into_a_file(path, targets[name], item)
         writes.append((name, item, target))
     for name, item, target in writes:
         _warn_of_differences(path, name, item, target)
@@ -119,6 +121,16 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
             target.copy_(item.values)
         else:
             _write_values(targets[name], item)
+
+
+def _refuse_to_write_into_a_file(path: Path, one: Found, item: Saved) -> None:
+    if not one.mapped:
+        return
+    slots = one.layout.slots if one.layout is not None else None
+    if item.layout is None or slots is None or bool((slots[item.layout.places[0]] < 0).any()):
+        raise LearnedFileError(
+            f"{path}: {one.names[0]} is mapped and never written to. Call train_only with the file's rows first."
+        )
 
 
 @dataclass(frozen=True)
@@ -215,16 +227,21 @@ def _warn_of_differences(path: Path, name: str, item: Saved, target: Tensor) -> 
 @torch.no_grad()
 def _write_values(one: Found, item: Saved) -> None:
     """Write into the plain tensor, or into both parts of a partial one."""
-    if item.layout is None:
-        one.tensor.copy_(item.values)
-    else:
-        item.layout.to(one.tensor.device).put(one.tensor, item.values.to(one.tensor.device))
     if one.layout is not None and one.learned is not None:
-        # What the file does not hold keeps its learned value, in full precision.
-        full = one.tensor.to(one.learned.dtype, copy=True)
-        one.layout.put(full, one.learned)
-        if item.layout is None:
-            full.copy_(item.values)
-        else:
-            item.layout.to(full.device).put(full, item.values.to(full.device))
-        one.learned.copy_(one.layout.take(full))
+        if item.kind == "rows" and item.layout is not None and one.layout.slots is not None:
+            slots = one.layout.slots[item.layout.places[0].to(one.layout.slots.device)]  # -1: does not learn here
+            one.learned[slots[slots >= 0]] = item.values.to(one.learned)[slots >= 0]
+        else:  # entries: what the file does not hold keeps its learned value, in full precision
+            full = one.tensor.to(one.learned.dtype, copy=True)
+            one.layout.put(full, one.learned)
+            _put(full, item)
+            one.learned.copy_(one.layout.take(full))
+    if not one.mapped:
+        _put(one.tensor, item)
+
+
+def _put(whole: Tensor, item: Saved) -> None:
+    if item.layout is None:
+        whole.copy_(item.values)
+    else:
+        item.layout.to(whole.device).put(whole, item.values.to(whole.device))

@@ -12,7 +12,7 @@ A Layout says where `learned` belongs in `frozen`. It is immutable, and shared b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,12 +27,14 @@ class Layout:
             every dimension for entries. `tensor[places]` is what learns.
         slots: For rows, the map from a row's id to its place in `learned`: int32, shape (V,), -1 where the row is
             frozen. The one thing of size V that a partial tensor adds; it is made once. None for entries.
+        read_only: Whether the frozen part is a mapped file.
         learn_padding: Whether the row at `padding_idx` learns because the caller asked for it.
     """
 
     places: tuple[Tensor, ...]
     slots: Tensor | None
     learn_padding: bool = False
+    read_only: bool = False
 
     @classmethod
     def of_rows(cls, ids: Tensor, rows: int, device: torch.device, learn_padding: bool = False) -> Layout:
@@ -65,7 +67,7 @@ class Layout:
         if self.places[0].device == device:
             return self
         slots = None if self.slots is None else self.slots.to(device)
-        return Layout(tuple(place.to(device) for place in self.places), slots, self.learn_padding)
+        return replace(self, places=tuple(place.to(device) for place in self.places), slots=slots)
 
     def same_places(self, other: Layout) -> bool:
         """Whether both choose the same entries, in the same order."""

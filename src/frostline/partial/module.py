@@ -20,6 +20,23 @@ from frostline.errors import PartialTensorError
 from frostline.partial.layout import Layout
 from frostline.partial.tensor import PartialTensor
 
+_CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
+
+
+@dataclass(frozen=True, eq=False)
+class MappedTable:
+    """A tensor in a mapped file, and how to map it again: copies and pickles share the file, not the numbers."""
+
+    tensor: Tensor
+    reopen: Callable[..., MappedTable]
+    arguments: tuple[Any, ...]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> MappedTable:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reopen, self.arguments
+
 
 @dataclass
 class State:
@@ -27,11 +44,13 @@ class State:
 
     Attributes:
         layouts: Name of each partial tensor -> its layout.
+        mapped: Name of each tensor that stays in a file -> the file's; it is not among the parameters.
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
         held: Whether running statistics are held, by keeping the module in eval mode.
     """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
+    mapped: dict[str, MappedTable] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
     held: bool = False
     assigning: bool = False
@@ -76,22 +95,27 @@ class PartialModule(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         layouts = self._frostline.layouts
         for name, layout in layouts.items():
-            layouts[name] = layout.to(_parameter(self, name).device)
+            layouts[name] = layout.to(frozen_part(self, name).device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, table in self._frostline.mapped.items():
+            destination[prefix + name] = table.tensor
         for name, layout in self._frostline.layouts.items():
             frozen, learned = parts(self, name)
             if is_sharded(frozen):
                 raise PartialTensorError(
-                    f"{prefix}{name}: sharded, so its full values are on no process. Take state_dict() before fully_shard."
+                    f"{prefix}{name}: sharded, so its full values are on no process. Take them before fully_shard."
                 )
-            layout.put(frozen.data, learned.detach())  # never read there, so the learned values may stand in
+            if name in self._frostline.mapped:
+                destination[prefix + name] = layout.join(frozen, learned).detach()
+            else:
+                layout.put(frozen.data, learned.detach())  # never read there, so the learned values may stand in
             del destination[prefix + learned_name(name)]
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any, **kwargs: Any
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
         given = dict(state_dict)  # the caller's stays as it is
         for name, layout in self._frostline.layouts.items():
@@ -101,11 +125,34 @@ class PartialModule(nn.Module):
                 given[prefix + learned_name(name)] = layout.take(full.detach()).to(learned)
             else:  # only the plain key is to be reported as missing or misshapen
                 given[prefix + learned_name(name)] = learned.detach()
+        _, missing, _, errors = args
+        for name in self._frostline.mapped:
+            problem = self._differs_from_file(name, given.pop(prefix + name, None))
+            if problem == "missing":
+                missing.append(prefix + name)
+            elif problem:
+                errors.append(f"{prefix}{name}: {problem}")
         self._frostline.assigning = True
         try:
-            super()._load_from_state_dict(given, prefix, local_metadata, *args, **kwargs)
+            super()._load_from_state_dict(given, prefix, local_metadata, *args)
         finally:
             self._frostline.assigning = False
+
+    def _differs_from_file(self, name: str, full: Tensor | None) -> str:
+        """Why `full` cannot be loaded over the mapped tensor `name`; empty if it can: only learned places differ."""
+        frozen, layout = frozen_part(self, name), self._frostline.layouts.get(name)
+        if full is None:
+            return "missing"
+        if full.shape != frozen.shape:
+            return f"shape {tuple(full.shape)} in the checkpoint, {tuple(frozen.shape)} in the mapped file"
+        for start in range(0, len(frozen), _CHECKED):
+            here = slice(start, start + _CHECKED)
+            same = (full[here] == frozen[here].to(full.device)).all(1)
+            if layout is not None and layout.slots is not None:
+                same |= (layout.slots[here] >= 0).to(same.device)
+            if not same.all():
+                return "its frozen rows differ from the mapped file, which is never written to"
+        return ""
 
     def train(self, mode: bool = True) -> PartialModule:
         """Set training mode; held statistics stay in eval mode."""
@@ -124,15 +171,15 @@ def _unpickle(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     return cls.__new__(cls)
 
 
-def parts(module: nn.Module, name: str) -> tuple[nn.Parameter, nn.Parameter]:
-    """The frozen and the learned Parameter of the partial tensor `name` of `module`."""
-    return _parameter(module, name), _parameter(module, learned_name(name))
+def parts(module: nn.Module, name: str) -> tuple[Tensor, nn.Parameter]:
+    """The frozen and the learned part of the partial tensor `name` of `module`."""
+    return frozen_part(module, name), cast(nn.Parameter, module._parameters[learned_name(name)])
 
 
-def _parameter(module: nn.Module, name: str) -> nn.Parameter:
-    parameter = module._parameters[name]
-    assert parameter is not None
-    return parameter
+def frozen_part(module: nn.Module, name: str) -> Tensor:
+    """The frozen part of the tensor `name` of `module`: a Parameter, or the tensor of a mapped file."""
+    mapped = module.__dict__["_frostline"].mapped
+    return cast(Tensor, mapped[name].tensor if name in mapped else module._parameters[name])
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -165,12 +212,13 @@ def _make_partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[
 
 
 def _partial_tensor(name: str) -> property:
-    def get(module: nn.Module) -> Tensor | None:
-        frozen, learned = module._parameters[name], module._parameters[learned_name(name)]
-        if is_sharded(frozen):  # FSDP2 asks for the Parameter itself while it shards
-            return frozen
+    def get(module: nn.Module) -> Tensor:
         # By `__dict__`, which raises KeyError: after an AttributeError `nn.Module` would hand out the frozen part.
-        return PartialTensor.of(frozen, learned, module.__dict__["_frostline"].layouts[name])  # type: ignore[arg-type]
+        layouts = module.__dict__["_frostline"].layouts
+        frozen = frozen_part(module, name)
+        if name not in layouts or is_sharded(frozen):  # a mapped table of which nothing learns; FSDP2 while it shards
+            return frozen
+        return PartialTensor.of(frozen, parts(module, name)[1], layouts[name])
 
     return property(get)
 

@@ -224,6 +224,8 @@ def _write(weight: PartialTensor, full: Tensor) -> None:
             f"the new value has shape {tuple(full.shape)}, the partial tensor {tuple(weight.frozen.shape)}. "
             "To change the shape, call fl.merge(model) first."
         )
+    if weight.selected.read_only:
+        raise PartialTensorError("a mapped file is never written to. Write to what learns: weight.learned.")
     with torch.no_grad():
         new = weight.selected.take(full)
         # A float32 part over a half-precision table keeps its digits where nothing was written.
