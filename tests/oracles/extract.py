@@ -29,6 +29,7 @@ def main() -> None:
     for name, take in {
         "o1_entry_stop_gradients": o1,
         "o2_w1w2w3": o2,
+        "o3_embedding_lookup": o3,
         "o4_ner_bilstm": o4,
     }.items():
         np.savez_compressed(HERE / "data" / f"{name}.npz", **take(np.load(folder / f"{name}.npz")))
@@ -60,6 +61,18 @@ def o2(source: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
         taken[f"{kind}_grad_w1"] = source[f"{kind}_grad_w1"][:2]
         for weight in ("w1", "w2", "w3"):
             taken[f"{kind}_{weight}"] = source[f"{kind}_{weight}"][[1, O2_STEPS // 2, O2_STEPS]]
+    return taken
+
+
+def o3(source: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
+    given = ("x_init", "w", "sched", "t", "f64_sgd_grad_values", "f64_sgd_grad_indices")
+    taken = {n: source[n] for n in source.files if n in given or n.startswith(("seed_", "dup_"))}
+    for name in OPTIMIZERS:
+        for kind in (f"f64_{name}_x", f"f64_{name}_loss", f"f64_{name}_changed", f"f32_{name}_loss"):
+            taken[kind] = source[kind]
+        lasts = [n for n in source.files if n.startswith(f"f64_{name}_slot_")]
+        lasts += [f"f32_{name}_x", f"f64_{name}_densified_x", f"scale_f64_{name}_x"]
+        taken |= {n: source[n][-1] for n in lasts}
     return taken
 
 

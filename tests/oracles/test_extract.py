@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 SHARED = Path(os.environ.get("FROSTLINE_SHARED") or HERE.parents[1] / ".." / "shared")
 
 
-@pytest.mark.parametrize("name", ["o1_entry_stop_gradients", "o2_w1w2w3", "o4_ner_bilstm"])
+@pytest.mark.parametrize("name", ["o1_entry_stop_gradients", "o2_w1w2w3", "o3_embedding_lookup", "o4_ner_bilstm"])
 def test_the_committed_arrays_are_those_that_extract_takes_from_the_reference_files(name):
     source = SHARED / "oracles" / f"{name}.npz"
     if not source.exists():
