@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from frostline.optim.used import used_rows
-from frostline.partial.module import is_sharded
 
 COMPUTED_IN = {
     torch.float64: torch.float64,
@@ -152,7 +151,7 @@ def _check_parameter(parameter: Tensor) -> None:
     kinds = "float16, bfloat16, float32 or float64"
     require(parameter.dtype in COMPUTED_IN, "params", f"a parameter of dtype {parameter.dtype}", kinds)
     whole = "a tensor of this process alone; use torch.optim for sharded ones"
-    require(not is_sharded(parameter), "params", "a DTensor", whole)
+    require(not hasattr(parameter, "device_mesh"), "params", "a DTensor", whole)
 
 
 def _table(tensor: Tensor) -> Tensor:
