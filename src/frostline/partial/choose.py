@@ -7,8 +7,8 @@ all of it out. Everything that can be wrong is found before the first tensor cha
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from frostline.errors import FrostlineError, PatternError, SelectionError
 from frostline.partial.find import Found, find_tensors
-from frostline.partial.layout import Layout
+from frostline.partial.layout import Layout, is_foreign
 from frostline.partial.module import (
     State,
     learned_name,
@@ -28,6 +28,7 @@ from frostline.partial.module import (
 from frostline.partial.plan import Line, Plan
 from frostline.partial.refuse import (
     refuse_for_mapped,
+    refuse_outside_ties,
     refuse_sharded,
     refuse_to_forget,
     refuse_unseen_uses,
@@ -42,7 +43,8 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
 
     Args:
         model: Any module. It is changed in place and stays the same object, with the same classes (by isinstance),
-            state-dict keys and values. It comes before DistributedDataParallel and `fully_shard`.
+            state-dict keys and values. It comes before DistributedDataParallel and `fully_shard`. Pass the whole
+            model: a tie to a module outside `model` cannot be seen.
         selections: Name or pattern (`*`, `?`, `[..]`) over `model.named_parameters()` -> `everything`, `nothing`,
             `rows(...)` or `entries(...)`. An exact name beats a pattern; among patterns the last one wins; what is not
             named is frozen. A tensor under several names (tied) is one tensor, and any of its names will do.
@@ -75,32 +77,29 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
         ---------------------------------------------------------
         total         19 numbers  52.6 % learns       10       20
     """
+    if not isinstance(selections, Mapping):
+        raise TypeError(f"selections: {selections!r} is no mapping. Pass {{'name or pattern': fl.rows(ids), ...}}.")
     refuse_wrapped(model)
     found = find_tensors(model)
-    chosen = {id(one.tensor): _choose(one, selections) for one in found}
     _refuse_unmatched(selections, found)
-    layouts = {id(one.tensor): _resolve(one, *chosen[id(one.tensor)]) for one in found}
-    for one in found:
-        if isinstance(layouts[id(one.tensor)], Layout):
-            refuse_unseen_uses(model, one, found)
-        refuse_to_forget(one, layouts[id(one.tensor)])
-    values = {
-        id(one.tensor): _learned_values(one, layout, chosen[id(one.tensor)][0])
-        for one in found
-        if isinstance(layout := layouts[id(one.tensor)], Layout)
-    }
+    wishes = [_wish(one, selections) for one in found]
+    refuse_unseen_uses(model, found, [one for one, wish in zip(found, wishes, strict=True) if wish.values is not None])
+    for one, wish in zip(found, wishes, strict=True):
+        refuse_outside_ties(model, one)
+        refuse_to_forget(one, wish.layout)
+    _make_classes(found, wishes)
+    # From here on nothing is refused.
     for module in model.modules():
         _remember(module)
-    for one in found:
+    for one, wish in zip(found, wishes, strict=True):
         _join(one)
-        layout = layouts[id(one.tensor)]
         one.tensor.grad = None
-        one.tensor.requires_grad_(layout is True)
-        if isinstance(layout, Layout):
-            _split(one, layout, values[id(one.tensor)])
+        one.tensor.requires_grad_(wish.layout is True)
+        if isinstance(wish.layout, Layout) and wish.values is not None:
+            _split(one, wish.layout, wish.values)
     norms = {name: module for name, module in model.named_modules() if _moves_though_frozen(module)}
     _set_classes(model, held=set(norms.values()) if hold_statistics else set())
-    lines = [_line(one, layouts[id(one.tensor)]) for one in found]
+    lines = [_line(one, wish.layout) for one, wish in zip(found, wishes, strict=True)]
     return Plan(model, lines, () if hold_statistics else tuple(norms), tuple(norms) if hold_statistics else ())
 
 
@@ -127,6 +126,7 @@ def merge(model: nn.Module) -> None:
     refuse_sharded(model)
     found = find_tensors(model)
     for one in found:
+        refuse_outside_ties(model, one)
         refuse_to_forget(one, False)
     for module in model.modules():
         _remember(module)
@@ -139,6 +139,20 @@ def merge(model: nn.Module) -> None:
     for module in model.modules():
         if (state := state_of(module)) is not None and not state.mapped:
             del module.__dict__["_frostline"]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to learn of one tensor: all (True), none (False), or the places of a layout and their values."""
+
+    layout: Layout | bool
+    values: Tensor | None = None
+
+
+def _wish(one: Found, selections: Mapping[str, Selection]) -> Wish:
+    selection, exact = _choose(one, selections)
+    layout = _resolve(one, selection, exact)
+    return Wish(layout, _learned_values(one, layout, selection) if isinstance(layout, Layout) else None)
 
 
 def _choose(one: Found, selections: Mapping[str, Selection]) -> tuple[Selection, bool]:
@@ -188,9 +202,9 @@ def _resolve(one: Found, selection: Selection, exact: bool) -> Layout | bool:
         refuse_for_mapped(one, selection)
     elif one.mapped:
         return False
-    padding = [index for module, _ in one.owners if isinstance(index := getattr(module, "padding_idx", None), int)]
+    padding = {index for module, _ in one.owners if isinstance(index := getattr(module, "padding_idx", None), int)}
     try:
-        layout = selection.places(one.tensor, padding[0] if padding else None)
+        layout = selection.places(one.tensor, tuple(padding))
     except FrostlineError as error:
         raise type(error)(f"{name}: {error}") from None
     if isinstance(layout, Layout):
@@ -233,12 +247,23 @@ def _learned_values(one: Found, layout: Layout, selection: Selection) -> Tensor:
         return layout.take(full)
 
 
+def _make_classes(found: Sequence[Found], wishes: Sequence[Wish]) -> None:
+    """Make the classes that the plan needs, while a class that cannot have a subclass can still be refused."""
+    names: dict[nn.Module, list[str]] = {}
+    for one, wish in zip(found, wishes, strict=True):
+        for module, name in one.owners:
+            if isinstance(wish.layout, Layout) or one.mapped:
+                names.setdefault(module, []).append(name)
+    for module, partial_names in names.items():
+        partial_class(plain_class(module), tuple(sorted(partial_names)))
+
+
 def _join(one: Found) -> None:
     """Write the learned part into the frozen one and forget the parts."""
     if one.layout is None or one.learned is None:
         return
     if not one.mapped:
-        one.layout.put(one.tensor.data, one.learned.detach())
+        one.layout.put(_writable(one.tensor), one.learned.detach())
     one.tensor.grad = one.learned.grad = None
     retire(one.tensor, one.learned)
     for module, name in one.owners:
@@ -247,10 +272,19 @@ def _join(one: Found) -> None:
     one.layout = one.learned = None
 
 
+def _writable(tensor: Tensor) -> Tensor:
+    """The data of `tensor`, in memory of torch's own."""
+    if is_foreign(tensor):
+        tensor.data = tensor.data.clone()
+    return tensor.data
+
+
 def _split(one: Found, layout: Layout, values: Tensor) -> None:
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
-    watch(one.tensor, learned)
+    if not (one.mapped or values.is_meta or values.isfinite().all()):  # NaN as a marker: in a product, 0 * NaN is NaN
+        layout.put(_writable(one.tensor), torch.zeros_like(values))
+    watch(one.tensor, learned, [module for module, _ in one.owners])
     for module, name in one.owners:
         module._parameters[learned_name(name)] = learned
         cast(State, state_of(module)).layouts[name] = layout
@@ -268,12 +302,14 @@ def _set_classes(model: nn.Module, held: set[nn.Module]) -> None:
         if state is None:
             continue
         was_held, state.held = state.held, module in held
-        names = tuple(dict.fromkeys([*state.layouts, *state.mapped]))
+        names = tuple(sorted({*state.layouts, *state.mapped}))
         cls: Any = partial_class(plain_class(module), names) if names or state.held else plain_class(module)
         if type(module) is not cls:
             module.__class__ = cls
-        if was_held or state.held:
-            module.train(model.training)
+        if state.held and not was_held:
+            module.train(module.training)
+        elif was_held and not state.held:
+            module.train(state.training)
         if isinstance(module, nn.RNNBase) and not names:
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 

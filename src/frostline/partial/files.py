@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
 from frostline.partial.find import Found, find_tensors
-from frostline.partial.layout import Layout
+from frostline.partial.layout import Layout, is_foreign
 from frostline.partial.module import is_sharded, state_of
 
 _FORMAT = "frostline-learned-1"
@@ -115,6 +116,8 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
             _refuse_to_write_into_a_file(path, targets[name], item)
         writes.append((name, item, target))
     for name, item, target in writes:
+        if item.kind != "buffer":
+            _sync(targets[name])
         _warn_of_differences(path, name, item, target)
     for name, item, target in writes:
         if item.kind == "buffer":
@@ -177,15 +180,20 @@ def _fingerprint(tensor: Tensor, layout: Layout) -> str:
 
 
 def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    if not path.parent.is_dir() or path.is_dir():
+        raise LearnedFileError(f"{path}: not a file in a folder that exists. Make the folder, and name a file in it.")
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
     try:
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
+        save_file(tensors, name, metadata=metadata)
+        Path(name).replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        Path(name).unlink(missing_ok=True)
 
 
 def _read(path: Path) -> dict[str, Saved]:
+    if path.is_dir():
+        raise LearnedFileError(f"{path}: a folder. Pass the file that save_learned wrote.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -193,7 +201,9 @@ def _read(path: Path) -> dict[str, Saved]:
                 raise LearnedFileError(f"{path}: not a file that save_learned wrote (format {metadata.get('format')}).")
             about = json.loads(metadata["tensors"])
             return {name: _read_one(file, name, item) for name, item in about.items()}
-    except (SafetensorError, KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
+    except LearnedFileError as error:
+        raise LearnedFileError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise LearnedFileError(f"{path}: damaged, or not a safetensors file ({error}).") from None
 
 
@@ -204,7 +214,9 @@ def _read_one(file: Any, name: str, item: dict[str, Any]) -> Saved:
         width = 1 if item["kind"] == "rows" else len(shape)
         expected = (len(places), *shape[1:]) if item["kind"] == "rows" else (len(places),)
         limits = torch.tensor(shape[:width])
-        if places.shape[1:] != (width,) or values.shape != expected or bool(((places < 0) | (places >= limits)).any()):
+        inside = places.dtype == torch.int64 and places.shape[1:] == (width,) and values.is_floating_point()
+        inside = inside and bool(((places >= 0) & (places < limits)).all())
+        if not inside or values.shape != expected or len(torch.unique(places, dim=0)) != len(places):
             raise LearnedFileError(f"{name}: its values and its places in the file do not fit its shape {shape}.")
         layout = Layout(tuple(places.unbind(1)), None)
     elif values.shape != shape:
@@ -222,6 +234,12 @@ def _warn_of_differences(path: Path, name: str, item: Saved, target: Tensor) -> 
         warnings.warn(
             f"{path}: {name} was learned on another base: outside the learned places the model's differs.", stacklevel=3
         )
+
+
+def _sync(one: Found) -> None:
+    """Let learned values stand in the frozen part too, so that its fingerprint is that of the whole."""
+    if one.layout is not None and one.learned is not None and not is_foreign(one.tensor):
+        one.layout.put(one.tensor.data, one.learned.detach())
 
 
 @torch.no_grad()

@@ -5,9 +5,10 @@ Letters used for shapes in this file:
     R  rows that learn            n  single entries that learn
 
 A tensor of shape (V, *) is kept as two parts that are never joined while it trains:
-    frozen   (V, *)             the tensor as it was; what stands at the learned places is never read
+    frozen   (V, *)             the tensor as it was
     learned  (R, *) or (n,)     the entries that learn
-A Layout says where `learned` belongs in `frozen`. It is immutable, and shared by every module that holds the tensor.
+What stands in `frozen` at the learned places stands for nothing: no result depends on it. A Layout says where `learned`
+belongs in `frozen`. It is immutable, and shared by every module that holds the tensor.
 """
 
 from __future__ import annotations
@@ -29,21 +30,30 @@ class Layout:
             frozen. The one thing of size V that a partial tensor adds; it is made once. None for entries.
         read_only: Whether the frozen part is a mapped file.
         learn_padding: Whether the row at `padding_idx` learns because the caller asked for it.
+        padding: Ids of padding rows that are known to be frozen.
     """
 
     places: tuple[Tensor, ...]
     slots: Tensor | None
     learn_padding: bool = False
+    padding: tuple[int, ...] = ()
     read_only: bool = False
 
     @classmethod
-    def of_rows(cls, ids: Tensor, rows: int, device: torch.device, learn_padding: bool = False) -> Layout:
+    def of_rows(
+        cls,
+        ids: Tensor,
+        rows: int,
+        device: torch.device,
+        learn_padding: bool = False,
+        padding: tuple[int, ...] = (),
+    ) -> Layout:
         """The layout in which the rows `ids` (R,) of a tensor of `rows` rows learn."""
         device = _real(device)
         ids = ids.to(device)
         slots = torch.full((rows,), -1, dtype=torch.int32, device=device)
         slots[ids] = torch.arange(len(ids), dtype=torch.int32, device=device)
-        return cls((ids,), slots, learn_padding)
+        return cls((ids,), slots, learn_padding, padding)
 
     @classmethod
     def of_entries(cls, mask: Tensor, device: torch.device) -> Layout:
@@ -83,6 +93,12 @@ class Layout:
         return frozen.index_put(self.places, learned.to(frozen.dtype))
 
     @torch.no_grad()
+    def update(self, learned: Tensor, full: Tensor) -> None:
+        """Take into `learned` what is new in `full` (V, *); the rest keeps digits that the dtype of `full` has not."""
+        new = self.take(full)
+        learned.copy_(torch.where(new != learned.to(new.dtype), new.to(learned.dtype), learned))
+
+    @torch.no_grad()
     def put(self, full: Tensor, values: Tensor) -> None:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned places."""
         full.index_put_(self.places, values.to(full.dtype))
@@ -91,3 +107,8 @@ class Layout:
 def _real(device: torch.device) -> torch.device:
     """Where a layout is kept for a tensor on `device`: a tensor may be without data (meta), its layout may not."""
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def is_foreign(tensor: Tensor) -> bool:
+    """Whether the memory of `tensor` is not torch's own: perhaps a read-only map, where a write would crash."""
+    return tensor.device.type == "cpu" and not tensor.untyped_storage().resizable()

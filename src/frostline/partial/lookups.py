@@ -31,8 +31,12 @@ def embedding(
 ) -> Any:
     """Look up in the frozen part, then overwrite the positions whose id learns: ids (*) -> (*, D)."""
     _refuse_max_norm(max_norm)
-    if not _rows_learn(weight) or scale_grad_by_freq:
+    if not isinstance(weight, PartialTensor):
         return NotImplemented
+    known = padding_idx is None or padding_idx in weight.selected.padding or weight.selected.learn_padding
+    if weight.selected.slots is None or scale_grad_by_freq or not known:
+        # The gradient of a joined tensor is dense, and a padding row that the plan knows nothing of gets none.
+        return F.embedding(input, weight.joined(), padding_idx, scale_grad_by_freq=scale_grad_by_freq)
     return _look_up(input, weight, sparse)
 
 
@@ -76,8 +80,19 @@ def embedding_bag(
 ) -> Any:
     """Look the ids up, then reduce the looked-up rows, modes sum, mean and max: ids -> (bags, D)."""
     _refuse_max_norm(max_norm)
-    if not _rows_learn(weight) or scale_grad_by_freq:
+    if not isinstance(weight, PartialTensor):
         return NotImplemented
+    if weight.selected.slots is None or scale_grad_by_freq:
+        return F.embedding_bag(
+            input,
+            weight.joined(),
+            offsets,
+            scale_grad_by_freq=scale_grad_by_freq,
+            mode=mode,
+            per_sample_weights=per_sample_weights,
+            include_last_offset=include_last_offset,
+            padding_idx=padding_idx,
+        )
     ids = input.reshape(-1)
     places = torch.arange(len(ids), device=ids.device, dtype=ids.dtype)
     if padding_idx is not None:  # the padding row is looked up last, and skipped there
@@ -97,7 +112,7 @@ def embedding_bag(
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     """One product with the frozen part, one with the R learned rows put in its place: (*, D) -> (*, V)."""
-    if not _rows_learn(weight) or isinstance(input, PartialTensor):
+    if not _rows_learn(weight) or weight.ndim != 2 or isinstance(input, PartialTensor):
         return NotImplemented
     if isinstance(bias, PartialTensor):
         bias = bias.joined()  # V numbers, as many as one output row

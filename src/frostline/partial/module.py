@@ -17,7 +17,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial.layout import Layout
+from frostline.partial.layout import Layout, is_foreign
 from frostline.partial.tensor import PartialTensor
 
 _CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
@@ -47,12 +47,15 @@ class State:
         mapped: Name of each tensor that stays in a file -> the file's; it is not among the parameters.
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
         held: Whether running statistics are held, by keeping the module in eval mode.
+        training: The mode last asked for while they are held.
+        assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
     """
 
     layouts: dict[str, Layout] = field(default_factory=dict)
     mapped: dict[str, MappedTable] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
     held: bool = False
+    training: bool = True
     assigning: bool = False
 
 
@@ -75,6 +78,14 @@ class PartialModule(nn.Module):
     """Mixed into the class of a module that owns a partial tensor, or whose running statistics are held."""
 
     _frostline: State
+    _plain_class: type[nn.Module]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Do nothing: the user's own hook has seen the plain class, and may refuse to see it twice."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make a plain module: `type(module)(...)` means another one like it."""
+        return cls._plain_class(*args, **kwargs)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Take the parts of a partial tensor (that is how weights are tied); refuse to lose one."""
@@ -108,35 +119,45 @@ class PartialModule(nn.Module):
                 raise PartialTensorError(
                     f"{prefix}{name}: sharded, so its full values are on no process. Take them before fully_shard."
                 )
-            if name in self._frostline.mapped:
+            if is_foreign(frozen):
                 destination[prefix + name] = layout.join(frozen, learned).detach()
-            else:
-                layout.put(frozen.data, learned.detach())  # never read there, so the learned values may stand in
-            del destination[prefix + learned_name(name)]
+            else:  # nothing depends on what stands there, so the learned values may
+                layout.put(frozen.data, learned.detach())
+            destination.pop(prefix + learned_name(name), None)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *args: Any
     ) -> None:
-        given = dict(state_dict)  # the caller's stays as it is
-        for name, layout in self._frostline.layouts.items():
-            frozen, learned = parts(self, name)
-            full = given.get(prefix + name)
-            if isinstance(full, Tensor) and full.shape == frozen.shape:
-                given[prefix + learned_name(name)] = layout.take(full.detach()).to(learned)
-            else:  # only the plain key is to be reported as missing or misshapen
-                given[prefix + learned_name(name)] = learned.detach()
         _, missing, _, errors = args
-        for name in self._frostline.mapped:
-            problem = self._differs_from_file(name, given.pop(prefix + name, None))
+        state = self._frostline
+        given = dict(state_dict)  # the caller's stays as it is
+        wholes = {name: given.pop(prefix + name, None) for name in state.mapped}
+        for name, whole in wholes.items():
+            problem = self._differs_from_file(name, whole)
             if problem == "missing":
                 missing.append(prefix + name)
             elif problem:
                 errors.append(f"{prefix}{name}: {problem}")
-        self._frostline.assigning = True
+                wholes[name] = None
+        # Load into the frozen parts alone, hooks of the user's and all. What then stands at learned places and did not
+        # stand there before is new. So a plain key that is missing or misshapen is reported once, under its own name.
+        for name, layout in state.layouts.items():
+            frozen, learned = parts(self, name)
+            given[prefix + learned_name(name)] = learned.detach()
+            if name not in wholes:
+                if is_foreign(frozen):
+                    frozen.data = frozen.data.clone()
+                layout.put(frozen.data, learned.detach())
+        state.assigning = True
         try:
             super()._load_from_state_dict(given, prefix, local_metadata, *args)
         finally:
-            self._frostline.assigning = False
+            state.assigning = False
+        for name, layout in state.layouts.items():
+            frozen, learned = parts(self, name)
+            whole = wholes.get(name, frozen)
+            if whole is not None:
+                layout.update(learned, whole.detach())
 
     def _differs_from_file(self, name: str, full: Tensor | None) -> str:
         """Why `full` cannot be loaded over the mapped tensor `name`; empty if it can: only learned places differ."""
@@ -156,6 +177,7 @@ class PartialModule(nn.Module):
 
     def train(self, mode: bool = True) -> PartialModule:
         """Set training mode; held statistics stay in eval mode."""
+        self._frostline.training = mode
         super().train(mode and not self._frostline.held)
         return self
 
@@ -167,8 +189,7 @@ class PartialModule(nn.Module):
 
 
 def _unpickle(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
-    cls = partial_class(plain, names)
-    return cls.__new__(cls)
+    return object.__new__(partial_class(plain, names))
 
 
 def parts(module: nn.Module, name: str) -> tuple[Tensor, nn.Parameter]:
@@ -218,7 +239,10 @@ def _partial_tensor(name: str) -> property:
         frozen = frozen_part(module, name)
         if name not in layouts or is_sharded(frozen):  # a mapped table of which nothing learns; FSDP2 while it shards
             return frozen
-        return PartialTensor.of(frozen, parts(module, name)[1], layouts[name])
+        learned = parts(module, name)[1]
+        if not (layouts[name].read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
+            return frozen  # `functional_call` was given the whole tensor under its plain name
+        return PartialTensor.of(frozen, learned, layouts[name])
 
     return property(get)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from frostline.errors import PartialTensorError, SelectionError
 from frostline.partial.find import Found
 from frostline.partial.layout import Layout
 from frostline.partial.module import is_sharded
 from frostline.partial.selections import Rows, Selection
+from frostline.partial.tensor import PartialTensor
+from frostline.partial.watch import owners_of
 
 
 def refuse_for_mapped(one: Found, selection: Selection) -> None:
@@ -49,31 +54,48 @@ def refuse_sharded(model: nn.Module) -> None:
             raise PartialTensorError(f"model: {name} is sharded. Call train_only and merge on the unsharded model.")
 
 
-def refuse_unseen_uses(model: nn.Module, one: Found, found: list[Found]) -> None:
-    """Refuse a tensor that is reached by another way than its name: that use would never see what learns."""
-    start, end = _span(one.tensor)
-    for other in found:
-        other_start, other_end = _span(other.tensor)
-        if other is not one and start < other_end and other_start < end:
-            raise PartialTensorError(
-                f"{one.names[0]} shares its memory with {other.names[0]}, which is another Parameter. "
-                "Tie them by assigning the same Parameter to both."
-            )
+def refuse_outside_ties(model: nn.Module, one: Found) -> None:
+    """Refuse to change one end of a tie: the modules outside `model` would be left with parts of their own."""
+    if one.learned is not None and (outside := owners_of(one.learned) - set(model.modules())):
+        raise PartialTensorError(
+            f"{one.names[0]}: a {type(outside.pop()).__name__} outside this model is tied to it. "
+            "Call it on the whole model that holds both."
+        )
+
+
+def refuse_unseen_uses(model: nn.Module, found: list[Found], partial: list[Found]) -> None:
+    """Refuse tensors reached by another way than their names: that use would never see what learns."""
+    if not partial:
+        return
+    others: list[tuple[tuple[int, int], Found | None, str]] = [
+        (_span(one.tensor), one, f"{one.names[0]}, which is another Parameter") for one in found
+    ]
+    others += [(_span(tensor), None, where) for tensor, where in _kept_outside(model)]
+    for one in partial:
+        start, end = _span(one.tensor)
+        for (other_start, other_end), other, where in others:
+            if other is not one and start < other_end and other_start < end:
+                raise PartialTensorError(
+                    f"{one.names[0]} shares its memory with {where}: that use would never see what learns. Tie "
+                    "parameters by assigning the same one; make an attribute a property that reads the parameter."
+                )
+
+
+def _kept_outside(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
+    """Tensors that modules keep in attributes, containers and buffers, and where."""
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
-            if attribute in ("_parameters", "_frostline") or (isinstance(module, nn.RNNBase) and attribute[0] == "_"):
+            recurrent = isinstance(module, nn.RNNBase) and attribute in ("_flat_weights", "_flat_weight_refs")
+            if attribute in ("_parameters", "_modules", "_frostline") or recurrent:
                 continue
-            held = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
-            if any(item is one.tensor for item in held):
-                raise PartialTensorError(
-                    f"{one.names[0]}: {path or 'the model'}.{attribute} keeps this Parameter outside its name, so its "
-                    "forward would never see what learns. Make that attribute a property that reads the Parameter."
-                )
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, Tensor) and not isinstance(leaf, PartialTensor):
+                    yield leaf, f"what {path or 'the model'} keeps in {attribute}"
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """First and last address of a tensor's memory; (0, 0) where it has none, as on the meta device."""
-    if tensor.device.type == "meta" or tensor.numel() == 0 or is_sharded(tensor):
+    if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided or is_sharded(tensor):
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -24,8 +24,11 @@ MaskLike: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 class Selection:
     """Base of the four kinds of selection."""
 
-    def places(self, tensor: Tensor, padding_idx: int | None = None) -> Layout | bool:
-        """What of `tensor` learns: all of it (True), none of it (False), or the places in a Layout."""
+    def places(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> Layout | bool:
+        """What of `tensor` learns: all of it (True), none of it (False), or the places in a Layout.
+
+        `padding` holds the `padding_idx` of each module that has the tensor.
+        """
         raise NotImplementedError
 
     dtype: torch.dtype | None = None
@@ -37,7 +40,7 @@ class All(Selection):
 
     learns: bool
 
-    def places(self, tensor: Tensor, padding_idx: int | None = None) -> bool:  # noqa: D102
+    def places(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> bool:  # noqa: D102
         return self.learns
 
     def __repr__(self) -> str:
@@ -59,19 +62,20 @@ class Rows(Selection):
     learn_padding: bool
     dtype: torch.dtype | None
 
-    def places(self, tensor: Tensor, padding_idx: int | None = None) -> Layout | bool:  # noqa: D102
+    def places(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> Layout | bool:  # noqa: D102
         if tensor.ndim == 0:
             raise RowError("rows: a tensor without dimensions has no rows. Choose fl.everything or fl.nothing.")
         count = tensor.shape[0]
         ids = _row_ids(self.ids, count)
         _refuse_rows_outside(ids, count)
         _refuse_repeated_rows(ids)
-        if padding_idx is not None and not self.learn_padding and bool((ids == padding_idx % count).any()):
-            raise RowError(
-                f"rows: row {padding_idx % count} is the padding row (padding_idx={padding_idx}), which usually does "
-                "not learn. Leave it out, or pass rows(..., learn_padding=True)."
-            )
-        return Layout.of_rows(ids, count, tensor.device, self.learn_padding) if len(ids) else False
+        for index in padding:
+            if not self.learn_padding and bool((ids == index % count).any()):
+                raise RowError(
+                    f"rows: row {index % count} is the padding row (padding_idx={index}), which usually does not "
+                    "learn. Leave it out, or pass rows(..., learn_padding=True)."
+                )
+        return Layout.of_rows(ids, count, tensor.device, self.learn_padding, padding) if len(ids) else False
 
     def __repr__(self) -> str:
         return f"rows({_short(self.ids)})"
@@ -84,7 +88,7 @@ class Entries(Selection):
     mask: Tensor
     dtype: torch.dtype | None
 
-    def places(self, tensor: Tensor, padding_idx: int | None = None) -> Layout | bool:  # noqa: D102
+    def places(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> Layout | bool:  # noqa: D102
         if self.mask.shape != tensor.shape:
             raise ShapeError(
                 f"entries: the mask has shape {tuple(self.mask.shape)}, the tensor {tuple(tensor.shape)}. "
@@ -92,11 +96,12 @@ class Entries(Selection):
             )
         if tensor.ndim == 0:
             return bool(self.mask)
-        if padding_idx is not None and bool(self.mask[padding_idx].any()):
-            raise ShapeError(
-                f"entries: the mask is True in row {padding_idx % tensor.shape[0]}, the padding row, which gets no "
-                "gradient from a lookup. Clear the mask there."
-            )
+        for index in padding:
+            if bool(self.mask[index].any()):
+                raise ShapeError(
+                    f"entries: the mask is True in row {index % tensor.shape[0]}, the padding row, which gets no "
+                    "gradient from a lookup. Clear the mask there."
+                )
         return Layout.of_entries(self.mask, tensor.device) if bool(self.mask.any()) else False
 
     def __repr__(self) -> str:
@@ -130,8 +135,8 @@ def rows(ids: RowsLike, *, learn_padding: bool = False, dtype: torch.dtype | Non
         >>> [tuple(p.shape) for p in plan.parameters()]
         [(2, 2)]
     """
-    if isinstance(ids, Iterable) and not isinstance(ids, Tensor | np.ndarray | Sequence):
-        ids = list(ids)  # a generator or a set: read once, here
+    if isinstance(ids, Iterable) and not isinstance(ids, Tensor | np.ndarray | str | range):
+        ids = list(ids)  # read once, here: what the caller does with a list or a generator later changes nothing
     return Rows(ids, learn_padding, _learnable(dtype))
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
-from frostline.partial.layout import Layout
+from frostline.partial.layout import Layout, is_foreign
 
 _plain = torch._C.DisableTorchFunctionSubclass  # inside it, tensors behave as if they were no subclass
 
@@ -36,7 +36,7 @@ _DESCRIPTIONS = {
     )),
     *(getattr(Tensor, name) for name in (
         "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device",
-        "is_floating_point", "is_complex", "is_contiguous", "is_pinned", "is_shared", "data_ptr", "__len__", "__hash__",
+        "is_floating_point", "is_complex", "is_contiguous", "is_pinned", "is_shared", "__len__", "__hash__",
     )),
 }
 # fmt: on
@@ -89,6 +89,8 @@ class PartialTensor(Tensor):
                 "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
             ) from None
         tensor.frozen, tensor.learned, tensor.selected = frozen, learned, layout
+        if not torch.compiler.is_compiling() and isinstance(learned, nn.Parameter):
+            _guard(tensor)
         return tensor
 
     def joined(self) -> Tensor:
@@ -146,12 +148,19 @@ class PartialView(Tensor):
         return _run_joined(func, args, kwargs or {})
 
     def joined(self) -> Tensor:
-        """This view of the joined tensor."""
-        joined = self.origin.joined()
+        """This view of the joined tensor as it is now."""
+        return self.over(self.origin.joined())
+
+    def over(self, joined: Tensor) -> Tensor:
+        """The same view of `joined`, the whole tensor."""
         with _plain():
-            if self.dtype != joined.dtype:  # `weight.view(torch.int32)`: bits, without a gradient
+            if joined.is_complex() and not self.is_complex():
+                joined = torch.view_as_real(joined)
+            elif self.dtype != joined.dtype:  # `weight.view(torch.int32)`: bits, without a gradient
                 joined = joined.view(self.dtype)
-            return joined.as_strided(self.shape, self.stride(), self.storage_offset())
+            view = joined.as_strided(self.shape, self.stride(), self.storage_offset())
+            view = view.conj() if self.is_conj() else view
+            return torch._neg_view(view) if self.is_neg() else view
 
 
 def _joined(value: Any) -> Any:
@@ -169,27 +178,33 @@ def _run_joined_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs
 
 def _run_joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """`func` on joined copies. What it wrote goes back to both parts; views of a copy become live views."""
+    grad = torch.is_grad_enabled()
+    joined: dict[int, tuple[PartialTensor, Tensor]] = {}  # one copy of each tensor, however many views of it there are
     copies: dict[int, tuple[PartialTensor | PartialView, Tensor]] = {}
 
     def copy(value: Any) -> Any:
         if not isinstance(value, PartialTensor | PartialView):
             return value
-        if id(value) not in copies:
-            copies[id(value)] = (value, value.joined())
-        return copies[id(value)][1]
+        origin = _origin(value)
+        with torch.inference_mode(False), torch.set_grad_enabled(grad):  # an inference tensor counts no writes
+            if id(origin.frozen) not in joined:
+                joined[id(origin.frozen)] = origin, origin.joined()
+            whole = joined[id(origin.frozen)][1]
+            plain = whole if isinstance(value, PartialTensor) else value.over(whole)
+        return copies.setdefault(id(value), (value, plain))[1]
 
     with _plain():
         plain_args, plain_kwargs = tree_map(copy, (args, kwargs))
-        before = {key: (plain._version, _base(plain).grad_fn) for key, (_, plain) in copies.items()}
+        before = {key: (whole._version, whole.grad_fn) for key, (_, whole) in joined.items()}
         result = func(*plain_args, **plain_kwargs)
-        for key, (source, plain) in copies.items():
+        for key, (origin, whole) in joined.items():
             version, grad_fn = before[key]
-            if plain._version != version:
-                if _base(plain).grad_fn is not grad_fn:  # autograd saw the write, as it would in a leaf
+            if whole._version != version:
+                if whole.grad_fn is not grad_fn:  # autograd saw the write, as it would in a leaf
                     raise PartialTensorError(
                         "a partial tensor that learns is written to in place. Do it under `torch.no_grad()`."
                     )
-                _write(_origin(source), _base(plain))
+                _write(origin, whole)
         return tree_map(lambda value: _with_origin(value, list(copies.values())), result)
 
 
@@ -209,6 +224,25 @@ def _with_origin(value: Any, copies: list[tuple[PartialTensor | PartialView, Ten
     return value
 
 
+def _guard(weight: PartialTensor) -> None:
+    """Catch a gradient that arrives for the tensor as a whole.
+
+    What takes tensors past `__torch_function__` (`autograd.Function.apply`, reentrant checkpointing) would hand it a
+    gradient that reaches no part, and nothing would learn there, silently.
+    """
+    learns = torch.is_grad_enabled() and weight.learned.requires_grad
+    if learns and torch._C._functorch.peek_interpreter_stack() is None:
+        with _plain():
+            weight.requires_grad_().register_hook(_lost_gradient)
+
+
+def _lost_gradient(gradient: Tensor) -> None:
+    raise PartialTensorError(
+        "a gradient reached a partial tensor as a whole, through an autograd.Function or a reentrant checkpoint. "
+        "Pass it `weight.clone()`, or use checkpoint(..., use_reentrant=False)."
+    )
+
+
 def _origin(source: PartialTensor | PartialView) -> PartialTensor:
     return source if isinstance(source, PartialTensor) else source.origin
 
@@ -226,16 +260,38 @@ def _write(weight: PartialTensor, full: Tensor) -> None:
         )
     if weight.selected.read_only:
         raise PartialTensorError("a mapped file is never written to. Write to what learns: weight.learned.")
+    if full.dtype != weight.frozen.dtype:
+        raise PartialTensorError(
+            f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
+        )
     with torch.no_grad():
-        new = weight.selected.take(full)
-        # A float32 part over a half-precision table keeps its digits where nothing was written.
-        changed = new != weight.learned.to(new.dtype)
-        weight.learned.copy_(torch.where(changed, new.to(weight.learned.dtype), weight.learned))
+        weight.selected.update(weight.learned, full)
         weight.frozen.copy_(full)
 
 
 def _detach(weight: PartialTensor) -> PartialTensor:
+    _sync(weight)
     return PartialTensor.of(weight.frozen, weight.learned.detach(), weight.selected)
+
+
+def _sync(weight: PartialTensor) -> None:
+    """Let the learned values stand in the frozen part too, for what reads memory: safetensors, DLPack."""
+    if isinstance(weight.learned, nn.Parameter) and not is_foreign(weight.frozen):
+        weight.selected.put(weight.frozen.data, weight.learned.detach())
+
+
+def _synced(func: Callable[..., Any]) -> Callable[..., Any]:
+    def run(weight: PartialTensor) -> Any:
+        _sync(weight)
+        return func(weight.frozen)
+
+    return run
+
+
+def _share_memory_(weight: PartialTensor) -> PartialTensor:
+    weight.frozen.share_memory_()
+    weight.learned.share_memory_()
+    return weight
 
 
 def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> PartialTensor:
@@ -274,6 +330,10 @@ _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.data.__get__: _detach,
     _tensor.data.__set__: _set_data,
     _tensor.detach: _detach,
+    torch.detach: _detach,
+    _tensor.data_ptr: _synced(Tensor.data_ptr),
+    _tensor.untyped_storage: _synced(Tensor.untyped_storage),
+    _tensor.share_memory_: _share_memory_,
     _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
     _tensor.__deepcopy__: lambda weight, memo: weight.joined().detach(),
     _tensor.__reduce_ex__: lambda weight, protocol: weight.joined().detach().__reduce_ex__(protocol),

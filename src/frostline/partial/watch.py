@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,13 +22,20 @@ from frostline.errors import StaleOptimizerError
 _FIX = "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...)."
 
 _learned_of: Any = WeakTensorKeyDictionary()  # frozen part -> weak reference to its learned part
+_owners_of: Any = WeakTensorKeyDictionary()  # learned part -> the modules that have it
 _retired: Any = WeakTensorKeyDictionary()  # learned parts of earlier plans
 
 
-def watch(frozen: Tensor, learned: Tensor) -> None:
-    """From now on, an optimizer with `frozen` must have `learned` too."""
+def watch(frozen: Tensor, learned: Tensor, owners: Iterable[nn.Module]) -> None:
+    """From now on, an optimizer with `frozen` must have `learned` too; `owners` are the modules that have both."""
     _look_before_every_step()
+    _owners_of[learned] = weakref.WeakSet(owners)
     _learned_of[frozen] = weakref.ref(learned)
+
+
+def owners_of(learned: Tensor) -> set[nn.Module]:
+    """The modules that were given `learned` by a plan and are still there; none for a copied model's."""
+    return set(_owners_of.get(learned, ()))
 
 
 def retire(frozen: Tensor, learned: Tensor) -> None:
