@@ -203,6 +203,8 @@ def _resolve(one: Found, selection: Selection, exact: bool) -> Layout | bool:
     elif one.mapped:
         return False
     padding = {index for module, _ in one.owners if isinstance(index := getattr(module, "padding_idx", None), int)}
+    if selection.dtype is not None and one.tensor.is_complex() and not selection.dtype.is_complex:
+        raise SelectionError(f"{name}: dtype: {selection.dtype} cannot hold {one.tensor.dtype}. Leave dtype out.")
     try:
         layout = selection.places(one.tensor, tuple(padding))
     except FrostlineError as error:

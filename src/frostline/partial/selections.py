@@ -170,7 +170,7 @@ def entries(mask: MaskLike, *, dtype: torch.dtype | None = None) -> Entries:
 
 
 def _learnable(dtype: torch.dtype | None) -> torch.dtype | None:
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
         raise SelectionError(f"dtype: {dtype} cannot learn. Pass a floating-point dtype such as torch.float32.")
     return dtype
 
