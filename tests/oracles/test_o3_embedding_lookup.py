@@ -180,6 +180,19 @@ def test_torchs_own_momentum_moves_rows_out_of_use_and_the_row_optimizers_does_n
     assert torch.equal(changed(tables), USED.cumsum(0) > 0)
 
 
+def test_torchs_own_rmsprop_leaves_rows_out_of_use_but_lets_their_state_decay():
+    def rmsprop(parameters):
+        optimizer = torch.optim.RMSprop(parameters, lr=rounded(0.01), alpha=rounded(0.9), eps=0.5e-10)
+        for weight in parameters:
+            optimizer.state[weight] = {"step": torch.tensor(0.0), "square_avg": torch.ones_like(weight)}
+        return optimizer
+
+    tables = train(rmsprop, "dense table")[0]
+    assert torch.equal(changed(tables), USED)
+    torch.testing.assert_close(tables[-1], reference("f64_rmsprop_densified_x"), rtol=0, atol=1e-10)
+    assert (tables - reference("f64_rmsprop_x")).abs().max().item() == pytest.approx(1.1e-3, rel=0.05)
+
+
 def test_the_first_gradient_keeps_its_duplicates_and_they_sum():
     embedding = nn.Embedding(10, 3, sparse=True, _weight=torch.tensor(DATA["x_init"]))
     w, target = torch.tensor(DATA["w"]), torch.tensor(DATA["t"][0])
