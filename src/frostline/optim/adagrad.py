@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from frostline.optim.base import COMPUTED_IN, RowOptimizer, require_at_least_zero
-from frostline.optim.rows import adagrad_
+from frostline.optim.kernel import adagrad_
 
 
 class RowAdagrad(RowOptimizer):

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from frostline.optim.base import RowOptimizer, require, require_at_least_zero
-from frostline.optim.rows import adamw_
+from frostline.optim.kernel import adamw_
 
 
 class RowAdamW(RowOptimizer):

@@ -15,6 +15,9 @@
 #include <memory>
 #include <vector>
 
+// A compiler may take a function that only prefetches for one without effect, and drop its calls.
+#define ALWAYS_INLINE __attribute__((always_inline)) inline
+
 namespace {
 
 using Index = std::int64_t;
@@ -27,7 +30,7 @@ class Ahead {
         : rows_(rows), u_(u), bytes_(row_bytes), distance_(std::clamp<Index>(AHEAD_BYTES / row_bytes, 1, 64)) {}
 
     template <class... Table>
-    void ask(Index k, const Table*... tables) const {
+    ALWAYS_INLINE void ask(Index k, const Table*... tables) const {
         if (rows_ == nullptr || k + distance_ >= u_) return;
         const Index row = rows_[k + distance_];
         (lines(tables, row), ...);
@@ -35,7 +38,7 @@ class Ahead {
 
   private:
     template <class T>
-    void lines(const T* table, Index row) const {
+    ALWAYS_INLINE void lines(const T* table, Index row) const {
         if (table == nullptr) return;
         const char* start = reinterpret_cast<const char*>(table) + row * bytes_;
         for (Index at = 0; at < bytes_; at += 64) __builtin_prefetch(start + at, 1, 3);
@@ -46,144 +49,134 @@ class Ahead {
     Index u_, bytes_, distance_;
 };
 
-// The gradient of each row: values (n, D), of which order[starts[k]] ... order[starts[k + 1] - 1] are added up for row k.
 template <class T>
-class Gradient {
-  public:
-    Gradient(const T* values, const Index* order, const Index* starts, Index u, Index D)
-        : values_(values), order_(order), starts_(starts), u_(u), D_(D), sum_(D) {}
+struct SGD {
+    T lr, momentum, undamped, weight_decay, sign;
+    bool decays, nesterov;
 
-    const T* of(Index k) {
-        if (order_ == nullptr) return values_ + k * D_;
-        if (k + 8 < u_) {
-            const T* later = values_ + order_[starts_[k + 8]] * D_;
-            for (Index i = 0; i < D_; i += 64 / Index(sizeof(T))) __builtin_prefetch(later + i, 0, 3);
-        }
-        const Index first = starts_[k], last = starts_[k + 1];
-        if (last - first == 1) return values_ + order_[first] * D_;
-        T* sum = sum_.data();
-        std::fill_n(sum, D_, T(0));
-        for (Index j = first; j < last; ++j) {
-            const T* value = values_ + order_[j] * D_;
-            for (Index i = 0; i < D_; ++i) sum[i] += value[i];
-        }
-        return sum;
+    T directed(T grad, T value) const {
+        const T g = grad * sign;
+        return decays ? value * weight_decay + g : g;
     }
 
-  private:
-    const T* values_;
-    const Index *order_, *starts_;
-    Index u_, D_;
-    std::vector<T> sum_;
+    void row(Index D, const T* __restrict grad, T* __restrict p) const {
+        for (Index i = 0; i < D; ++i) p[i] -= directed(grad[i], p[i]) * lr;
+    }
+
+    void row(Index D, const T* __restrict grad, T* __restrict p, T* __restrict buffer, bool first) const {
+        for (Index i = 0; i < D; ++i) {
+            const T g = directed(grad[i], p[i]);
+            const T b = first ? g : buffer[i] * momentum + g * undamped;
+            buffer[i] = b;
+            p[i] -= (nesterov ? g + b * momentum : b) * lr;
+        }
+    }
 };
 
 template <class T>
-void sgd(Index u, Index D, const Index* rows, const Index* starts, const Index* order, const T* values, T* param,
-         T* momentum_buffer, std::uint8_t* used, double lr_, double momentum_, double undamped_, bool nesterov,
-         double weight_decay_, bool maximize) {
-    const T lr = T(lr_), momentum = T(momentum_), undamped = T(undamped_), weight_decay = T(weight_decay_);
-    const bool decays = weight_decay_ != 0;
+void sgd(Index u, Index D, const Index* rows, const T* grad, T* param, T* momentum_buffer, std::uint8_t* used,
+         const SGD<T>& step) {
     const Ahead ahead(rows, u, D * sizeof(T));
-    Gradient<T> gradient(values, order, starts, u, D);
     for (Index k = 0; k < u; ++k) {
         ahead.ask(k, param, momentum_buffer);
         const Index row = rows ? rows[k] : k;
-        const T* __restrict grad = gradient.of(k);
-        T* __restrict p = param + row * D;
         if (momentum_buffer == nullptr) {
-            for (Index i = 0; i < D; ++i) {
-                T g = maximize ? -grad[i] : grad[i];
-                if (decays) g = p[i] * weight_decay + g;
-                p[i] -= g * lr;
-            }
+            step.row(D, grad + k * D, param + row * D);
             continue;
         }
-        const bool first = used && !used[row];
+        step.row(D, grad + k * D, param + row * D, momentum_buffer + row * D, used && !used[row]);
         if (used) used[row] = 1;
-        T* __restrict b = momentum_buffer + row * D;
+    }
+}
+
+template <class T>
+struct Adagrad {
+    T eps, weight_decay, sign;
+    bool decays;
+
+    void directed(Index D, const T* __restrict grad, const T* __restrict p, T* __restrict g, T* __restrict square) const {
         for (Index i = 0; i < D; ++i) {
-            T g = maximize ? -grad[i] : grad[i];
-            if (decays) g = p[i] * weight_decay + g;
-            b[i] = first ? g : b[i] * momentum + g * undamped;
-            g = nesterov ? g + b[i] * momentum : b[i];
-            p[i] -= g * lr;
+            g[i] = decays ? p[i] * weight_decay + grad[i] * sign : grad[i] * sign;
+            square[i] = g[i] * g[i];
         }
     }
-}
 
-// The sum of w numbers, folded as rows.py does; x is overwritten.
-template <class T>
-T folded_sum(T* __restrict x, Index w) {
-    while (w > 1) {
-        const Index half = (w + 1) / 2;
-        for (Index i = 0; i < w - half; ++i) x[i] += x[half + i];
-        w = half;
+    void row(Index D, T rate, const T* __restrict g, T* __restrict square, T* __restrict p, T* __restrict total) const {
+        for (Index i = 0; i < D; ++i) {
+            total[i] += square[i];
+            p[i] -= g[i] * rate / (std::sqrt(total[i]) + eps);
+        }
     }
-    return x[0];
-}
+
+    // One sum for the row, of squares that are first folded as rows.py does.
+    void row_as_one(Index D, T rate, const T* __restrict g, T* __restrict square, T* __restrict p, T* total) const {
+        for (Index width = D; width > 1;) {
+            const Index half = (width + 1) / 2;
+            for (Index i = 0; i < width - half; ++i) square[i] += square[half + i];
+            width = half;
+        }
+        *total += square[0] / T(D);
+        const T root = std::sqrt(*total) + eps;
+        for (Index i = 0; i < D; ++i) p[i] -= g[i] * rate / root;
+    }
+};
 
 template <class T>
-void adagrad(Index u, Index D, const Index* rows, const Index* starts, const Index* order, const T* values, T* param,
-             T* state_sum, bool one_a_row, const double* rates, Index rates_stride, double eps_, double weight_decay_,
-             bool maximize) {
-    const T eps = T(eps_), weight_decay = T(weight_decay_);
-    const bool decays = weight_decay_ != 0;
-    const Ahead ahead(rows, u, D * sizeof(T)), ahead_sum(rows, u, (one_a_row ? 1 : D) * sizeof(T));
-    Gradient<T> gradient(values, order, starts, u, D);
-    std::vector<T> directed(D), squares(D);
-    T *__restrict g = directed.data(), *__restrict s = squares.data();
+void adagrad(Index u, Index D, const Index* rows, const T* grad, T* param, T* state_sum, bool one_a_row,
+             const double* rates, Index rates_stride, const Adagrad<T>& step) {
+    const Ahead ahead(rows, u, D * sizeof(T)), ahead_one(rows, u, sizeof(T));
+    std::vector<T> g(D), square(D);
     for (Index k = 0; k < u; ++k) {
-        ahead.ask(k, param);
-        ahead_sum.ask(k, state_sum);
+        ahead.ask(k, param, one_a_row ? nullptr : state_sum);
+        if (one_a_row) ahead_one.ask(k, state_sum);
         const Index row = rows ? rows[k] : k;
         const T rate = T(rates[k * rates_stride]);
-        const T* __restrict grad = gradient.of(k);
-        T* __restrict p = param + row * D;
-        for (Index i = 0; i < D; ++i) {
-            g[i] = maximize ? -grad[i] : grad[i];
-            if (decays) g[i] = p[i] * weight_decay + g[i];
-            s[i] = g[i] * g[i];
-        }
-        if (one_a_row) {
-            state_sum[row] += folded_sum(s, D) / T(D);
-            const T root = std::sqrt(state_sum[row]) + eps;
-            for (Index i = 0; i < D; ++i) p[i] -= g[i] * rate / root;
-        } else {
-            T* __restrict total = state_sum + row * D;
-            for (Index i = 0; i < D; ++i) {
-                total[i] += s[i];
-                p[i] -= g[i] * rate / (std::sqrt(total[i]) + eps);
-            }
-        }
+        T* p = param + row * D;
+        step.directed(D, grad + k * D, p, g.data(), square.data());
+        if (one_a_row)
+            step.row_as_one(D, rate, g.data(), square.data(), p, state_sum + row);
+        else
+            step.row(D, rate, g.data(), square.data(), p, state_sum + row * D);
     }
 }
 
 template <class T>
-void adamw(Index u, Index D, const Index* rows, const Index* starts, const Index* order, const T* values, T* param,
-           T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq, const double* step_sizes, const double* roots,
-           Index corrections_stride, double beta1_, double beta2_, double eps_, double kept_, bool decays,
-           bool maximize) {
-    const T beta1 = T(beta1_), beta2 = T(beta2_), new1 = T(1 - beta1_), new2 = T(1 - beta2_);
-    const T eps = T(eps_), kept = T(kept_);
-    const bool from_mean = 1 - beta1_ < 0.5;
+struct AdamW {
+    T beta1, new1, beta2, new2, eps, kept, sign;
+    bool from_mean;
+
+    template <bool AMSGRAD>
+    void row(Index D, T step_size, T root, const T* __restrict grad, T* __restrict p, T* __restrict mean,
+             T* __restrict square, T* __restrict most) const {
+        for (Index i = 0; i < D; ++i) {
+            const T g = grad[i] * sign, old = mean[i];
+            const T m = from_mean ? old + (g - old) * new1 : g - (g - old) * beta1;
+            const T v = square[i] * beta2 + g * new2 * g;
+            mean[i] = m;
+            square[i] = v;
+            T divisor = v;
+            if constexpr (AMSGRAD) {
+                divisor = most[i] > v || most[i] != most[i] ? most[i] : v;
+                most[i] = divisor;
+            }
+            p[i] = p[i] * kept - m * step_size / (std::sqrt(divisor) / root + eps);
+        }
+    }
+};
+
+template <class T>
+void adamw(Index u, Index D, const Index* rows, const T* grad, T* param, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,
+           const double* step_sizes, const double* roots, Index stride, const AdamW<T>& step) {
     const Ahead ahead(rows, u, D * sizeof(T));
-    Gradient<T> gradient(values, order, starts, u, D);
     for (Index k = 0; k < u; ++k) {
         ahead.ask(k, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
-        const Index row = rows ? rows[k] : k;
-        const T step_size = T(step_sizes[k * corrections_stride]), root = T(roots[k * corrections_stride]);
-        const T* __restrict grad = gradient.of(k);
-        T *__restrict p = param + row * D, *__restrict m = exp_avg + row * D, *__restrict v = exp_avg_sq + row * D;
-        T* __restrict most = max_exp_avg_sq ? max_exp_avg_sq + row * D : nullptr;
-        for (Index i = 0; i < D; ++i) {
-            const T value = decays ? p[i] * kept : p[i];
-            const T g = maximize ? -grad[i] : grad[i];
-            m[i] = from_mean ? m[i] + (g - m[i]) * new1 : g - (g - m[i]) * beta1;
-            v[i] = v[i] * beta2 + g * new2 * g;
-            T square = v[i];
-            if (most) square = most[i] = (most[i] > square || most[i] != most[i]) ? most[i] : square;
-            p[i] = value - m[i] * step_size / (std::sqrt(square) / root + eps);
-        }
+        const Index at = (rows ? rows[k] : k) * D;
+        const T size = T(step_sizes[k * stride]), root = T(roots[k * stride]);
+        T *p = param + at, *mean = exp_avg + at, *square = exp_avg_sq + at;
+        if (max_exp_avg_sq)
+            step.template row<true>(D, size, root, grad + k * D, p, mean, square, max_exp_avg_sq + at);
+        else
+            step.template row<false>(D, size, root, grad + k * D, p, mean, square, nullptr);
     }
 }
 
@@ -209,37 +202,63 @@ void sort(std::unique_ptr<std::uint64_t[]>& keys, Index n, int bits) {
     }
 }
 
-}  // namespace
+// The ids at places order[starts[k]] < ... < order[starts[k + 1] - 1] are rows[k]; rows (u,) are sorted. Return u.
+struct Groups {
+    std::unique_ptr<Index[]> starts, order;
+    Index u = 0;
 
-extern "C" {
+    Groups(const Index* ids, Index n, int bits, Index* rows) : starts(new Index[n + 1]), order(new Index[n]) {
+        std::unique_ptr<std::uint64_t[]> keys(new std::uint64_t[n]);
+        for (Index i = 0; i < n; ++i) keys[i] = std::uint64_t(ids[i]) << 32 | std::uint64_t(i);
+        sort(keys, n, bits);
+        for (Index i = 0; i < n; ++i) {
+            const Index id = Index(keys[i] >> 32);
+            if (i == 0 || id != rows[u - 1]) {
+                rows[u] = id;
+                starts[u++] = i;
+            }
+            order[i] = Index(keys[i] & 0xffffffff);
+        }
+        starts[u] = n;
+    }
+};
 
-// Group the places of equal ids: rows (u,) sorted, starts (u + 1,), order (n,) so that the ids at places
-// order[starts[k]] < ... < order[starts[k + 1] - 1] are rows[k]. Return u, or -1 if an id is outside 0 ... V - 1.
-// V and n stay below 2^31.
-Index frostline_group(const Index* ids, Index n, Index V, Index* rows, Index* starts, Index* order) {
-    std::unique_ptr<std::uint64_t[]> keys(new std::uint64_t[n]);
-    Index least = V, most = -1;
+template <class T>
+Index summed(const Index* ids, Index n, Index V, Index D, const T* values, Index* rows, T* sums) {
+    Index least = V, most = 0;
     for (Index i = 0; i < n; ++i) {
         least = std::min(least, ids[i]);
         most = std::max(most, ids[i]);
-        keys[i] = std::uint64_t(ids[i]) << 32 | std::uint64_t(i);
     }
     if (n > 0 && (least < 0 || most >= V)) return -1;
     int bits = 0;
     while (most >> bits > 0) ++bits;
-    sort(keys, n, bits);
-    Index u = 0;
-    for (Index i = 0; i < n; ++i) {
-        const Index id = Index(keys[i] >> 32);
-        if (i == 0 || id != rows[u - 1]) {
-            rows[u] = id;
-            starts[u++] = i;
+    const Groups groups(ids, n, bits, rows);
+    constexpr Index EARLY = 8;
+    Index kept = 0;
+    for (Index k = 0; k < groups.u; ++k) {
+        if (k + EARLY < groups.u) {
+            const char* later = reinterpret_cast<const char*>(values + groups.order[groups.starts[k + EARLY]] * D);
+            for (Index at = 0; at < D * Index(sizeof(T)); at += 64) __builtin_prefetch(later + at, 0, 3);
         }
-        order[i] = Index(keys[i] & 0xffffffff);
+        T* __restrict sum = sums + kept * D;
+        const T* __restrict first = values + groups.order[groups.starts[k]] * D;
+        for (Index i = 0; i < D; ++i) sum[i] = T(0) + first[i];  // -0 becomes 0, as in index_add_
+        for (Index j = groups.starts[k] + 1; j < groups.starts[k + 1]; ++j) {
+            const T* __restrict value = values + groups.order[j] * D;
+            for (Index i = 0; i < D; ++i) sum[i] += value[i];
+        }
+        Index zeros = 0;
+        while (zeros < D && sum[zeros] == T(0)) ++zeros;
+        rows[kept] = rows[k];
+        kept += zeros < D || D == 0;
     }
-    starts[u] = n;
-    return u;
+    return kept;
 }
+
+}  // namespace
+
+extern "C" {
 
 // Count one more use of each row, in step (V,); t (u,) are the new counts.
 void frostline_count(Index u, const Index* rows, std::int32_t* step, double* t) {
@@ -250,24 +269,30 @@ void frostline_count(Index u, const Index* rows, std::int32_t* step, double* t) 
 }
 
 #define FOR(T, name)                                                                                                   \
-    void frostline_sgd_##name(Index u, Index D, const Index* rows, const Index* starts, const Index* order,            \
-                              const T* values, T* param, T* momentum_buffer, std::uint8_t* used, double lr,            \
-                              double momentum, double undamped, int nesterov, double weight_decay, int maximize) {     \
-        sgd<T>(u, D, rows, starts, order, values, param, momentum_buffer, used, lr, momentum, undamped, nesterov,      \
-               weight_decay, maximize);                                                                                \
+    /* Sum values (n, D) with the same id: rows (u,) sorted and sums (u, D) in memory for n. Rows whose sum is zero    \
+       are left out. Return u, or -1 if an id is outside 0 ... V - 1. V and n are below 2^31. */                       \
+    Index frostline_summed_##name(const Index* ids, Index n, Index V, Index D, const T* values, Index* rows, T* sums) { \
+        return summed<T>(ids, n, V, D, values, rows, sums);                                                            \
     }                                                                                                                  \
-    void frostline_adagrad_##name(Index u, Index D, const Index* rows, const Index* starts, const Index* order,        \
-                                  const T* values, T* param, T* state_sum, int one_a_row, const double* rates,         \
-                                  Index rates_stride, double eps, double weight_decay, int maximize) {                 \
-        adagrad<T>(u, D, rows, starts, order, values, param, state_sum, one_a_row, rates, rates_stride, eps,           \
-                   weight_decay, maximize);                                                                            \
+    void frostline_sgd_##name(Index u, Index D, const Index* rows, const T* grad, T* param, T* momentum_buffer,        \
+                              std::uint8_t* used, double lr, double momentum, double undamped, int nesterov,           \
+                              double weight_decay, int maximize) {                                                     \
+        sgd<T>(u, D, rows, grad, param, momentum_buffer, used,                                                         \
+               {T(lr), T(momentum), T(undamped), T(weight_decay), T(maximize ? -1 : 1), weight_decay != 0,             \
+                nesterov != 0});                                                                                       \
     }                                                                                                                  \
-    void frostline_adamw_##name(Index u, Index D, const Index* rows, const Index* starts, const Index* order,          \
-                                const T* values, T* param, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,               \
-                                const double* step_sizes, const double* roots, Index corrections_stride, double beta1, \
-                                double beta2, double eps, double kept, int decays, int maximize) {                     \
-        adamw<T>(u, D, rows, starts, order, values, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step_sizes, roots,     \
-                 corrections_stride, beta1, beta2, eps, kept, decays, maximize);                                       \
+    void frostline_adagrad_##name(Index u, Index D, const Index* rows, const T* grad, T* param, T* state_sum,          \
+                                  int one_a_row, const double* rates, Index rates_stride, double eps,                  \
+                                  double weight_decay, int maximize) {                                                 \
+        adagrad<T>(u, D, rows, grad, param, state_sum, one_a_row, rates, rates_stride,                                 \
+                   {T(eps), T(weight_decay), T(maximize ? -1 : 1), weight_decay != 0});                                \
+    }                                                                                                                  \
+    void frostline_adamw_##name(Index u, Index D, const Index* rows, const T* grad, T* param, T* exp_avg,              \
+                                T* exp_avg_sq, T* max_exp_avg_sq, const double* step_sizes, const double* roots,       \
+                                Index stride, double beta1, double beta2, double eps, double kept, int maximize) {     \
+        adamw<T>(u, D, rows, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step_sizes, roots, stride,              \
+                 {T(beta1), T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(kept), T(maximize ? -1 : 1),               \
+                  1 - beta1 < 0.5});                                                                                   \
     }
 
 FOR(float, float32)

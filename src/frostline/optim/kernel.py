@@ -1,12 +1,11 @@
-"""The functions of rows.py in C++, for tables on the CPU: which of the two is in use, and the calls.
+"""The functions of rows.py in C++ where the kernel serves, else those of rows.py: the bits are the same.
 
 Letters used for shapes in this file:
-    V  rows of the table          n  ids of a step
-    *  the shape of one row       u  different ids among them (u <= n)
+    V  rows of the table          k  entries of a sparse gradient
+    *  the shape of one row       n  rows that a step uses
 
-`sgd_`, `adagrad_` and `adamw_` take what their namesakes in rows.py take, and leave the same bits; NaNs may differ in
-their sign. `rows` may repeat and come in any order here: gradients of the same row are added up in the order in which
-they stand, starting from 0, which is what `unique` and `index_add_` do.
+`sgd_`, `adagrad_` and `adamw_` are what the optimizers call; their namesakes in rows.py say what they compute and what
+they take. Only the sign of a NaN may differ.
 
 Nothing is compiled by an import, but by the first step that could use the kernel, or by `backend()`. One thread: a step
 is bound by misses of the memory, and a team of threads that wait for each other on a busy machine costs more than the
@@ -15,28 +14,34 @@ whole step.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+from collections.abc import Callable
 from ctypes import CDLL, c_double, c_int, c_int64, c_void_p
-from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
-from frostline.errors import FrostlineError, MissingExtraError, RowError
-from frostline.optim import compiler, rows as plain
+from frostline.errors import FrostlineError, MissingExtraError
+from frostline.optim import compiler
+from frostline.optim import rows as plain
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LOCK = threading.Lock()
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
-_TOO_MANY = 2**31  # rows or ids: the kernel sorts 32-bit halves
+_TOO_MANY = 2**31  # rows or entries: the kernel sorts by halves of 64 bits
 _POINTER, _COUNT, _NUMBER, _FLAG = c_void_p, c_int64, c_double, c_int
-_BATCH = [_COUNT, _COUNT, *[_POINTER] * 4]  # u, D, rows, starts, order, values
+_BATCH = [_COUNT, _COUNT, *[_POINTER] * 3]  # n, D, rows, grad, param
 _SIGNATURES = {
-    "sgd": [*_BATCH, *[_POINTER] * 3, *[_NUMBER] * 3, _FLAG, _NUMBER, _FLAG],
-    "adagrad": [*_BATCH, *[_POINTER] * 2, _FLAG, _POINTER, _COUNT, *[_NUMBER] * 2, _FLAG],
-    "adamw": [*_BATCH, *[_POINTER] * 6, _COUNT, *[_NUMBER] * 4, *[_FLAG] * 2],
+    "summed": [_POINTER, *[_COUNT] * 3, *[_POINTER] * 3],
+    "sgd": [*_BATCH, *[_POINTER] * 2, *[_NUMBER] * 3, _FLAG, _NUMBER, _FLAG],
+    "adagrad": [*_BATCH, _POINTER, _FLAG, _POINTER, _COUNT, *[_NUMBER] * 2, _FLAG],
+    "adamw": [*_BATCH, *[_POINTER] * 5, _COUNT, *[_NUMBER] * 4, _FLAG],
 }
 
 
@@ -56,16 +61,16 @@ class Backend(NamedTuple):
 
 
 def backend() -> Backend:
-    """Say what computes the steps of row optimizers: the C++ kernel, or plain torch. Both leave the same bits.
+    """Say what computes the steps of row optimizers: the C++ kernel or plain torch. Both leave the same bits.
 
-    The kernel serves float32 and float64 tables in the memory of the CPU; all others are served by plain torch,
-    whatever this says. `FROSTLINE_BACKEND=torch` or `FROSTLINE_BACKEND=c++` in the environment forces one.
+    The kernel serves float32 and float64 tables in the memory of the CPU; plain torch serves all others, whatever this
+    says. `FROSTLINE_BACKEND=torch` or `FROSTLINE_BACKEND=c++` in the environment asks for one.
 
     Returns:
         A pair (name, why); name is "c++" or "torch".
 
     Raises:
-        MissingExtraError: FROSTLINE_BACKEND is c++, and the kernel cannot be built here.
+        MissingExtraError: FROSTLINE_BACKEND is c++, and the kernel cannot be had here.
         FrostlineError: FROSTLINE_BACKEND is something else.
 
     Cost: the first call on a machine compiles the kernel, about a second.
@@ -74,24 +79,20 @@ def backend() -> Backend:
         >>> backend().name in ("c++", "torch")
         True
     """
-    return _chosen(os.environ.get("FROSTLINE_BACKEND", ""))
-
-
-def _chosen(wanted: str) -> Backend:
+    wanted = os.environ.get("FROSTLINE_BACKEND", "")
     if wanted == "torch":
         return Backend("torch", "FROSTLINE_BACKEND asks for it")
     if wanted not in ("", "c++"):
         raise FrostlineError(f"FROSTLINE_BACKEND: {wanted!r} is no backend. Set it to torch or c++, or unset it.")
     library, why = _library()
     if library is None and wanted:
-        raise MissingExtraError(
-            f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. Install a C++ compiler (apt install g++), or unset it."
-        )
+        fix = "Install a C++ compiler (apt install g++), or unset it."
+        raise MissingExtraError(f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. {fix}")
     return Backend("torch" if library is None else "c++", why)
 
 
 def _library() -> tuple[CDLL | None, str]:
-    with _LOCK:
+    with _LOCK:  # of several threads, one compiles
         return _load_once()
 
 
@@ -101,78 +102,45 @@ def _load_once() -> tuple[CDLL | None, str]:
         library, why = compiler.load()
     except compiler.CannotBuild as error:
         return None, str(error)
-    library.frostline_group.argtypes = [_POINTER, _COUNT, _COUNT, *[_POINTER] * 3]
-    library.frostline_group.restype = _COUNT
+    library.frostline_count.argtypes = [_COUNT, *[_POINTER] * 3]
+    library.frostline_count.restype = None
     for name, arguments in _SIGNATURES.items():
         for dtype in _NAMES.values():
             function = getattr(library, f"frostline_{name}_{dtype}")
-            function.argtypes, function.restype = arguments, None
+            function.argtypes, function.restype = arguments, _COUNT if name == "summed" else None
     return library, why
 
 
-def takes(param: Tensor, grad: Tensor, *state: Tensor | None) -> bool:
-    """Whether the kernel is in use and serves these: on the CPU, contiguous, float32 or float64 alike.
+def summed(ids: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
+    """Sum the entries of each row, in the order in which they stand, and leave out rows whose sum is all zeros.
 
     Args:
-        param: Table, shape (V, *).
-        grad: Shape (n, *).
-        state: Whatever else the function gets, or None.
+        ids: Row of each entry, int64, shape (k,).
+        values: Shape (k, *).
+        size: Rows of the table, V.
+
+    Returns:
+        Rows, int64, sorted, shape (n,), and their sums, shape (n, *); None where the kernel does not serve, or where
+        an id is not in 0, ..., V - 1.
+
+    Cost: one sort of ids and one pass over the values.
     """
-    if param.dtype not in _NAMES or grad.dtype != param.dtype or param.dim() == 0:
-        return False
-    if len(param) >= _TOO_MANY or len(grad) >= _TOO_MANY:
-        return False
-    for tensor in (param, *state):
-        if tensor is not None and not (_in_memory(tensor) and tensor.is_contiguous()):
-            return False
-    return _in_memory(grad) and backend().name == "c++"
-
-
-def _in_memory(tensor: Tensor) -> bool:
-    plain_class = type(tensor) is Tensor or type(tensor) is torch.nn.Parameter
-    return plain_class and tensor.device.type == "cpu" and tensor.layout is torch.strided
-
-
-@dataclass
-class _Batch:
-    """The rows of a step, grouped: what every function of the kernel gets first.
-
-    Attributes:
-        rows: Shape (u,), sorted, or None for all rows.
-        starts: Shape (u + 1,) in memory of (n + 1,), or None.
-        order: Shape (n,), or None.
-        values: Shape (n, *).
-    """
-
-    rows: Tensor | None
-    starts: Tensor | None
-    order: Tensor | None
-    values: Tensor
-
-    def arguments(self) -> tuple[int | None, ...]:
-        """u, D, rows, starts, order, values."""
-        values = self.values
-        u = len(values) if self.rows is None else len(self.rows)
-        width = values[0].numel() if len(values) else 1
-        return u, width, _at(self.rows), _at(self.starts), _at(self.order), _at(values)
-
-
-def _grouped(param: Tensor, rows: Tensor | None, values: Tensor) -> _Batch:
-    library, why = _library()
-    assert library is not None, why
+    if max(size, len(ids)) >= _TOO_MANY or not _serves(values, ids):
+        return None
     values = values.resolve_neg().contiguous()
-    if rows is None:
-        return _Batch(None, None, None, values)
-    rows = rows.contiguous()
-    found, starts, order = torch.empty(3, len(rows) + 1, dtype=torch.int64).unbind()
-    u = library.frostline_group(_at(rows), len(rows), len(param), _at(found), _at(starts), _at(order))
-    if u < 0:
-        outside = rows[(rows < 0) | (rows >= len(param))]
-        raise RowError(
-            f"gradient: {len(outside)} of {len(rows)} ids are outside the table, the first is {outside[0]}. "
-            f"The table has {len(param)} rows, so ids run from 0 to {len(param) - 1}."
-        )
-    return _Batch(found[:u], starts, order, values)
+    rows, sums = torch.empty_like(ids), torch.empty_like(values)
+    call = _function("summed", values)
+    n = call(_at(ids), len(ids), size, _width(values), _at(values), _at(rows), _at(sums))
+    return None if n < 0 else (rows[:n], sums[:n])
+
+
+class _SGD(TypedDict):
+    lr: float
+    momentum: float
+    dampening: float
+    nesterov: bool
+    weight_decay: float
+    maximize: bool
 
 
 def sgd_(
@@ -181,17 +149,27 @@ def sgd_(
     grad: Tensor,
     momentum_buffer: Tensor | None,
     used: Tensor | None,
-    *,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    weight_decay: float,
-    maximize: bool,
+    **options: Unpack[_SGD],
 ) -> None:
-    """Do what `rows.sgd_` does; `rows` (n,) may repeat."""
-    batch = _grouped(param, rows, grad)
-    _call("sgd", param, batch, momentum_buffer, used, lr, momentum, 1 - dampening, nesterov, weight_decay, maximize)
+    """Do what `frostline.optim.rows.sgd_` does."""
+    if not _serves(grad, rows, param, momentum_buffer, used):
+        return plain.sgd_(param, rows, grad, momentum_buffer, used, **options)
+    _step("sgd", rows, grad, param, momentum_buffer, used)(
+        options["lr"],
+        options["momentum"],
+        1 - options["dampening"],
+        options["nesterov"],
+        options["weight_decay"],
+        options["maximize"],
+    )
+
+
+class _Adagrad(TypedDict):
+    lr: float
+    lr_decay: float
+    eps: float
+    weight_decay: float
+    maximize: bool
 
 
 def adagrad_(
@@ -200,20 +178,32 @@ def adagrad_(
     grad: Tensor,
     state_sum: Tensor,
     step: Tensor | None,
-    *,
-    lr: float,
-    lr_decay: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
+    **options: Unpack[_Adagrad],
 ) -> None:
-    """Do what `rows.adagrad_` does; `rows` (n,) may repeat."""
-    batch = _grouped(param, rows, grad)
-    rates = torch.tensor([lr], dtype=torch.float64)
-    if step is not None:
-        rates = plain.decayed_rates(step, batch.rows, lr, lr_decay)
-    one_a_row = state_sum.dim() < param.dim()
-    _call("adagrad", param, batch, state_sum, one_a_row, rates, len(rates) > 1, eps, weight_decay, maximize)
+    """Do what `frostline.optim.rows.adagrad_` does."""
+    if not _serves(grad, rows, param, state_sum, step):
+        return plain.adagrad_(param, rows, grad, state_sum, step, **options)
+    if step is None:
+        rates = torch.tensor([options["lr"]], dtype=torch.float64)
+    else:
+        rates = plain.decayed_rates(_counted(step, rows), options["lr"], options["lr_decay"])
+    _step("adagrad", rows, grad, param, state_sum)(
+        state_sum.dim() < param.dim(),
+        _at(rates),
+        step is not None and step.dim(),
+        options["eps"],
+        options["weight_decay"],
+        options["maximize"],
+    )
+
+
+class _AdamW(TypedDict):
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    weight_decay: float
+    maximize: bool
 
 
 def adamw_(
@@ -224,46 +214,78 @@ def adamw_(
     exp_avg_sq: Tensor,
     max_exp_avg_sq: Tensor | None,
     step: Tensor,
-    *,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    maximize: bool,
+    **options: Unpack[_AdamW],
 ) -> None:
-    """Do what `rows.adamw_` does; `rows` (n,) may repeat."""
-    batch = _grouped(param, rows, grad)
-    sizes, roots = plain.bias_corrections(step, batch.rows, lr, beta1, beta2)
-    kept = 1 - lr * weight_decay
-    _call(
-        "adamw",
-        param,
-        batch,
-        exp_avg,
-        exp_avg_sq,
-        max_exp_avg_sq,
-        sizes,
-        roots,
-        len(sizes) > 1,
+    """Do what `frostline.optim.rows.adamw_` does."""
+    if not _serves(grad, rows, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step):
+        return plain.adamw_(param, rows, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, step, **options)
+    lr, beta1, beta2 = options["lr"], options["beta1"], options["beta2"]
+    sizes, roots = plain.bias_corrections(_counted(step, rows), lr, beta1, beta2)
+    _step("adamw", rows, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq)(
+        _at(sizes),
+        _at(roots),
+        step.dim(),
         beta1,
         beta2,
-        eps,
-        kept,
-        weight_decay != 0,
-        maximize,
+        options["eps"],
+        1 - lr * options["weight_decay"],
+        options["maximize"],
     )
 
 
-def _call(name: str, param: Tensor, batch: _Batch, *arguments: Tensor | float | bool | None) -> None:
-    """Call a function of the kernel: tensors become addresses, those of state are marked as changed for autograd."""
-    library, why = _library()
-    assert library is not None, why
-    values = (_at(x) if isinstance(x, Tensor) else x for x in arguments)
-    getattr(library, f"frostline_{name}_{_NAMES[param.dtype]}")(*batch.arguments(), param.data_ptr(), *values)
-    for tensor in (param, *arguments):
-        if isinstance(tensor, Tensor):
+def _counted(step: Tensor, rows: Tensor | None) -> Tensor:
+    """Do what `counted` of rows.py does, asking for the counts ahead."""
+    library, _ = _library()
+    if rows is None or step.dim() == 0 or library is None:
+        return plain.counted(step, rows)
+    t = torch.empty(len(rows), dtype=torch.float64)
+    library.frostline_count(len(rows), _at(rows), _at(step), _at(t))
+    torch.autograd.graph.increment_version(step)
+    return t
+
+
+def _step(name: str, rows: Tensor | None, grad: Tensor, param: Tensor, *state: Tensor | None) -> Callable[..., None]:
+    """The kernel's function, its tensors given; they count as changed in place."""
+    grad = grad.resolve_neg().contiguous()
+    for tensor in (param, *state):
+        if tensor is not None:
             torch.autograd.graph.increment_version(tensor)
+    call = _function(name, grad)
+    at = [_at(tensor) for tensor in (rows, grad, param, *state)]
+
+    def run(*options: float | None) -> None:
+        call(len(grad), _width(grad), *at, *options)
+
+    return run
+
+
+def _serves(like: Tensor, *others: Tensor | None) -> bool:
+    """Whether the kernel is in use and can read and write these."""
+    if like.dtype not in _NAMES or not _in_memory(like):
+        return False
+    for tensor in others:
+        if tensor is not None:
+            fits = not tensor.is_floating_point() or tensor.dtype == like.dtype
+            if not (fits and _in_memory(tensor) and tensor.is_contiguous()):
+                return False
+    return backend().name == "c++"
+
+
+def _in_memory(tensor: Tensor) -> bool:
+    ordinary = type(tensor) in (Tensor, torch.nn.Parameter)
+    return ordinary and tensor.device.type == "cpu" and tensor.layout is torch.strided
+
+
+def _function(name: str, like: Tensor) -> Callable[..., int]:
+    library, why = _library()
+    if library is None:
+        raise MissingExtraError(f"the kernel: {why}. Install a C++ compiler (apt install g++).")
+    function: Callable[..., int] = getattr(library, f"frostline_{name}_{_NAMES[like.dtype]}")
+    return function
+
+
+def _width(x: Tensor) -> int:
+    return math.prod(x.shape[1:])
 
 
 def _at(tensor: Tensor | None) -> int | None:

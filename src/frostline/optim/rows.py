@@ -21,6 +21,10 @@ zeros never get here: `used_rows` (used.py) leaves them out.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,9 +108,9 @@ def adagrad_(
     square = grad.mul(grad)
     total.add_(square if total.dim() == grad.dim() else folded_sum(square).div_(grad[0].numel() if len(grad) else 1))
     _put(state_sum, rows, total)
-    root = _column(total.sqrt().add_(eps), grad)
-    rate = lr if step is None else _column(decayed_rates(step, rows, lr, lr_decay).to(grad.dtype), grad)
-    value.sub_(grad.mul(rate).div_(root))
+    divisor = _column(root(total).add_(eps), grad)
+    rate = lr if step is None else _column(decayed_rates(counted(step, rows), lr, lr_decay).to(grad.dtype), grad)
+    value.sub_(grad.mul(rate).div_(divisor))
     _put(param, rows, value)
 
 
@@ -160,23 +164,57 @@ def adamw_(
     if max_exp_avg_sq is not None:
         square = torch.maximum(_take(max_exp_avg_sq, rows, grad), square)
         _put(max_exp_avg_sq, rows, square)
-    step_size, root = (_column(x.to(grad.dtype), grad) for x in bias_corrections(step, rows, lr, beta1, beta2))
-    value.sub_(mean.mul(step_size).div_(square.sqrt().div_(root).add_(eps)))
+    corrections = bias_corrections(counted(step, rows), lr, beta1, beta2)
+    step_size, correction = (_column(x.to(grad.dtype), grad) for x in corrections)
+    value.sub_(mean.mul(step_size).div_(root(square).div_(correction).add_(eps)))
     _put(param, rows, value)
 
 
-def decayed_rates(step: Tensor, rows: Tensor | None, lr: float, lr_decay: float) -> Tensor:
-    """Count this use of `rows` in `step`; return Adagrad's rate of each, float64, shape (n,) or ()."""
-    return lr / (1 + (_counted(step, rows) - 1) * lr_decay)
+def counted(step: Tensor, rows: Tensor | None) -> Tensor:
+    """Count one more use of `rows` in `step`; return the new counts, float64, (n,), or () if one is for all rows."""
+    if rows is None or step.dim() == 0:
+        return step.add_(1).double()
+    count = step.index_select(0, rows).add_(1)
+    step.index_copy_(0, rows, count)
+    return count.double()
 
 
-def bias_corrections(step: Tensor, rows: Tensor | None, lr: float, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
-    """Count this use of `rows` in `step`; return `lr / (1 - beta1^t)` and `sqrt(1 - beta2^t)`.
+def decayed_rates(t: Tensor, lr: float, lr_decay: float) -> Tensor:
+    """Return Adagrad's rate in use `t`, float64."""
+    return lr / (1 + (t - 1) * lr_decay)
 
-    Both are float64, of shape (n,), or () if `step` is one count for all rows.
+
+def bias_corrections(t: Tensor, lr: float, beta1: float, beta2: float) -> tuple[Tensor, Tensor]:
+    """Return `lr / (1 - beta1^t)` and `sqrt(1 - beta2^t)`, float64."""
+    return lr / _short_of_one(beta1, t), root(_short_of_one(beta2, t))
+
+
+def _short_of_one(beta: float, t: Tensor) -> Tensor:
+    """Return `1 - beta^t`. On the CPU looked up, because torch's power depends on the place of a number in its tensor.
+
+    From some t on, the difference is 1: there the table ends.
     """
-    t = _counted(step, rows)
-    return lr / (1 - beta1**t), (1 - beta2**t).sqrt()
+    if t.device.type != "cpu":
+        return 1 - beta**t
+    most = int(t.max()) if t.numel() else 0
+    end = math.ceil(-38 / math.log(beta)) if 0 < beta < 1 else 1  # e^-38 < 2^-54
+    table = _one_minus_powers(beta, min(1 << most.bit_length(), end + 1))
+    return table[t.clamp(max=len(table) - 1).long()]
+
+
+@lru_cache(maxsize=8)
+def _one_minus_powers(beta: float, count: int) -> Tensor:
+    return torch.tensor([1 - beta**t for t in range(count)], dtype=torch.float64, device="cpu")
+
+
+def root(x: Tensor) -> Tensor:
+    """Return the square root, rounded right. torch's own, where it is MKL's, misses the last bit of some numbers."""
+    if x.device.type != "cpu":
+        return x.sqrt()
+    result = torch.empty_like(x)
+    with np.errstate(invalid="ignore"):
+        np.sqrt(x.numpy(), out=result.numpy())
+    return result
 
 
 def folded_sum(x: Tensor) -> Tensor:
@@ -189,14 +227,6 @@ def folded_sum(x: Tensor) -> Tensor:
         half = (width + 1) // 2
         x = torch.cat([x[:, : width - half] + x[:, half:], x[:, width - half : half]], dim=1)
     return x.reshape(-1)
-
-
-def _counted(step: Tensor, rows: Tensor | None) -> Tensor:
-    if rows is None or step.dim() == 0:
-        return step.add_(1).double()
-    count = step.index_select(0, rows).add_(1)
-    step.index_copy_(0, rows, count)
-    return count.double()
 
 
 def _directed(grad: Tensor, value: Tensor, weight_decay: float, maximize: bool) -> Tensor:

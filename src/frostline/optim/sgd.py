@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from frostline.optim.base import RowOptimizer, require, require_at_least_zero
-from frostline.optim.rows import sgd_
+from frostline.optim.kernel import sgd_
 
 
 class RowSGD(RowOptimizer):

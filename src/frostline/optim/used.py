@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from frostline.optim import kernel
+
 
 def used_rows(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
     """Return the rows that `grad` uses and their summed gradient.
@@ -38,6 +40,10 @@ def used_rows(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
             f"grad: layout {grad.layout}, shape {tuple(grad.shape)}, but a sparse gradient must be torch.sparse_coo "
             "with sparse_dim 1, as nn.Embedding(sparse=True) makes it. Pass `grad.to_dense()`."
         )
+    if not grad.is_coalesced():
+        done = kernel.summed(grad._indices()[0], grad._values().to(dtype), len(grad))
+        if done is not None:
+            return done
     rows, values = summed(grad, dtype)
     if len(rows) and (rows[0] < 0 or rows[-1] >= len(grad)):
         wrong = int(rows[0] if rows[0] < 0 else rows[-1])

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
+from frostline import cache
 from frostline.errors import VectorFileError
 from frostline.vectors import tensors
 from frostline.vectors.table import Chunk, Vectors
@@ -27,16 +27,7 @@ _FORM = "1"  # counted up when reading changes its mind about a file
 
 def folder() -> Path:
     """Where cache files are kept: $FROSTLINE_CACHE/vectors, or the place that the system has for such files."""
-    if own := os.environ.get("FROSTLINE_CACHE"):
-        return Path(own) / "vectors"
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        named = Path(os.environ.get("XDG_CACHE_HOME") or "")
-        base = named if named.is_absolute() else Path.home() / ".cache"
-    return base / "frostline" / "vectors"
+    return cache.folder("vectors")
 
 
 class Entry:
