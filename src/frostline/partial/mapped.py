@@ -74,7 +74,7 @@ def mapped_embedding(
             f"{path}: the tensor has shape {tuple(table.tensor.shape)}; an embedding needs two dimensions."
         )
     rows, width = table.tensor.shape
-    embedding = nn.Embedding(rows, width, padding_idx=padding_idx, sparse=sparse, device="meta")
+    embedding = nn.Embedding(rows, width, padding_idx=padding_idx, sparse=sparse, _weight=table.tensor)
     del embedding._parameters["weight"]
     embedding.__dict__["_frostline"] = State(mapped={"weight": table})
     cls: Any = partial_class(nn.Embedding, ("weight",))
