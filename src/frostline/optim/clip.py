@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from frostline.optim.used import summed
+from frostline.optim.used import used_rows
 
 
 @torch.no_grad()
@@ -69,9 +69,7 @@ def clip_grad_norm_(
 
 
 def _flat(grad: Tensor) -> Tensor:
-    """Return the values that the dense gradient would hold, zeros left out."""
-    if not grad.is_sparse:
-        return grad
-    if grad.sparse_dim() > 1:
+    """Return what the dense gradient would hold, without rows of zeros."""
+    if grad.is_sparse and grad.sparse_dim() > 1:
         return grad.coalesce()._values()
-    return summed(grad, grad.dtype)[1]
+    return used_rows(grad, grad.dtype)[1]

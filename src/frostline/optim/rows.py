@@ -153,20 +153,21 @@ def adamw_(
     if maximize:
         grad = grad.neg()
     mean = _take(exp_avg, rows, grad)
+    scratch = grad.sub(mean)  # one for all: fresh memory costs more than what is done in it
     if 1 - beta1 < 0.5:  # torch's lerp: which end it starts from decides what an infinity does
-        mean.add_(grad.sub(mean).mul_(1 - beta1))
+        mean.add_(scratch.mul_(1 - beta1))
     else:
-        mean.copy_(grad.sub(grad.sub(mean).mul_(beta1)))
+        torch.sub(grad, scratch.mul_(beta1), out=mean)
     _put(exp_avg, rows, mean)
     square = _take(exp_avg_sq, rows, grad)
-    square.mul_(beta2).add_(grad.mul(1 - beta2).mul_(grad))
+    square.mul_(beta2).add_(torch.mul(grad, 1 - beta2, out=scratch).mul_(grad))
     _put(exp_avg_sq, rows, square)
     if max_exp_avg_sq is not None:
         square = torch.maximum(_take(max_exp_avg_sq, rows, grad), square)
         _put(max_exp_avg_sq, rows, square)
     corrections = bias_corrections(counted(step, rows), lr, beta1, beta2)
     step_size, correction = (_column(x.to(grad.dtype), grad) for x in corrections)
-    value.sub_(mean.mul(step_size).div_(root(square).div_(correction).add_(eps)))
+    value.sub_(torch.mul(mean, step_size, out=scratch).div_(root(square).div_(correction).add_(eps)))
     _put(param, rows, value)
 
 
@@ -190,20 +191,21 @@ def bias_corrections(t: Tensor, lr: float, beta1: float, beta2: float) -> tuple[
 
 
 def _short_of_one(beta: float, t: Tensor) -> Tensor:
-    """Return `1 - beta^t`. On the CPU looked up, because torch's power depends on the place of a number in its tensor.
-
-    From some t on, the difference is 1: there the table ends.
-    """
+    """Return `1 - beta^t`. On the CPU looked up, because torch's power depends on the place of a number in its tensor."""
     if t.device.type != "cpu":
         return 1 - beta**t
-    most = int(t.max()) if t.numel() else 0
-    end = math.ceil(-38 / math.log(beta)) if 0 < beta < 1 else 1  # e^-38 < 2^-54
-    table = _one_minus_powers(beta, min(1 << most.bit_length(), end + 1))
-    return table[t.clamp(max=len(table) - 1).long()]
+    table = one_minus_powers(beta, int(t.max()) if t.numel() else 0)
+    return table.take(t.clamp(max=len(table) - 1).long())
+
+
+def one_minus_powers(beta: float, most: int) -> Tensor:
+    """Return `1 - beta^t` for t = 0, 1, ..., at least `most` or up to where all further ones are the same, float64."""
+    end = math.ceil(-38 / math.log(beta)) if 0 < beta < 1 else 1  # e^-38 < 2^-54: the difference is 1
+    return _powers(beta, min(1 << most.bit_length(), end + 1))
 
 
 @lru_cache(maxsize=8)
-def _one_minus_powers(beta: float, count: int) -> Tensor:
+def _powers(beta: float, count: int) -> Tensor:
     return torch.tensor([1 - beta**t for t in range(count)], dtype=torch.float64, device="cpu")
 
 
@@ -244,9 +246,17 @@ def _take(table: Tensor, rows: Tensor | None, like: Tensor | None = None) -> Ten
 
 def _put(table: Tensor, rows: Tensor | None, values: Tensor) -> None:
     if rows is not None:
-        table.index_copy_(0, rows, values.to(table.dtype))
+        _in_chunks(table).index_copy_(0, rows, _in_chunks(values.to(table.dtype)))
     elif values is not table:
         table.copy_(values)
+
+
+def _in_chunks(x: Tensor) -> Tensor:
+    """View rows as numbers of 16 bytes where that is possible: torch copies rows number by number."""
+    size = 16 // x.element_size()
+    if x.dim() < 2 or x.shape[-1] % size or x.storage_offset() % size or not x.is_contiguous():
+        return x
+    return x.view(torch.complex128)
 
 
 def _column(x: Tensor, like: Tensor) -> Tensor:

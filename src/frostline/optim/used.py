@@ -11,6 +11,7 @@ NaN is not zero.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,25 +41,40 @@ def used_rows(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
             f"grad: layout {grad.layout}, shape {tuple(grad.shape)}, but a sparse gradient must be torch.sparse_coo "
             "with sparse_dim 1, as nn.Embedding(sparse=True) makes it. Pass `grad.to_dense()`."
         )
+    ids, values = grad._indices()[0], grad._values().to(dtype)
     if not grad.is_coalesced():
-        done = kernel.summed(grad._indices()[0], grad._values().to(dtype), len(grad))
+        done = kernel.summed(ids, values, len(grad))
         if done is not None:
             return done
-    rows, values = summed(grad, dtype)
-    if len(rows) and (rows[0] < 0 or rows[-1] >= len(grad)):
-        wrong = int(rows[0] if rows[0] < 0 else rows[-1])
-        raise ValueError(f"grad: names row {wrong}, but the table has {len(grad)} rows, 0 to {len(grad) - 1}.")
+    if len(ids):
+        least, most = (int(x) for x in ids.aminmax())
+        if least < 0 or most >= len(grad):
+            wrong = least if least < 0 else most
+            raise ValueError(f"grad: names row {wrong}, but the table has {len(grad)} rows, 0 to {len(grad) - 1}.")
+    rows = ids
+    if not grad.is_coalesced():
+        rows, place = _unique(ids, len(grad))
+        values = values.new_zeros(len(rows), *values.shape[1:]).index_add_(0, place, values)
     if values.numel():
-        says_something = values.reshape(len(values), -1).ne(0).any(dim=1)  # (n,)
+        says_something = values.reshape(len(values), -1).abs().amax(dim=1) != 0  # (n,)
         if not says_something.all():
             rows, values = rows[says_something], values[says_something]
     return rows, values
 
 
-def summed(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Sum the entries of each row of a sparse gradient: (k,) ids, (k, *) values -> (n,) sorted ids, (n, *) sums."""
-    ids, values = grad._indices()[0], grad._values().to(dtype)
-    if grad.is_coalesced():
-        return ids, values
-    rows, place = ids.unique(return_inverse=True)
-    return rows, values.new_zeros(len(rows), *values.shape[1:]).index_add_(0, place, values)
+def _unique(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the different ids (k,) -> (n,), sorted, all of them below `size`, and the place of each id in them, (k,).
+
+    On the CPU by numpy's sort, many times faster than torch's: of one number an id, which holds the id and where it is.
+    """
+    if ids.device.type != "cpu" or max(size, len(ids)) >= 2**31:
+        rows, place = ids.unique(return_inverse=True)
+        return rows, place
+    pairs = (ids.numpy() << 32) | np.arange(len(ids))
+    pairs.sort()
+    in_order, at = pairs >> 32, pairs & 0xFFFFFFFF
+    first = np.ones(len(ids), dtype=bool)
+    first[1:] = in_order[1:] != in_order[:-1]
+    place = np.empty_like(at)
+    place[at] = np.cumsum(first) - 1
+    return torch.from_numpy(in_order[first]), torch.from_numpy(place)
