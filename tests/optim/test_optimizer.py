@@ -128,6 +128,37 @@ def test_parameters_without_a_gradient_keep_their_bits_and_get_no_state(make, op
 
 
 @EACH
+def test_named_parameters_are_taken_and_their_names_kept(make, options):
+    net = model()
+    optimizer = make(net.named_parameters(), **options)
+    train(net, optimizer, range(1))
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["0.weight", "1.weight", "1.bias"]
+
+
+@EACH
+def test_a_gradient_scaler_skips_the_step_of_an_infinite_gradient_and_unscales_the_others(make, options):
+    plain, scaled = model(torch.float64), model(torch.float64)
+    optimizer = make(plain.parameters(), **options)
+    other = make(scaled.parameters(), **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for factor in (1.0, float("inf"), 1.0):
+        before = everything(scaled, other)
+        for net in (plain, scaled):
+            net.zero_grad()
+        scaler.scale(scaled(torch.tensor([3, 3, 8])).sum() * factor).backward()
+        scaler.step(other)
+        scaler.update()
+        if factor == 1.0:
+            plain(torch.tensor([3, 3, 8])).sum().backward()
+            optimizer.step()
+        else:
+            assert_same(everything(scaled, other), before)
+    for value, oracle in zip(scaled.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(value, oracle, rtol=1e-12, atol=1e-12)
+    assert (scaled[0].weight != model(torch.float64)[0].weight).any(1).nonzero().flatten().tolist() == [3, 8]
+
+
+@EACH
 def test_empty_parameters_are_skipped(make, options):
     empty, other = nn.Parameter(torch.ones(0, 3)), nn.Parameter(torch.ones(2))
     optimizer = make([empty, other], **options)

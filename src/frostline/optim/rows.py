@@ -191,7 +191,7 @@ def bias_corrections(t: Tensor, lr: float, beta1: float, beta2: float) -> tuple[
 
 
 def _short_of_one(beta: float, t: Tensor) -> Tensor:
-    """Return `1 - beta^t`. On the CPU looked up, because torch's power depends on the place of a number in its tensor."""
+    """Return `1 - beta^t`. On the CPU looked up: torch's power depends on the place of a number in its tensor."""
     if t.device.type != "cpu":
         return 1 - beta**t
     table = one_minus_powers(beta, int(t.max()) if t.numel() else 0)
