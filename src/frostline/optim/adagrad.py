@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from frostline.optim import pages
 from frostline.optim.base import COMPUTED_IN, RowOptimizer, require_at_least_zero
-from frostline.optim.kernel import adagrad_
+from frostline.optim.kernel import Gathered, adagrad_
 
 
 class RowAdagrad(RowOptimizer):
@@ -85,10 +86,15 @@ class RowAdagrad(RowOptimizer):
         if name == "step":
             return torch.zeros(len(table), dtype=torch.int32, device=table.device)
         like = table.flatten(1)[:, 0] if group["rowwise"] and table.dim() > 1 else table
-        return torch.full_like(like, group["initial_accumulator_value"], dtype=COMPUTED_IN[table.dtype])
+        return pages.full_like(like, group["initial_accumulator_value"], COMPUTED_IN[table.dtype])
 
     def _update(
-        self, table: Tensor, rows: Tensor | None, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+        self,
+        table: Tensor,
+        rows: Tensor | None,
+        grad: Tensor | Gathered,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
     ) -> None:
         adagrad_(
             table,

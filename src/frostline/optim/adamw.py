@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from frostline.optim.base import RowOptimizer, require, require_at_least_zero
-from frostline.optim.kernel import adamw_
+from frostline.optim.kernel import Gathered, adamw_
 
 
 class RowAdamW(RowOptimizer):
@@ -92,7 +92,12 @@ class RowAdamW(RowOptimizer):
         return super()._new_state(name, table, group)
 
     def _update(
-        self, table: Tensor, rows: Tensor | None, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+        self,
+        table: Tensor,
+        rows: Tensor | None,
+        grad: Tensor | Gathered,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
     ) -> None:
         beta1, beta2 = group["betas"]
         adamw_(

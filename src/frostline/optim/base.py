@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frostline.optim import pages
+from frostline.optim.kernel import Gathered, gathered
 from frostline.optim.used import used_rows
 
 COMPUTED_IN = {
@@ -41,10 +43,15 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
         """Make one piece of state for a table (V, *) that no step has used yet."""
-        return torch.zeros_like(table, dtype=COMPUTED_IN[table.dtype])
+        return pages.full_like(table, 0, COMPUTED_IN[table.dtype])
 
     def _update(
-        self, table: Tensor, rows: Tensor | None, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+        self,
+        table: Tensor,
+        rows: Tensor | None,
+        grad: Tensor | Gathered,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
     ) -> None:
         """Step on the given rows of the table, in place."""
         raise NotImplementedError
@@ -69,6 +76,8 @@ class RowOptimizer(torch.optim.Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
+        for parameter in self.param_groups[-1]["params"]:
+            pages.collect(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -93,8 +102,7 @@ class RowOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
-                    rows, grad = used_rows(_table(parameter.grad), COMPUTED_IN[parameter.dtype])
-                    work.append((parameter, rows, grad, group))
+                    work.append((parameter, *_rows_and_grad(_table(parameter.grad), parameter.dtype), group))
         for parameter, _, _, group in work:
             missing = [name for name in self._state_names(group) if name not in self.state[parameter]]
             self.state[parameter].update({name: self._new_state(name, _table(parameter), group) for name in missing})
@@ -152,6 +160,15 @@ def _check_parameter(parameter: Tensor) -> None:
     require(parameter.dtype in COMPUTED_IN, "params", f"a parameter of dtype {parameter.dtype}", kinds)
     whole = "a tensor of this process alone; use torch.optim for sharded ones"
     require(not hasattr(parameter, "device_mesh"), "params", "a DTensor", whole)
+
+
+def _rows_and_grad(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | Gathered]:
+    """Return the rows that a gradient uses and what it says about them, in the form that the step is quickest with."""
+    if grad.layout == torch.sparse_coo and grad.sparse_dim() == 1 and not grad.is_coalesced():
+        done = gathered(grad._indices()[0], grad._values().to(COMPUTED_IN[dtype]), len(grad))
+        if done is not None:
+            return done
+    return used_rows(grad, COMPUTED_IN[dtype])
 
 
 def _table(tensor: Tensor) -> Tensor:

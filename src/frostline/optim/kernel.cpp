@@ -21,7 +21,7 @@
 namespace {
 
 using Index = std::int64_t;
-constexpr Index AHEAD_BYTES = 4096;  // of each table, asked for before it is needed
+constexpr Index AHEAD_BYTES = 2048;  // of each table, asked for before it is needed
 
 // Rows of some tables that a step is about to use.
 class Ahead {
@@ -49,13 +49,36 @@ class Ahead {
     Index u_, bytes_, distance_;
 };
 
+// The gradient of each row k: values (n, D) in this order; or, of values (entries, D), the one at place[k], or where that
+// is below 0, the sum at -1 - place[k] of repeated.
+template <class T>
+struct Gradient {
+    const T *values, *repeated;
+    const Index* place;
+    Index u, D;
+
+    // What to add to each number: index_add_ starts from 0 and so makes 0 of -0, and -0 changes nothing.
+    T zero() const { return place ? T(0) : -T(0); }
+
+    ALWAYS_INLINE const T* of(Index k) const {
+        if (place == nullptr) return values + k * D;
+        if (k + 8 < u) {
+            const char* later = reinterpret_cast<const char*>(at(k + 8));
+            for (Index byte = 0; byte < D * Index(sizeof(T)); byte += 64) __builtin_prefetch(later + byte, 0, 3);
+        }
+        return at(k);
+    }
+
+    const T* at(Index k) const { return place[k] >= 0 ? values + place[k] * D : repeated + (-1 - place[k]) * D; }
+};
+
 template <class T>
 struct SGD {
-    T lr, momentum, undamped, weight_decay, sign;
+    T lr, momentum, undamped, weight_decay, sign, zero;
     bool decays, nesterov;
 
     T directed(T grad, T value) const {
-        const T g = grad * sign;
+        const T g = (grad + zero) * sign;
         return decays ? value * weight_decay + g : g;
     }
 
@@ -74,29 +97,31 @@ struct SGD {
 };
 
 template <class T>
-void sgd(Index u, Index D, const Index* rows, const T* grad, T* param, T* momentum_buffer, std::uint8_t* used,
+void sgd(const Gradient<T>& grad, const Index* rows, T* param, T* momentum_buffer, std::uint8_t* used,
          const SGD<T>& step) {
+    const Index u = grad.u, D = grad.D;
     const Ahead ahead(rows, u, D * sizeof(T));
     for (Index k = 0; k < u; ++k) {
         ahead.ask(k, param, momentum_buffer);
         const Index row = rows ? rows[k] : k;
         if (momentum_buffer == nullptr) {
-            step.row(D, grad + k * D, param + row * D);
+            step.row(D, grad.of(k), param + row * D);
             continue;
         }
-        step.row(D, grad + k * D, param + row * D, momentum_buffer + row * D, used && !used[row]);
+        step.row(D, grad.of(k), param + row * D, momentum_buffer + row * D, used && !used[row]);
         if (used) used[row] = 1;
     }
 }
 
 template <class T>
 struct Adagrad {
-    T eps, weight_decay, sign;
+    T eps, weight_decay, sign, zero;
     bool decays;
 
     void directed(Index D, const T* __restrict grad, const T* __restrict p, T* __restrict g, T* __restrict square) const {
         for (Index i = 0; i < D; ++i) {
-            g[i] = decays ? p[i] * weight_decay + grad[i] * sign : grad[i] * sign;
+            const T against = (grad[i] + zero) * sign;
+            g[i] = decays ? p[i] * weight_decay + against : against;
             square[i] = g[i] * g[i];
         }
     }
@@ -122,8 +147,9 @@ struct Adagrad {
 };
 
 template <class T>
-void adagrad(Index u, Index D, const Index* rows, const T* grad, T* param, T* state_sum, bool one_a_row,
+void adagrad(const Gradient<T>& grad, const Index* rows, T* param, T* state_sum, bool one_a_row,
              const double* rates, Index rates_stride, const Adagrad<T>& step) {
+    const Index u = grad.u, D = grad.D;
     const Ahead ahead(rows, u, D * sizeof(T)), ahead_one(rows, u, sizeof(T));
     std::vector<T> g(D), square(D);
     for (Index k = 0; k < u; ++k) {
@@ -132,7 +158,7 @@ void adagrad(Index u, Index D, const Index* rows, const T* grad, T* param, T* st
         const Index row = rows ? rows[k] : k;
         const T rate = T(rates[k * rates_stride]);
         T* p = param + row * D;
-        step.directed(D, grad + k * D, p, g.data(), square.data());
+        step.directed(D, grad.of(k), p, g.data(), square.data());
         if (one_a_row)
             step.row_as_one(D, rate, g.data(), square.data(), p, state_sum + row);
         else
@@ -140,16 +166,28 @@ void adagrad(Index u, Index D, const Index* rows, const T* grad, T* param, T* st
     }
 }
 
+// The two corrections of a row by the count of its uses: 1 - beta^t is looked up, 1 from the end of the table on.
+struct Corrections {
+    const std::int32_t* t;
+    Index stride;
+    const double *table1, *table2;
+    Index size1, size2;
+    double lr;
+
+    double step_size(Index k) const { return 1 / table1[std::min<Index>(t[k * stride], size1 - 1)] * lr; }
+    double root(Index k) const { return std::sqrt(table2[std::min<Index>(t[k * stride], size2 - 1)]); }
+};
+
 template <class T>
 struct AdamW {
-    T beta1, new1, beta2, new2, eps, kept, sign;
+    T beta1, new1, beta2, new2, eps, kept, sign, zero;
     bool from_mean;
 
     template <bool AMSGRAD>
     void row(Index D, T step_size, T root, const T* __restrict grad, T* __restrict p, T* __restrict mean,
              T* __restrict square, T* __restrict most) const {
         for (Index i = 0; i < D; ++i) {
-            const T g = grad[i] * sign, old = mean[i];
+            const T g = (grad[i] + zero) * sign, old = mean[i];
             const T m = from_mean ? old + (g - old) * new1 : g - (g - old) * beta1;
             const T v = square[i] * beta2 + g * new2 * g;
             mean[i] = m;
@@ -165,18 +203,19 @@ struct AdamW {
 };
 
 template <class T>
-void adamw(Index u, Index D, const Index* rows, const T* grad, T* param, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,
-           const double* step_sizes, const double* roots, Index stride, const AdamW<T>& step) {
+void adamw(const Gradient<T>& grad, const Index* rows, T* param, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,
+           const Corrections& corrections, const AdamW<T>& step) {
+    const Index u = grad.u, D = grad.D;
     const Ahead ahead(rows, u, D * sizeof(T));
     for (Index k = 0; k < u; ++k) {
         ahead.ask(k, param, exp_avg, exp_avg_sq, max_exp_avg_sq);
         const Index at = (rows ? rows[k] : k) * D;
-        const T size = T(step_sizes[k * stride]), root = T(roots[k * stride]);
+        const T size = T(corrections.step_size(k)), root = T(corrections.root(k));
         T *p = param + at, *mean = exp_avg + at, *square = exp_avg_sq + at;
         if (max_exp_avg_sq)
-            step.template row<true>(D, size, root, grad + k * D, p, mean, square, max_exp_avg_sq + at);
+            step.template row<true>(D, size, root, grad.of(k), p, mean, square, max_exp_avg_sq + at);
         else
-            step.template row<false>(D, size, root, grad + k * D, p, mean, square, nullptr);
+            step.template row<false>(D, size, root, grad.of(k), p, mean, square, nullptr);
     }
 }
 
@@ -224,7 +263,7 @@ struct Groups {
 };
 
 template <class T>
-Index summed(const Index* ids, Index n, Index V, Index D, const T* values, Index* rows, T* sums) {
+Index gathered(const Index* ids, Index n, Index V, Index D, const T* values, Index* rows, Index* place, T* repeated) {
     Index least = V, most = 0;
     for (Index i = 0; i < n; ++i) {
         least = std::min(least, ids[i]);
@@ -234,24 +273,25 @@ Index summed(const Index* ids, Index n, Index V, Index D, const T* values, Index
     int bits = 0;
     while (most >> bits > 0) ++bits;
     const Groups groups(ids, n, bits, rows);
-    constexpr Index EARLY = 8;
-    Index kept = 0;
+    Index kept = 0, sums = 0;
     for (Index k = 0; k < groups.u; ++k) {
-        if (k + EARLY < groups.u) {
-            const char* later = reinterpret_cast<const char*>(values + groups.order[groups.starts[k + EARLY]] * D);
-            for (Index at = 0; at < D * Index(sizeof(T)); at += 64) __builtin_prefetch(later + at, 0, 3);
-        }
-        T* __restrict sum = sums + kept * D;
-        const T* __restrict first = values + groups.order[groups.starts[k]] * D;
-        for (Index i = 0; i < D; ++i) sum[i] = T(0) + first[i];  // -0 becomes 0, as in index_add_
-        for (Index j = groups.starts[k] + 1; j < groups.starts[k + 1]; ++j) {
-            const T* __restrict value = values + groups.order[j] * D;
-            for (Index i = 0; i < D; ++i) sum[i] += value[i];
+        const Index first = groups.starts[k], last = groups.starts[k + 1];
+        if (k + 8 < groups.u) __builtin_prefetch(values + groups.order[groups.starts[k + 8]] * D, 0, 3);
+        const T* value = values + groups.order[first] * D;
+        if (last - first > 1) {
+            T* __restrict sum = repeated + sums * D;
+            for (Index i = 0; i < D; ++i) sum[i] = T(0) + value[i];
+            for (Index j = first + 1; j < last; ++j) {
+                const T* __restrict next = values + groups.order[j] * D;
+                for (Index i = 0; i < D; ++i) sum[i] += next[i];
+            }
+            value = sum;
         }
         Index zeros = 0;
-        while (zeros < D && sum[zeros] == T(0)) ++zeros;
+        while (zeros < D && value[zeros] == T(0)) ++zeros;
+        if (zeros == D && D > 0) continue;
         rows[kept] = rows[k];
-        kept += zeros < D || D == 0;
+        place[kept++] = last - first > 1 ? -1 - sums++ : groups.order[first];
     }
     return kept;
 }
@@ -260,38 +300,49 @@ Index summed(const Index* ids, Index n, Index V, Index D, const T* values, Index
 
 extern "C" {
 
-// Count one more use of each row, in step (V,); t (u,) are the new counts.
-void frostline_count(Index u, const Index* rows, std::int32_t* step, double* t) {
+// Count one more use of each row, in step (V,); t (u,) are the new counts. Return the largest.
+Index frostline_count(Index u, const Index* rows, std::int32_t* step, std::int32_t* t) {
+    std::int32_t most = 0;
     for (Index k = 0; k < u; ++k) {
         if (k + 32 < u) __builtin_prefetch(step + rows[k + 32], 1, 3);
         t[k] = ++step[rows[k]];
+        most = std::max(most, t[k]);
     }
+    return most;
 }
 
 #define FOR(T, name)                                                                                                   \
-    /* Sum values (n, D) with the same id: rows (u,) sorted and sums (u, D) in memory for n. Rows whose sum is zero    \
-       are left out. Return u, or -1 if an id is outside 0 ... V - 1. V and n are below 2^31. */                       \
-    Index frostline_summed_##name(const Index* ids, Index n, Index V, Index D, const T* values, Index* rows, T* sums) { \
-        return summed<T>(ids, n, V, D, values, rows, sums);                                                            \
+    /* Sum values (n, D) with the same id. Return the number u of rows whose sum is not all zeros, or -1 if an id is   \
+       outside 0 ... V - 1. rows (u,) are sorted; place (u,) says where their gradient is: in values, or below 0, from \
+       -1 on, in repeated, which has room for n / 2. V and n are below 2^31. */                                        \
+    Index frostline_gathered_##name(const Index* ids, Index n, Index V, Index D, const T* values, Index* rows,         \
+                                    Index* place, T* repeated) {                                                       \
+        return gathered<T>(ids, n, V, D, values, rows, place, repeated);                                               \
     }                                                                                                                  \
-    void frostline_sgd_##name(Index u, Index D, const Index* rows, const T* grad, T* param, T* momentum_buffer,        \
-                              std::uint8_t* used, double lr, double momentum, double undamped, int nesterov,           \
-                              double weight_decay, int maximize) {                                                     \
-        sgd<T>(u, D, rows, grad, param, momentum_buffer, used,                                                         \
-               {T(lr), T(momentum), T(undamped), T(weight_decay), T(maximize ? -1 : 1), weight_decay != 0,             \
-                nesterov != 0});                                                                                       \
+    void frostline_sgd_##name(Index u, Index D, const T* values, const T* repeated, const Index* place,                \
+                              const Index* rows, T* param, T* momentum_buffer, std::uint8_t* used, double lr,          \
+                              double momentum, double undamped, int nesterov, double weight_decay, int maximize) {     \
+        const Gradient<T> grad{values, repeated, place, u, D};                                                         \
+        sgd<T>(grad, rows, param, momentum_buffer, used,                                                               \
+               {T(lr), T(momentum), T(undamped), T(weight_decay), T(maximize ? -1 : 1), grad.zero(),                   \
+                weight_decay != 0, nesterov != 0});                                                                    \
     }                                                                                                                  \
-    void frostline_adagrad_##name(Index u, Index D, const Index* rows, const T* grad, T* param, T* state_sum,          \
-                                  int one_a_row, const double* rates, Index rates_stride, double eps,                  \
-                                  double weight_decay, int maximize) {                                                 \
-        adagrad<T>(u, D, rows, grad, param, state_sum, one_a_row, rates, rates_stride,                                 \
-                   {T(eps), T(weight_decay), T(maximize ? -1 : 1), weight_decay != 0});                                \
+    void frostline_adagrad_##name(Index u, Index D, const T* values, const T* repeated, const Index* place,            \
+                                  const Index* rows, T* param, T* state_sum, int one_a_row, const double* rates,       \
+                                  Index rates_stride, double eps, double weight_decay, int maximize) {                 \
+        const Gradient<T> grad{values, repeated, place, u, D};                                                         \
+        adagrad<T>(grad, rows, param, state_sum, one_a_row, rates, rates_stride,                                       \
+                   {T(eps), T(weight_decay), T(maximize ? -1 : 1), grad.zero(), weight_decay != 0});                   \
     }                                                                                                                  \
-    void frostline_adamw_##name(Index u, Index D, const Index* rows, const T* grad, T* param, T* exp_avg,              \
-                                T* exp_avg_sq, T* max_exp_avg_sq, const double* step_sizes, const double* roots,       \
-                                Index stride, double beta1, double beta2, double eps, double kept, int maximize) {     \
-        adamw<T>(u, D, rows, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step_sizes, roots, stride,              \
-                 {T(beta1), T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(kept), T(maximize ? -1 : 1),               \
+    void frostline_adamw_##name(Index u, Index D, const T* values, const T* repeated, const Index* place,              \
+                                const Index* rows, T* param, T* exp_avg, T* exp_avg_sq, T* max_exp_avg_sq,             \
+                                const std::int32_t* t, Index stride, const double* table1, Index size1,                \
+                                const double* table2, Index size2, double lr, double beta1, double beta2, double eps,  \
+                                double kept, int maximize) {                                                           \
+        const Gradient<T> grad{values, repeated, place, u, D};                                                         \
+        adamw<T>(grad, rows, param, exp_avg, exp_avg_sq, max_exp_avg_sq,                                               \
+                 {t, stride, table1, table2, size1, size2, lr},                                                        \
+                 {T(beta1), T(1 - beta1), T(beta2), T(1 - beta2), T(eps), T(kept), T(maximize ? -1 : 1), grad.zero(),  \
                   1 - beta1 < 0.5});                                                                                   \
     }
 

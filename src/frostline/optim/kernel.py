@@ -19,6 +19,7 @@ import os
 import threading
 from collections.abc import Callable
 from ctypes import CDLL, c_double, c_int, c_int64, c_void_p
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
@@ -36,12 +37,12 @@ _LOCK = threading.Lock()
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 _TOO_MANY = 2**31  # rows or entries: the kernel sorts by halves of 64 bits
 _POINTER, _COUNT, _NUMBER, _FLAG = c_void_p, c_int64, c_double, c_int
-_BATCH = [_COUNT, _COUNT, *[_POINTER] * 3]  # n, D, rows, grad, param
+_BATCH = [_COUNT, _COUNT, *[_POINTER] * 5]  # n, D, values, repeated, place, rows, param
 _SIGNATURES = {
-    "summed": [_POINTER, *[_COUNT] * 3, *[_POINTER] * 3],
+    "gathered": [_POINTER, *[_COUNT] * 3, *[_POINTER] * 4],
     "sgd": [*_BATCH, *[_POINTER] * 2, *[_NUMBER] * 3, _FLAG, _NUMBER, _FLAG],
     "adagrad": [*_BATCH, _POINTER, _FLAG, _POINTER, _COUNT, *[_NUMBER] * 2, _FLAG],
-    "adamw": [*_BATCH, *[_POINTER] * 5, _COUNT, *[_NUMBER] * 4, _FLAG],
+    "adamw": [*_BATCH, *[_POINTER] * 4, *[_COUNT, _POINTER] * 2, _COUNT, *[_NUMBER] * 5, _FLAG],
 }
 
 
@@ -103,16 +104,40 @@ def _load_once() -> tuple[CDLL | None, str]:
     except compiler.CannotBuild as error:
         return None, str(error)
     library.frostline_count.argtypes = [_COUNT, *[_POINTER] * 3]
-    library.frostline_count.restype = None
+    library.frostline_count.restype = _COUNT
     for name, arguments in _SIGNATURES.items():
         for dtype in _NAMES.values():
             function = getattr(library, f"frostline_{name}_{dtype}")
-            function.argtypes, function.restype = arguments, _COUNT if name == "summed" else None
+            function.argtypes, function.restype = arguments, _COUNT if name == "gathered" else None
     return library, why
 
 
-def summed(ids: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
-    """Sum the entries of each row, in the order in which they stand, and leave out rows whose sum is all zeros.
+@dataclass(frozen=True)
+class Gathered:
+    """The summed gradient of the rows in use, for the kernel: entries of rows that are named once are not copied.
+
+    Attributes:
+        values: All entries, shape (k, *).
+        repeated: Sums of the entries of rows that are named more than once, shape (k // 2, *), the rest unused.
+        place: Where the gradient of each row is, shape (n,): in `values`, or below 0, from -1 on, in `repeated`.
+    """
+
+    values: Tensor
+    repeated: Tensor
+    place: Tensor
+
+    def tensor(self) -> Tensor:
+        """Copy it into one tensor, shape (n, *)."""
+        once = self.place >= 0
+        result = self.values.index_select(0, self.place.clamp(min=0)).add_(0.0)  # -0 becomes 0, as in a sum
+        result[~once] = self.repeated[-1 - self.place[~once]]
+        return result
+
+
+def gathered(ids: Tensor, values: Tensor, size: int) -> tuple[Tensor, Gathered] | None:
+    """Group the entries of a sparse gradient by row, and leave out rows whose sum is all zeros.
+
+    Entries of one row are added in the order in which they stand, starting from 0, as `index_add_` does.
 
     Args:
         ids: Row of each entry, int64, shape (k,).
@@ -120,18 +145,25 @@ def summed(ids: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor] | No
         size: Rows of the table, V.
 
     Returns:
-        Rows, int64, sorted, shape (n,), and their sums, shape (n, *); None where the kernel does not serve, or where
-        an id is not in 0, ..., V - 1.
+        Rows, int64, sorted, shape (n,), and their gradient; None where the kernel does not serve, or where an id is
+        not in 0, ..., V - 1.
 
-    Cost: one sort of ids and one pass over the values.
+    Cost: one sort of ids, and one pass over the entries of rows that are named more than once.
     """
     if max(size, len(ids)) >= _TOO_MANY or not _serves(values, ids):
         return None
     values = values.resolve_neg().contiguous()
-    rows, sums = torch.empty_like(ids), torch.empty_like(values)
-    call = _function("summed", values)
-    n = call(_at(ids), len(ids), size, _width(values), _at(values), _at(rows), _at(sums))
-    return None if n < 0 else (rows[:n], sums[:n])
+    rows, place = torch.empty_like(ids), torch.empty_like(ids)
+    repeated = values.new_empty(len(ids) // 2, *values.shape[1:])
+    call = _function("gathered", values)
+    n = call(_at(ids), len(ids), size, _width(values), *(_at(x) for x in (values, rows, place, repeated)))
+    return None if n < 0 else (rows[:n], Gathered(values, repeated, place[:n]))
+
+
+def summed(ids: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
+    """Do what `gathered` does, and copy the gradient into one tensor, (n, *)."""
+    done = gathered(ids, values, size)
+    return None if done is None else (done[0], done[1].tensor())
 
 
 class _SGD(TypedDict):
@@ -146,14 +178,14 @@ class _SGD(TypedDict):
 def sgd_(
     param: Tensor,
     rows: Tensor | None,
-    grad: Tensor,
+    grad: Tensor | Gathered,
     momentum_buffer: Tensor | None,
     used: Tensor | None,
     **options: Unpack[_SGD],
 ) -> None:
     """Do what `frostline.optim.rows.sgd_` does."""
-    if not _serves(grad, rows, param, momentum_buffer, used):
-        return plain.sgd_(param, rows, grad, momentum_buffer, used, **options)
+    if not _serves(_values(grad), rows, param, momentum_buffer, used):
+        return plain.sgd_(param, rows, _tensor(grad), momentum_buffer, used, **options)
     _step("sgd", rows, grad, param, momentum_buffer, used)(
         options["lr"],
         options["momentum"],
@@ -175,18 +207,18 @@ class _Adagrad(TypedDict):
 def adagrad_(
     param: Tensor,
     rows: Tensor | None,
-    grad: Tensor,
+    grad: Tensor | Gathered,
     state_sum: Tensor,
     step: Tensor | None,
     **options: Unpack[_Adagrad],
 ) -> None:
     """Do what `frostline.optim.rows.adagrad_` does."""
-    if not _serves(grad, rows, param, state_sum, step):
-        return plain.adagrad_(param, rows, grad, state_sum, step, **options)
+    if not _serves(_values(grad), rows, param, state_sum, step):
+        return plain.adagrad_(param, rows, _tensor(grad), state_sum, step, **options)
     if step is None:
         rates = torch.tensor([options["lr"]], dtype=torch.float64)
     else:
-        rates = plain.decayed_rates(_counted(step, rows), options["lr"], options["lr_decay"])
+        rates = plain.decayed_rates(_counted(step, rows)[0].double(), options["lr"], options["lr_decay"])
     _step("adagrad", rows, grad, param, state_sum)(
         state_sum.dim() < param.dim(),
         _at(rates),
@@ -209,7 +241,7 @@ class _AdamW(TypedDict):
 def adamw_(
     param: Tensor,
     rows: Tensor | None,
-    grad: Tensor,
+    grad: Tensor | Gathered,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     max_exp_avg_sq: Tensor | None,
@@ -217,14 +249,16 @@ def adamw_(
     **options: Unpack[_AdamW],
 ) -> None:
     """Do what `frostline.optim.rows.adamw_` does."""
-    if not _serves(grad, rows, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step):
-        return plain.adamw_(param, rows, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, step, **options)
+    if not _serves(_values(grad), rows, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step):
+        return plain.adamw_(param, rows, _tensor(grad), exp_avg, exp_avg_sq, max_exp_avg_sq, step, **options)
     lr, beta1, beta2 = options["lr"], options["beta1"], options["beta2"]
-    sizes, roots = plain.bias_corrections(_counted(step, rows), lr, beta1, beta2)
+    t, most = _counted(step, rows)
+    tables = [plain.one_minus_powers(beta, most) for beta in (beta1, beta2)]
     _step("adamw", rows, grad, param, exp_avg, exp_avg_sq, max_exp_avg_sq)(
-        _at(sizes),
-        _at(roots),
-        step.dim(),
+        _at(t),
+        t.dim(),
+        *(x for table in tables for x in (_at(table), len(table))),
+        lr,
         beta1,
         beta2,
         options["eps"],
@@ -233,30 +267,46 @@ def adamw_(
     )
 
 
-def _counted(step: Tensor, rows: Tensor | None) -> Tensor:
-    """Do what `counted` of rows.py does, asking for the counts ahead."""
+def _counted(step: Tensor, rows: Tensor | None) -> tuple[Tensor, int]:
+    """Do what `counted` of rows.py does; return the new counts, int32, and the largest."""
     library, _ = _library()
     if rows is None or step.dim() == 0 or library is None:
-        return plain.counted(step, rows)
-    t = torch.empty(len(rows), dtype=torch.float64)
-    library.frostline_count(len(rows), _at(rows), _at(step), _at(t))
+        plain.counted(step, rows)
+        return step, int(step.max())
+    t = torch.empty(len(rows), dtype=torch.int32)
+    most: int = library.frostline_count(len(rows), _at(rows), _at(step), _at(t))
     torch.autograd.graph.increment_version(step)
-    return t
+    return t, most
 
 
-def _step(name: str, rows: Tensor | None, grad: Tensor, param: Tensor, *state: Tensor | None) -> Callable[..., None]:
+def _step(
+    name: str, rows: Tensor | None, grad: Tensor | Gathered, param: Tensor, *state: Tensor | None
+) -> Callable[..., None]:
     """The kernel's function, its tensors given; they count as changed in place."""
-    grad = grad.resolve_neg().contiguous()
     for tensor in (param, *state):
         if tensor is not None:
             torch.autograd.graph.increment_version(tensor)
-    call = _function(name, grad)
-    at = [_at(tensor) for tensor in (rows, grad, param, *state)]
+    if isinstance(grad, Gathered):
+        n, values, repeated, place = len(grad.place), grad.values, grad.repeated, grad.place
+        tensors = [values, repeated, place]
+    else:
+        n, values = len(grad), grad.resolve_neg().contiguous()
+        tensors = [values]
+    call = _function(name, values)
+    at = [_at(tensor) for tensor in (*tensors, *[None] * (3 - len(tensors)), rows, param, *state)]
 
     def run(*options: float | None) -> None:
-        call(len(grad), _width(grad), *at, *options)
+        call(n, _width(values), *at, *options)
 
     return run
+
+
+def _values(grad: Tensor | Gathered) -> Tensor:
+    return grad.values if isinstance(grad, Gathered) else grad
+
+
+def _tensor(grad: Tensor | Gathered) -> Tensor:
+    return grad.tensor() if isinstance(grad, Gathered) else grad
 
 
 def _serves(like: Tensor, *others: Tensor | None) -> bool:

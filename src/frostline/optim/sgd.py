@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from frostline.optim.base import RowOptimizer, require, require_at_least_zero
-from frostline.optim.kernel import sgd_
+from frostline.optim.kernel import Gathered, sgd_
 
 
 class RowSGD(RowOptimizer):
@@ -89,7 +89,12 @@ class RowSGD(RowOptimizer):
         return super()._new_state(name, table, group)
 
     def _update(
-        self, table: Tensor, rows: Tensor | None, grad: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+        self,
+        table: Tensor,
+        rows: Tensor | None,
+        grad: Tensor | Gathered,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
     ) -> None:
         names = self._state_names(group)
         sgd_(
