@@ -86,13 +86,21 @@ struct SGD {
         for (Index i = 0; i < D; ++i) p[i] -= directed(grad[i], p[i]) * lr;
     }
 
-    void row(Index D, const T* __restrict grad, T* __restrict p, T* __restrict buffer, bool first) const {
+    template <bool FIRST, bool NESTEROV>
+    void row(Index D, const T* __restrict grad, T* __restrict p, T* __restrict buffer) const {
         for (Index i = 0; i < D; ++i) {
             const T g = directed(grad[i], p[i]);
-            const T b = first ? g : buffer[i] * momentum + g * undamped;
+            const T b = FIRST ? g : buffer[i] * momentum + g * undamped;
             buffer[i] = b;
-            p[i] -= (nesterov ? g + b * momentum : b) * lr;
+            p[i] -= (NESTEROV ? g + b * momentum : b) * lr;
         }
+    }
+
+    void row(Index D, const T* grad, T* p, T* buffer, bool first) const {
+        if (first)
+            nesterov ? row<true, true>(D, grad, p, buffer) : row<true, false>(D, grad, p, buffer);
+        else
+            nesterov ? row<false, true>(D, grad, p, buffer) : row<false, false>(D, grad, p, buffer);
     }
 };
 

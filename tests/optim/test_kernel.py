@@ -1,0 +1,325 @@
+"""The C++ kernel leaves the bits that plain torch leaves; it is built once, late, and never trusted blindly."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import frostline as fl
+from frostline.optim import compiler, kernel, rows
+
+needs_compiler = pytest.mark.skipif(
+    not any(os.access(f"{folder}/c++", os.X_OK) for folder in os.environ["PATH"].split(":")),
+    reason="no C++ compiler here",
+)
+OURS = {
+    "sgd": (fl.optim.RowSGD, {"lr": st.floats(0, 2), "weight_decay": st.sampled_from([0, 0.3])}),
+    "momentum": (
+        fl.optim.RowSGD,
+        {
+            "lr": st.floats(0, 2),
+            "momentum": st.floats(0.01, 1),
+            "dampening": st.sampled_from([0, 0.4]),
+            "weight_decay": st.sampled_from([0, 0.3]),
+        },
+    ),
+    "nesterov": (fl.optim.RowSGD, {"lr": st.floats(0, 2), "momentum": st.floats(0.01, 1), "nesterov": st.just(True)}),
+    "adagrad": (
+        fl.optim.RowAdagrad,
+        {
+            "lr": st.floats(0, 2),
+            "lr_decay": st.sampled_from([0, 0.1]),
+            "weight_decay": st.sampled_from([0, 0.3]),
+            "rowwise": st.booleans(),
+        },
+    ),
+    "adamw": (
+        fl.optim.RowAdamW,
+        {
+            "lr": st.floats(0, 2),
+            "betas": st.tuples(st.floats(0, 0.999), st.floats(0, 0.99999)),
+            "eps": st.sampled_from([0, 1e-8, 1e-3]),
+            "weight_decay": st.sampled_from([0, 0.3]),
+            "amsgrad": st.booleans(),
+            "step_per_row": st.booleans(),
+        },
+    ),
+}
+
+
+@pytest.fixture
+def fresh(tmp_path, monkeypatch):
+    """A process that has not asked for the kernel yet, and a cache folder of its own."""
+    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FROSTLINE_BACKEND", raising=False)
+    kernel._load_once.cache_clear()
+    yield tmp_path / "cache" / "kernel"
+    kernel._load_once.cache_clear()
+
+
+def same_bits(a, b):
+    """Whether two tensors are equal to the bit, the sign of zero included, that of a NaN left out."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    integers = {4: torch.int32, 8: torch.int64}[a.element_size()]
+    number = ~a.isnan()
+    return torch.equal(number, ~b.isnan()) and torch.equal(a[number].view(integers), b[number].view(integers))
+
+
+def train(backend, make, options, start, gradients):
+    """Step over the gradients under one backend; return the parameter and its state."""
+    weight = nn.Parameter(start.clone())
+    optimizer = make([weight], **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FROSTLINE_BACKEND", backend)
+        for gradient in gradients:
+            weight.grad = gradient.clone()
+            optimizer.step()
+    return [weight.detach(), *optimizer.state[weight].values()]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("make", "options"), OURS.values(), ids=OURS.keys())
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_the_kernel_leaves_the_bits_of_plain_torch(make, options, data):
+    chosen = {name: data.draw(strategy, label=name) for name, strategy in options.items()}
+    chosen["maximize"] = data.draw(st.booleans(), label="maximize")
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
+    shape = data.draw(st.sampled_from([(1,), (7,), (1, 5), (40, 1), (9, 3), (600, 16), (30, 67), (8, 2, 5)]))
+    seeded = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    special = data.draw(st.lists(st.sampled_from([math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, 1e38]), max_size=2))
+    gradients = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        count = data.draw(st.sampled_from([0, 1, 5, 40, 700]))
+        ids = torch.randint(shape[0], (count,), generator=seeded)
+        values = torch.randn(count, *shape[1:], generator=seeded, dtype=dtype)
+        for number in special:
+            values[torch.rand(values.shape, generator=seeded) < 0.05] = number
+        values[torch.rand(count, generator=seeded) < 0.1] = 0
+        gradient = torch.sparse_coo_tensor(ids[None], values, shape, check_invariants=True)
+        gradients.append(gradient.to_dense() if data.draw(st.integers(0, 5)) == 0 else gradient)
+    start = torch.randn(shape, generator=seeded, dtype=dtype)
+    plain = train("torch", make, chosen, start, gradients)
+    fast = train("c++", make, chosen, start, gradients)
+    assert len(plain) == len(fast)
+    assert all(same_bits(a, b) for a, b in zip(plain, fast, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", OURS)
+def test_with_the_kernel_plain_torch_does_no_arithmetic(name, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("plain torch was called")
+
+    for function in ("sgd_", "adagrad_", "adamw_"):
+        monkeypatch.setattr(rows, function, refuse)
+    make = OURS[name][0]
+    gradient = torch.sparse_coo_tensor(torch.tensor([[2, 0, 2]]), torch.ones(3, 4), (5, 4), check_invariants=True)
+    start = torch.randn(5, 4)
+    after, *_ = train("c++", make, {}, start, [gradient])
+    assert (after[[0, 2]] != start[[0, 2]]).all()
+    assert torch.equal(after[[1, 3, 4]], start[[1, 3, 4]])
+    with pytest.raises(AssertionError, match="plain torch was called"):
+        train("torch", make, {}, start, [gradient])
+
+
+@needs_compiler
+@pytest.mark.parametrize("ids", [[0, 5], [-1, 0], [2**40, 1]])
+@pytest.mark.parametrize("backend", ["torch", "c++"])
+def test_an_id_outside_the_table_is_refused_before_anything_moves(ids, backend, monkeypatch):
+    monkeypatch.setenv("FROSTLINE_BACKEND", backend)
+    weight = nn.Parameter(torch.ones(5, 4))
+    optimizer = fl.optim.RowAdamW([weight])
+    weight.grad = torch.sparse_coo_tensor(torch.tensor([ids]), torch.ones(2, 4), (5, 4), check_invariants=False)
+    with pytest.raises(ValueError, match="the table has 5 rows"):
+        optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(5, 4))
+    weight.grad = torch.sparse_coo_tensor(torch.tensor([[0, 4]]), torch.ones(2, 4), (5, 4), check_invariants=True)
+    optimizer.step()
+    assert (weight.detach()[[0, 4]] != 1).all()
+
+
+@needs_compiler
+def test_autograd_notices_that_the_kernel_changed_a_tensor(monkeypatch):
+    monkeypatch.setenv("FROSTLINE_BACKEND", "c++")
+    weight = nn.Parameter(torch.ones(3, 2))
+    optimizer = fl.optim.RowSGD([weight], lr=0.1)
+    loss = (weight * weight).sum()
+    weight.grad = torch.ones(3, 2)
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@needs_compiler
+def test_a_table_that_the_kernel_cannot_address_is_served_by_plain_torch(monkeypatch):
+    monkeypatch.setenv("FROSTLINE_BACKEND", "c++")
+    start, ids = torch.randn(6, 4), torch.tensor([[1, 4, 1]])
+    gradient = torch.sparse_coo_tensor(ids, torch.randn(3, 4), (6, 4), check_invariants=True)
+    results = []
+    for table in (start.clone(), start.t().contiguous().t()):  # the second lies column by column
+        weight = nn.Parameter(table)
+        optimizer = fl.optim.RowAdamW([weight])
+        for _ in range(2):
+            weight.grad = gradient
+            optimizer.step()
+        results.append(weight.detach())
+    assert not results[1].is_contiguous()
+    assert same_bits(results[0], results[1].contiguous())
+    assert (results[0][[1, 4]] != start[[1, 4]]).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_roots_are_rounded_right_wherever_the_number_stands(dtype):
+    x = torch.rand(2000, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    expected = torch.tensor([math.sqrt(number) for number in x.tolist()], dtype=torch.float64).to(dtype)
+    assert torch.equal(rows.root(x), expected)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.99, 0.99999)])
+def test_corrections_do_not_depend_on_which_other_rows_a_step_uses(betas):
+    t = torch.tensor([1.0, 2, 3, 7, 100, 36_000, 37_000, 40_000, 2_000_000], dtype=torch.float64)
+    together = rows.bias_corrections(t, 0.1, *betas)
+    for i, count in enumerate(t.tolist()):
+        alone = rows.bias_corrections(t[i : i + 1], 0.1, *betas)
+        assert [x[i].item() for x in together] == [x.item() for x in alone]
+        assert together[0][i].item() == pytest.approx(0.1 / (1 - betas[0] ** count), rel=1e-15)
+        assert together[1][i].item() == pytest.approx(math.sqrt(1 - betas[1] ** count), rel=1e-15)
+
+
+def in_a_process(code, **environment):
+    """What a fresh interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={key: value for key, value in os.environ.items() if not key.startswith("FROSTLINE")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+ASK = "import frostline as fl; print(fl.optim.backend().name)"
+
+
+@needs_compiler
+def test_nothing_is_compiled_before_a_step_that_can_use_it(tmp_path):
+    code = """
+import os, torch, frostline as fl
+def kept():
+    return os.path.exists(os.environ["FROSTLINE_CACHE"] + "/kernel")
+optimizer = fl.optim.RowSGD([weight := torch.nn.Parameter(torch.ones(2, 1, dtype=torch.bfloat16))])
+weight.grad = torch.ones_like(weight)
+optimizer.step()
+print(kept())
+optimizer = fl.optim.RowSGD([weight := torch.nn.Parameter(torch.ones(2, 1))])
+weight.grad = torch.ones_like(weight)
+print(kept())
+optimizer.step()
+print(kept())
+"""
+    assert in_a_process(code, FROSTLINE_CACHE=str(tmp_path)).split() == ["False", "False", "True"]
+
+
+@needs_compiler
+def test_processes_that_build_at_the_same_time_leave_one_whole_file(tmp_path):
+    with ThreadPoolExecutor(3) as pool:
+        said = list(pool.map(lambda _: in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)), range(3)))
+    assert said == ["c++"] * 3
+    assert [path.suffix for path in (tmp_path / "kernel").iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_the_kernel_is_built_once_and_again_if_its_file_is_damaged(tmp_path):
+    for damage in (None, b"", b"\x7fELF and then nothing"):
+        assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
+        (file,) = (tmp_path / "kernel").iterdir()
+        built = file.stat().st_mtime_ns
+        assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
+        assert file.stat().st_mtime_ns == built
+        if damage is not None:
+            file.write_bytes(damage)
+            assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
+            assert file.stat().st_size > 10_000
+
+
+@needs_compiler
+def test_where_the_cache_cannot_be_written_the_kernel_serves_this_process_alone(fresh):
+    fresh.parent.write_text("a file where the folder should be")
+    assert kernel.backend().name == "c++"
+    assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh}")
+
+
+@needs_compiler
+def test_a_file_that_others_could_have_written_is_not_loaded(fresh):
+    assert kernel.backend().why.endswith(f"kept in {fresh}")
+    (file,) = fresh.iterdir()
+    file.chmod(0o777)
+    before = file.stat().st_ino
+    kernel._load_once.cache_clear()
+    assert kernel.backend().name == "c++"
+    assert file.stat().st_ino != before
+    fresh.chmod(0o777)
+    kernel._load_once.cache_clear()
+    assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh}")
+
+
+def test_without_a_compiler_plain_torch_serves_and_says_why(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    why = "no C++ compiler found (c++, g++ or clang++; $CXX names another)"
+    assert kernel.backend() == ("torch", why)
+    assert str(kernel.backend()) == f"torch: {why}"
+    weight = nn.Parameter(torch.ones(2, 1))
+    weight.grad = torch.ones_like(weight)
+    fl.optim.RowSGD([weight], lr=0.5).step()
+    assert weight.detach().flatten().tolist() == [0.5, 0.5]
+    monkeypatch.setenv("FROSTLINE_BACKEND", "c++")
+    says = f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. Install a C++ compiler (apt install g++), or unset it."
+    with pytest.raises(fl.MissingExtraError, match=f"^{re.escape(says)}$"):
+        kernel.backend()
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("/nowhere/c++", r"the compiler /nowhere/c\+\+ cannot be run: .*No such file"),
+        ("{folder}/fails", "the compiler .*/fails failed: this is the first line$"),
+        ("{folder}/lies", "the compiled kernel does not load: "),
+    ],
+)
+def test_a_compiler_that_fails_is_named_with_what_it_says(fresh, monkeypatch, tmp_path, command, says):
+    scripts = {
+        "fails": "echo this is the first line >&2; echo this the second >&2; exit 1",
+        "lies": 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done',
+    }
+    for name, script in scripts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("CXX", command.format(folder=tmp_path))
+    assert kernel.backend().name == "torch"
+    assert re.search(says, kernel.backend().why)
+
+
+def test_the_environment_chooses_and_a_wrong_choice_is_refused(monkeypatch):
+    monkeypatch.setenv("FROSTLINE_BACKEND", "torch")
+    assert kernel.backend() == ("torch", "FROSTLINE_BACKEND asks for it")
+    monkeypatch.setenv("FROSTLINE_BACKEND", "cuda")
+    says = "FROSTLINE_BACKEND: 'cuda' is no backend. Set it to torch or c++, or unset it."
+    with pytest.raises(fl.FrostlineError, match=f"^{re.escape(says)}$"):
+        kernel.backend()
+
+
+def test_the_source_of_the_kernel_is_installed_with_the_package():
+    assert compiler.SOURCE.is_file()
