@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import frostline as fl
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -42,4 +44,31 @@ def test_the_partial_step_benchmark_compares_every_way_with_a_frozen_table() -> 
 def test_the_partial_step_benchmark_notices_a_way_that_disagrees() -> None:
     wrong = "import partial_step as b, ways; ways.WAYS['restore'] = ways.frozen; b.check(['restore'])"
     with pytest.raises(AssertionError, match="not close"):
+        run("-c", wrong)
+
+
+def test_the_row_optimizer_benchmark_compares_every_family_with_its_floor() -> None:
+    if fl.optim.backend().name != "c++":
+        pytest.skip("no C++ compiler here, so there is no kernel to compare")
+    printed = run("row_optimizers.py", "--quick")
+    assert "All agree." in printed
+    for way, tables in {
+        "RowAdamW (C++)": 2,
+        "RowAdamW (plain torch)": 2,
+        "SparseAdam": 2,
+        "AdamW, fused, dense": 2,
+        "RowAdagrad (C++)": 4,
+        "torch's Adagrad": 2,
+        "RowSGD (C++)": 2,
+        "torch's SGD": 2,
+    }.items():
+        lines = re.findall(rf"^\| {re.escape(way)} \| .*$", printed, re.MULTILINE)
+        assert len(lines) == tables, f"{way}: for uniform ids and for Zipf's"
+    assert ("FBGEMM is left out: " in printed) != ("| FBGEMM |" in printed)
+
+
+def test_the_row_optimizer_benchmark_notices_a_way_that_disagrees() -> None:
+    faster = "lambda p: torch.optim.SGD(p, lr=0.5)"
+    wrong = f"import row_optimizers as b, torch; b.FAMILIES['SGD'].theirs['faster'] = ({faster}, False); b.check(False)"
+    with pytest.raises(AssertionError, match="faster and RowSGD"):
         run("-c", wrong)
