@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import frostline as fl
@@ -281,3 +282,27 @@ def test_resizing_a_partial_table_says_what_to_do(plain: Any, batch: dict[str, T
     fl.merge(partial)
     partial.resize_token_embeddings(V + 4)
     assert partial.get_input_embeddings().weight.shape[0] == V + 4
+
+
+def test_a_tied_model_from_a_mapped_checkpoint_saves_its_table_once(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")  # its tensors lie in the mapped file
+    fl.train_only(model, {"model.embed_tokens.weight": fl.rows([3])})
+    with torch.no_grad():
+        model.model.embed_tokens.weight_learned.add_(1)
+    model.save_pretrained(tmp_path / "tuned")
+    saved = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert "lm_head.weight" not in saved
+    assert torch.equal(saved["model.embed_tokens.weight"], model.model.embed_tokens.weight.detach().clone())
+    fl.merge(model)
+    again = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "tuned")
+    ids = torch.tensor([[3, 4]])
+    assert torch.equal(again(ids).logits, model(ids).logits)

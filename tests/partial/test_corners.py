@@ -86,6 +86,7 @@ def test_a_table_over_read_only_memory_is_saved_and_merged_by_copy():
     expected = torch.tensor(array)
     expected[1] += 1
     assert torch.equal(module.state_dict()["weight"], expected)
+    module.weight.detach()
     fl.merge(module)
     assert torch.equal(module.weight, expected)
     assert array[1].tolist() == [2.0, 3.0]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from frostline.errors import FrostlineError, PatternError, SelectionError
 from frostline.partial.find import Found, find_tensors
-from frostline.partial.layout import Layout, is_foreign
+from frostline.partial.layout import Layout, writable
 from frostline.partial.module import (
     State,
     learned_name,
@@ -265,7 +265,7 @@ def _join(one: Found) -> None:
     if one.layout is None or one.learned is None:
         return
     if not one.mapped:
-        one.layout.put(_writable(one.tensor), one.learned.detach())
+        one.layout.put(writable(one.tensor), one.learned.detach())
     one.tensor.grad = one.learned.grad = None
     retire(one.tensor, one.learned)
     for module, name in one.owners:
@@ -274,18 +274,11 @@ def _join(one: Found) -> None:
     one.layout = one.learned = None
 
 
-def _writable(tensor: Tensor) -> Tensor:
-    """The data of `tensor`, in memory of torch's own."""
-    if is_foreign(tensor):
-        tensor.data = tensor.data.clone()
-    return tensor.data
-
-
 def _split(one: Found, layout: Layout, values: Tensor) -> None:
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
     if not (one.mapped or values.is_meta or values.isfinite().all()):  # NaN as a marker: in a product, 0 * NaN is NaN
-        layout.put(_writable(one.tensor), torch.zeros_like(values))
+        layout.put(writable(one.tensor), torch.zeros_like(values))
     watch(one.tensor, learned, [module for module, _ in one.owners])
     for module, name in one.owners:
         module._parameters[learned_name(name)] = learned

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
 from frostline.partial.find import Found, find_tensors
-from frostline.partial.layout import Layout, is_foreign
+from frostline.partial.layout import Layout, writable
 from frostline.partial.module import is_sharded, state_of
 
 _FORMAT = "frostline-learned-1"
@@ -238,8 +238,8 @@ def _warn_of_differences(path: Path, name: str, item: Saved, target: Tensor) -> 
 
 def _sync(one: Found) -> None:
     """Let learned values stand in the frozen part too, so that its fingerprint is that of the whole."""
-    if one.layout is not None and one.learned is not None and not is_foreign(one.tensor):
-        one.layout.put(one.tensor.data, one.learned.detach())
+    if one.layout is not None and one.learned is not None and not one.mapped:
+        one.layout.put(writable(one.tensor), one.learned.detach())
 
 
 @torch.no_grad()

@@ -109,6 +109,12 @@ def _real(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def is_foreign(tensor: Tensor) -> bool:
-    """Whether the memory of `tensor` is not torch's own: perhaps a read-only map, where a write would crash."""
-    return tensor.device.type == "cpu" and not tensor.untyped_storage().resizable()
+def writable(tensor: Tensor) -> Tensor:
+    """The data of `tensor` where it can be written to.
+
+    Memory that is not torch's own (numpy's, a mapped file's) may be read-only, where a write would crash; `tensor` is
+    then moved, once, into memory of torch's. Tensors tied to it are the same object and move with it.
+    """
+    if tensor.device.type == "cpu" and not tensor.is_shared() and not tensor.untyped_storage().resizable():
+        tensor.data = tensor.data.clone()
+    return tensor.data

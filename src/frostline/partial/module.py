@@ -17,7 +17,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial.layout import Layout, is_foreign
+from frostline.partial.layout import Layout, writable
 from frostline.partial.tensor import PartialTensor
 
 _CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
@@ -110,19 +110,22 @@ class PartialModule(nn.Module):
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        for name, table in self._frostline.mapped.items():
-            destination[prefix + name] = table.tensor
-        for name, layout in self._frostline.layouts.items():
+        state = self._frostline
+        for name, layout in state.layouts.items():
             frozen, learned = parts(self, name)
             if is_sharded(frozen):
                 raise PartialTensorError(
                     f"{prefix}{name}: sharded, so its full values are on no process. Take them before fully_shard."
                 )
-            if is_foreign(frozen):
-                destination[prefix + name] = layout.join(frozen, learned).detach()
-            else:  # nothing depends on what stands there, so the learned values may
-                layout.put(frozen.data, learned.detach())
+            if not layout.read_only:  # nothing depends on what stands there, so the learned values may
+                layout.put(writable(frozen), learned.detach())
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, table in state.mapped.items():
+            whole = name not in state.layouts
+            destination[prefix + name] = (
+                table.tensor if whole else state.layouts[name].join(*parts(self, name)).detach()
+            )
+        for name in state.layouts:
             destination.pop(prefix + learned_name(name), None)
 
     def _load_from_state_dict(
@@ -145,9 +148,7 @@ class PartialModule(nn.Module):
             frozen, learned = parts(self, name)
             given[prefix + learned_name(name)] = learned.detach()
             if name not in wholes:
-                if is_foreign(frozen):
-                    frozen.data = frozen.data.clone()
-                layout.put(frozen.data, learned.detach())
+                layout.put(writable(frozen), learned.detach())
         state.assigning = True
         try:
             super()._load_from_state_dict(given, prefix, local_metadata, *args)

@@ -6,6 +6,7 @@ learns, False where none of it does, else the places that do.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,15 +22,15 @@ RowsLike: TypeAlias = "Iterable[int] | Tensor | np.ndarray[Any, Any] | slice"
 MaskLike: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"
 
 
-class Selection:
+class Selection(ABC):
     """Base of the four kinds of selection."""
 
+    @abstractmethod
     def places(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> Layout | bool:
         """What of `tensor` learns: all of it (True), none of it (False), or the places in a Layout.
 
         `padding` holds the `padding_idx` of each module that has the tensor.
         """
-        raise NotImplementedError
 
     dtype: torch.dtype | None = None
 

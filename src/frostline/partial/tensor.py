@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
-from frostline.partial.layout import Layout, is_foreign
+from frostline.partial.layout import Layout, writable
 
 _plain = torch._C.DisableTorchFunctionSubclass  # inside it, tensors behave as if they were no subclass
 
@@ -276,8 +276,8 @@ def _detach(weight: PartialTensor) -> PartialTensor:
 
 def _sync(weight: PartialTensor) -> None:
     """Let the learned values stand in the frozen part too, for what reads memory: safetensors, DLPack."""
-    if isinstance(weight.learned, nn.Parameter) and not is_foreign(weight.frozen):
-        weight.selected.put(weight.frozen.data, weight.learned.detach())
+    if isinstance(weight.learned, nn.Parameter) and not weight.selected.read_only:
+        weight.selected.put(writable(weight.frozen), weight.learned.detach())
 
 
 def _synced(func: Callable[..., Any]) -> Callable[..., Any]:
