@@ -8,9 +8,11 @@ law, and the optimizer's part alone. Four families:
     SGD                 RowSGD, torch's SGD with a sparse gradient, FBGEMM's table on the CPU
 Ours twice: with the C++ kernel and in plain torch. The floor is the bytes that the rows in use must move (value, state
 and gradient read, value and state written) at the bandwidth of a copy measured in the same run. First all must agree on
-the rows in use; then they take turns, each with ids that nobody has used in this turn before it.
+the rows in use; then they take turns, each with new ids. A way finds the caches as the one before it left them; with
+`--before 3` as its own steps did, three of them, untimed.
 
-Run:    python benchmarks/row_optimizers.py [--quick]     (FBGEMM: pip install --no-deps fbgemm-gpu-cpu==1.8.0)
+Run:    python benchmarks/row_optimizers.py [--quick] [--before 3]
+        (FBGEMM: pip install --no-deps fbgemm-gpu-cpu==1.8.0)
 """
 
 from __future__ import annotations
@@ -197,12 +199,16 @@ def bandwidth() -> float:
     return 2 * source.nbytes / statistics.median(seconds)
 
 
-def compare(name: str, law: str, values: Tensor, rounds: int, with_fbgemm: bool) -> tuple[list[Way], float]:
+def compare(
+    name: str, law: str, values: Tensor, rounds: int, before: int, with_fbgemm: bool
+) -> tuple[list[Way], float]:
     """Time a family in turns; return its ways, and how many rows a step used."""
     ways, _ = make(name, values, with_fbgemm, copies=False)
     upstream, used = torch.randn(IDS, D), []
     for turn in range(rounds + 3):
         for way in ways:
+            for _ in range(before):
+                way.step(draw(law, len(values)), upstream)
             ids = draw(law, len(values))
             used.append(len(ids.unique()))
             seconds, part = way.step(ids, upstream)
@@ -233,9 +239,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prove that all ways agree, time them, print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="a small table and few rounds: does it run?")
-    parser.add_argument("--rounds", type=int, default=60, help="steps that are timed")
+    parser.add_argument("--rounds", type=int, default=40, help="steps that are timed")
     parser.add_argument("--sizes", type=int, nargs="+", default=[100_000, 1_000_000, 10_000_000], metavar="V")
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=[*FAMILIES])
+    parser.add_argument("--before", type=int, default=0, help="untimed steps before each that is timed")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
@@ -252,9 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             speed = bandwidth()
             print(f"\n### V = {size:,}, {law} ids, copy at {speed / 1e9:.0f} GB/s", flush=True)
             for name in args.families:
-                ways, used = compare(
-                    name, law, torch.randn(size, D), rounds if size < 10**7 else rounds // 2, not reason
-                )
+                ways, used = compare(name, law, torch.randn(size, D), rounds, args.before, reason is None)
                 print(f"\n{table_of(name, ways, used, speed)}", flush=True)
                 del ways
                 gc.collect()
