@@ -141,13 +141,14 @@ struct Adagrad {
         }
     }
 
+    // Apart, so that the compiler knows that the two halves do not overlap.
+    static void fold(T* __restrict first, const T* __restrict second, Index count) {
+        for (Index i = 0; i < count; ++i) first[i] += second[i];
+    }
+
     // One sum for the row, of squares that are first folded as rows.py does.
     void row_as_one(Index D, T rate, const T* __restrict g, T* __restrict square, T* __restrict p, T* total) const {
-        for (Index width = D; width > 1;) {
-            const Index half = (width + 1) / 2;
-            for (Index i = 0; i < width - half; ++i) square[i] += square[half + i];
-            width = half;
-        }
+        for (Index width = D; width > 1; width = (width + 1) / 2) fold(square, square + (width + 1) / 2, width / 2);
         *total += square[0] / T(D);
         const T root = std::sqrt(*total) + eps;
         for (Index i = 0; i < D; ++i) p[i] -= g[i] * rate / root;

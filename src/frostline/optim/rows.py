@@ -246,7 +246,11 @@ def _take(table: Tensor, rows: Tensor | None, like: Tensor | None = None) -> Ten
 
 def _put(table: Tensor, rows: Tensor | None, values: Tensor) -> None:
     if rows is not None:
-        _in_chunks(table).index_copy_(0, rows, _in_chunks(values.to(table.dtype)))
+        values = values.to(table.dtype)
+        wide, wide_values = _in_chunks(table), _in_chunks(values)
+        if wide.dtype == wide_values.dtype:
+            table, values = wide, wide_values
+        table.index_copy_(0, rows, values)
     elif values is not table:
         table.copy_(values)
 
