@@ -94,7 +94,7 @@ def test_the_kernel_leaves_the_bits_of_plain_torch(make, options, data):
     chosen = {name: data.draw(strategy, label=name) for name, strategy in options.items()}
     chosen["maximize"] = data.draw(st.booleans(), label="maximize")
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
-    shape = data.draw(st.sampled_from([(1,), (7,), (1, 5), (40, 1), (9, 3), (600, 16), (30, 67), (8, 2, 5)]))
+    shape = data.draw(st.sampled_from([(1,), (7,), (1, 5), (40, 1), (9, 3), (600, 16), (9, 64), (30, 67), (8, 2, 5)]))
     seeded = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     special = data.draw(st.lists(st.sampled_from([math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-45, 1e38]), max_size=2))
     gradients = []

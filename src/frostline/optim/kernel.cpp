@@ -148,7 +148,15 @@ struct Adagrad {
 
     // One sum for the row, of squares that are first folded as rows.py does.
     void row_as_one(Index D, T rate, const T* __restrict g, T* __restrict square, T* __restrict p, T* total) const {
-        for (Index width = D; width > 1; width = (width + 1) / 2) fold(square, square + (width + 1) / 2, width / 2);
+        Index width = D;
+        for (; width > 16; width = (width + 1) / 2) fold(square, square + (width + 1) / 2, width / 2);
+        if (width == 16) {  // the same in registers
+            T a[8];
+            for (Index i = 0; i < 8; ++i) a[i] = square[i] + square[8 + i];
+            square[0] = ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+            width = 1;
+        }
+        for (; width > 1; width = (width + 1) / 2) fold(square, square + (width + 1) / 2, width / 2);
         *total += square[0] / T(D);
         const T root = std::sqrt(*total) + eps;
         for (Index i = 0; i < D; ++i) p[i] -= g[i] * rate / root;
