@@ -36,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import frostline as fl
 from ways import WAYS, Way, frozen, hook, kept_rows
 
 D, IDS, TAGS = 100, 2048, 20
@@ -53,7 +54,7 @@ class Trainer:
         if optimizer == "adam" and way.sparse:
             self.optimizers: list[torch.optim.Optimizer] = [
                 torch.optim.Adam(dense, lr=1e-3),
-                torch.optim.SparseAdam(apart, lr=1e-3),
+                fl.optim.RowAdamW(apart, lr=1e-3, weight_decay=0.0),
             ]
         elif optimizer == "adam":
             self.optimizers = [torch.optim.Adam([*dense, *apart], lr=1e-3)]
