@@ -321,5 +321,10 @@ def test_the_environment_chooses_and_a_wrong_choice_is_refused(monkeypatch):
         kernel.backend()
 
 
+def test_without_its_source_plain_torch_serves_and_says_why(fresh, monkeypatch, tmp_path):
+    monkeypatch.setattr(compiler, "SOURCE", tmp_path / "kernel.cpp")
+    assert kernel.backend() == ("torch", "kernel.cpp was not installed with frostline")
+
+
 def test_the_source_of_the_kernel_is_installed_with_the_package():
     assert compiler.SOURCE.is_file()

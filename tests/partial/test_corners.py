@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -90,6 +91,31 @@ def test_a_table_over_read_only_memory_is_saved_and_merged_by_copy():
     fl.merge(module)
     assert torch.equal(module.weight, expected)
     assert array[1].tolist() == [2.0, 3.0]
+
+
+def read_only_table(tmp_path):
+    """A plain embedding over a file that numpy maps for reading: a write into its memory would end the process."""
+    np.arange(12, dtype=np.float32).tofile(tmp_path / "table.bin")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        array = np.memmap(tmp_path / "table.bin", dtype=np.float32, mode="r", shape=(6, 2))
+        return nn.Embedding.from_pretrained(torch.from_numpy(array))
+
+
+def test_values_are_written_over_a_read_only_map_and_the_file_stays(tmp_path):
+    module, other = read_only_table(tmp_path), read_only_table(tmp_path)
+    before = (tmp_path / "table.bin").read_bytes()
+    fl.train_only(module, {"weight": fl.rows([1])})
+    with torch.no_grad():
+        module.weight[1] = 9
+    fl.save_learned(module, tmp_path / "rows.safetensors")
+    fl.load_learned(other, tmp_path / "rows.safetensors")
+    assert torch.equal(other.weight, module.weight.detach().clone())
+    assert other.weight[:3].tolist() == [[0.0, 1.0], [9.0, 9.0], [4.0, 5.0]]
+    with torch.no_grad():
+        module.weight[2] = 8
+    assert module.weight[2].tolist() == [8.0, 8.0]
+    assert (tmp_path / "table.bin").read_bytes() == before
 
 
 def test_functional_call_with_the_plain_name_uses_the_whole_tensor_it_was_given():

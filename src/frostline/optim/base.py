@@ -12,6 +12,7 @@ float16 and bfloat16 parameters are computed in float32 and rounded once; their 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -30,21 +31,22 @@ COMPUTED_IN = {
 }
 
 
-class RowOptimizer(torch.optim.Optimizer):
+class RowOptimizer(torch.optim.Optimizer, ABC):
     """Base of the row optimizers: a subclass says which state it keeps and how it updates rows."""
 
+    @abstractmethod
     def _check(self, group: dict[str, Any]) -> None:
         """Refuse options that cannot be meant; ValueError."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         """Name the state that the options of `group` need."""
-        raise NotImplementedError
 
     def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
         """Make one piece of state for a table (V, *) that no step has used yet."""
         return pages.full_like(table, 0, COMPUTED_IN[table.dtype])
 
+    @abstractmethod
     def _update(
         self,
         table: Tensor,
@@ -54,7 +56,6 @@ class RowOptimizer(torch.optim.Optimizer):
         group: dict[str, Any],
     ) -> None:
         """Step on the given rows of the table, in place."""
-        raise NotImplementedError
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters with options of its own, as `torch.optim.Optimizer.add_param_group` does.

@@ -78,6 +78,8 @@ def _compiler() -> list[str]:
 
 def _key(compiler: Sequence[str]) -> str:
     """What the machine code depends on, hashed."""
+    if not SOURCE.is_file():
+        raise CannotBuild(f"{SOURCE.name} was not installed with frostline")
     predefined = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
     parts = [SOURCE.read_bytes(), predefined, " ".join((*compiler, *_FLAGS)).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]

@@ -42,7 +42,7 @@ def _in_blocks(update: Callable[_P, None]) -> Callable[_P, None]:
         param, rows, grad, *state = cast(Any, args)
         counts_together = any(tensor is not None and tensor.dim() == 0 for tensor in state)
         size = max(1, _BLOCK * len(grad) // max(1, grad.numel() * grad.element_size()))
-        if rows is None or counts_together or len(rows) <= size:
+        if rows is None or counts_together or len(rows) <= size or grad.device.type != "cpu":
             return update(*args, **options)
         for block, its_grad in zip(rows.split(size), grad.split(size), strict=True):
             cast(Any, update)(param, block, its_grad, *state, **options)

@@ -255,7 +255,7 @@ def _write_values(one: Found, item: Saved) -> None:
             _put(full, item)
             one.learned.copy_(one.layout.take(full))
     if not one.mapped:
-        _put(one.tensor, item)
+        _put(writable(one.tensor), item)
 
 
 def _put(whole: Tensor, item: Saved) -> None:

@@ -59,7 +59,7 @@ class PartialTensor(Tensor):
     `weight.learned.grad`. To look at the whole tensor take `weight.detach().clone()`, a copy.
 
     Attributes:
-        frozen: The tensor as it was. What stands in it at the learned places is never read.
+        frozen: The tensor as it was. What stands in it at the learned places stands for nothing.
         learned: The Parameter that learns, in the order of the ids that were given.
         selected: The Layout, which says where `learned` belongs in `frozen`.
 
@@ -266,6 +266,7 @@ def _write(weight: PartialTensor, full: Tensor) -> None:
         )
     with torch.no_grad():
         weight.selected.update(weight.learned, full)
+        writable(weight.frozen)
         weight.frozen.copy_(full)
 
 
