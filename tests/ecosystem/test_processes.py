@@ -110,8 +110,9 @@ def test_frozen_rows_keep_every_bit_on_every_process(folder: Path, untrained: di
         assert (rank[LEARNED] != untrained[TABLE][ROWS]).any(dim=1).all()
 
 
-def test_under_ddp_the_state_dict_has_the_plain_keys(folder: Path, untrained: dict[str, Tensor]) -> None:
-    for rank in _about(folder, "ddp"):
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_the_state_dict_has_the_plain_keys(folder: Path, untrained: dict[str, Tensor], way: str) -> None:
+    for rank in _about(folder, way):
         assert rank["keys"] == [*untrained, "lm_head.weight"]
 
 
@@ -125,7 +126,6 @@ def test_under_fsdp_the_learned_rows_are_shared_out(folder: Path) -> None:
         ("ddp", "again", "knows only the parameters it was built with. Call train_only first."),
         ("fsdp", "again", "is sharded. Call train_only and merge on the unsharded model."),
         ("fsdp", "merge", "is sharded. Call train_only and merge on the unsharded model."),
-        ("fsdp", "state_dict", f"{TABLE}: sharded, so its full values are on no process"),
     ],
 )
 def test_what_cannot_be_done_there_says_so_on_every_process(folder: Path, way: str, call: str, says: str) -> None:

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from frostline.errors import LearnedFileError
 from frostline.partial.find import Found, find_tensors
 from frostline.partial.layout import Layout, writable
-from frostline.partial.module import is_sharded, state_of
+from frostline.partial.module import state_of
+from frostline.partial.sharded import chunks, is_sharded, on_one_process, whole
 
 _FORMAT = "frostline-learned-1"
-_CHUNK = 1 << 24  # numbers hashed at a time
 
 
 def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -39,10 +39,14 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         model: A module that `train_only` (or `vectors.embedding`) changed, or any ancestor of one.
         path: Where to write; conventionally ends in `.safetensors`. Written whole or not at all.
 
-    Raises:
-        LearnedFileError: Nothing in `model` learns, or it is sharded.
+    If FSDP2 has sharded the model, every process calls it, the first one writes, and the file is the one that a single
+    process would have written.
 
-    Cost: writes what learns; reads every partial tensor once, for the SHA-256 of its frozen part.
+    Raises:
+        LearnedFileError: Nothing in `model` learns, or the file cannot be written.
+
+    Cost: writes what learns; reads every partial tensor once, for the SHA-256 of its frozen part. From a sharded model
+    what learns is gathered, and each partial tensor passes every process once, 64 MB or so at a time.
 
     Example:
         >>> import frostline as fl, tempfile
@@ -61,14 +65,12 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
     about: dict[str, dict[str, Any]] = {}
     for one in find_tensors(model):
         name = one.names[0]
-        if is_sharded(one.tensor):
-            raise LearnedFileError(f"model: {name} is sharded. Save from the unsharded model.")
         if one.layout is not None and one.learned is not None:
-            tensors[name] = one.learned.detach()
+            tensors[name] = whole(one.learned)
             tensors[f"{name}:places"] = torch.stack(one.layout.places, dim=1)
             about[name] = _describe(one.layout.kind, one.tensor) | {"base": _fingerprint(one.tensor, one.layout)}
         elif one.tensor.requires_grad:
-            tensors[name] = one.tensor.detach()
+            tensors[name] = whole(one.tensor)
             about[name] = _describe("everything", one.tensor)
     if not about:
         raise LearnedFileError("model: nothing in it learns. Call fl.train_only first.")
@@ -76,7 +78,8 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         tensors[name] = buffer
         about[name] = _describe("buffer", buffer)
     tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    _write_whole(tensors, {"format": _FORMAT, "tensors": json.dumps(about)}, Path(path))
+    metadata = {"format": _FORMAT, "tensors": json.dumps(about)}
+    on_one_process(model, lambda: _write_whole(tensors, metadata, Path(path)))
 
 
 def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -168,11 +171,8 @@ def _fingerprint(tensor: Tensor, layout: Layout) -> str:
     """SHA-256 of the bytes of `tensor`, with zeros at the learned places; chunk by chunk, never a copy of the whole."""
     digest = hashlib.sha256(str((tuple(tensor.shape), tensor.dtype)).encode())
     places = [place.cpu() for place in layout.places]
-    row = max(1, tensor[0].numel())
-    step = max(1, _CHUNK // row)
-    for start in range(0, tensor.shape[0], step):
-        chunk = tensor.detach()[start : start + step].to("cpu", copy=True).contiguous()
-        inside = (places[0] >= start) & (places[0] < start + step)
+    for start, chunk in chunks(tensor):
+        inside = (places[0] >= start) & (places[0] < start + len(chunk))
         index = (places[0][inside] - start, *(place[inside] for place in places[1:]))
         chunk[index] = 0
         digest.update(chunk.view(torch.uint8).numpy().data)

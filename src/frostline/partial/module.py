@@ -17,7 +17,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial.layout import Layout, writable
+from frostline.partial import sharded
+from frostline.partial.layout import Layout
+from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
 
 _CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
@@ -69,11 +71,6 @@ def learned_name(name: str) -> str:
     return f"{name}_learned"
 
 
-def is_sharded(tensor: object) -> bool:
-    """Whether `tensor` is a DTensor, told without importing torch.distributed."""
-    return hasattr(tensor, "device_mesh")
-
-
 class PartialModule(nn.Module):
     """Mixed into the class of a module that owns a partial tensor, or whose running statistics are held."""
 
@@ -113,12 +110,8 @@ class PartialModule(nn.Module):
         state = self._frostline
         for name, layout in state.layouts.items():
             frozen, learned = parts(self, name)
-            if is_sharded(frozen):
-                raise PartialTensorError(
-                    f"{prefix}{name}: sharded, so its full values are on no process. Take them before fully_shard."
-                )
-            if not layout.read_only:  # nothing depends on what stands there, so the learned values may
-                layout.put(writable(frozen), learned.detach())
+            if not (layout.read_only or frozen.is_meta):  # nothing depends on what stands there: learned values may
+                sharded.put(layout, frozen, sharded.whole(learned))
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, table in state.mapped.items():
             whole = name not in state.layouts
@@ -144,11 +137,12 @@ class PartialModule(nn.Module):
                 wholes[name] = None
         # Load into the frozen parts alone, hooks of the user's and all. What then stands at learned places and did not
         # stand there before is new. So a plain key that is missing or misshapen is reported once, under its own name.
+        # (What `torch.distributed.checkpoint` has read into `state_dict()` stands there already.)
         for name, layout in state.layouts.items():
             frozen, learned = parts(self, name)
             given[prefix + learned_name(name)] = learned.detach()
-            if name not in wholes:
-                layout.put(writable(frozen), learned.detach())
+            if not (name in wholes or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
+                sharded.put(layout, frozen, sharded.whole(learned))
         state.assigning = True
         try:
             super()._load_from_state_dict(given, prefix, local_metadata, *args)
@@ -157,8 +151,10 @@ class PartialModule(nn.Module):
         for name, layout in state.layouts.items():
             frozen, learned = parts(self, name)
             whole = wholes.get(name, frozen)
-            if whole is not None:
-                layout.update(learned, whole.detach())
+            if learned.is_meta and not frozen.is_meta:
+                self._parameters[learned_name(name)] = sharded.like(learned, sharded.take(layout, frozen))
+            elif whole is not None:
+                sharded.update(layout, learned, whole)
 
     def _differs_from_file(self, name: str, full: Tensor | None) -> str:
         """Why `full` cannot be loaded over the mapped tensor `name`; empty if it can: only learned places differ."""

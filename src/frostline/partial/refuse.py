@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from frostline.errors import PartialTensorError, SelectionError
 from frostline.partial.find import Found
 from frostline.partial.layout import Layout
-from frostline.partial.module import is_sharded
 from frostline.partial.selections import Rows, Selection
+from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
 from frostline.partial.watch import owners_of
 
