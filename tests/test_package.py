@@ -12,7 +12,7 @@ import frostline as fl
 from frostline import errors
 
 PROJECT = Path(__file__).resolve().parents[1]
-EXTRAS = ["rich", "gensim", "matplotlib", "transformers", "peft", "polars", "pyarrow", "scipy"]
+EXTRAS = ["rich", "gensim", "matplotlib", "transformers", "peft", "polars", "pyarrow", "scipy", "plotly", "tensorboard"]
 
 
 def test_the_public_names_are_pinned():
@@ -27,11 +27,14 @@ def test_the_public_names_are_pinned():
         "PartialTensorError",
         "PatternError",
         "Plan",
+        "Recorder",
         "RowError",
+        "RunFolderError",
         "SelectionError",
         "ShapeError",
         "StaleOptimizerError",
         "VectorFileError",
+        "add_tokens",
         "clip_grad_norm_",
         "entries",
         "everything",
@@ -40,6 +43,7 @@ def test_the_public_names_are_pinned():
         "merge",
         "nothing",
         "optim",
+        "probe",
         "rows",
         "save_learned",
         "scale_gradient",

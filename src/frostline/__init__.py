@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from frostline import optim, tagger, vectors
+    from frostline import optim, probe, tagger, vectors
     from frostline.errors import (
         DataFileError,
         FileError,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PartialTensorError,
         PatternError,
         RowError,
+        RunFolderError,
         SelectionError,
         ShapeError,
         StaleOptimizerError,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
         save_learned,
         train_only,
     )
+    from frostline.probe import Recorder
+    from frostline.tokens import add_tokens
 
 __version__ = "0.1.0"
 
@@ -55,6 +58,7 @@ _ROOMS = {
         "PartialTensorError",
         "PatternError",
         "RowError",
+        "RunFolderError",
         "SelectionError",
         "ShapeError",
         "StaleOptimizerError",
@@ -75,7 +79,9 @@ _ROOMS = {
         "save_learned",
         "train_only",
     ],
+    "probe": ["Recorder"],
     "tagger": [],
+    "tokens": ["add_tokens"],
     "vectors": [],
 }
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -91,11 +97,14 @@ __all__ = [
     "PartialTensorError",
     "PatternError",
     "Plan",
+    "Recorder",
     "RowError",
+    "RunFolderError",
     "SelectionError",
     "ShapeError",
     "StaleOptimizerError",
     "VectorFileError",
+    "add_tokens",
     "clip_grad_norm_",
     "entries",
     "everything",
@@ -104,6 +113,7 @@ __all__ = [
     "merge",
     "nothing",
     "optim",
+    "probe",
     "rows",
     "save_learned",
     "scale_gradient",

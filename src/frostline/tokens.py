@@ -1,0 +1,278 @@
+"""New tokens for a language model: its table and its head grow by some rows, and only these rows learn.
+
+Letters used for shapes in this file:
+    V  rows of the table          D  width of a row
+    n  tokens that are listed
+
+The idea: grow the tensors where they are. The Parameters and the modules that hold them stay the same objects, so a
+tied head stays tied, and hooks, subclasses and biases stay what they were. Nothing is drawn at random: the same call on
+the same model gives the same bits, and what was learned fits there. transformers is never imported; any model with
+`get_input_embeddings()` will do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from frostline.errors import PartialTensorError, SelectionError
+from frostline.partial import Plan, Selection, rows, train_only
+from frostline.partial.find import Found, find_tensors
+from frostline.partial.layout import writable
+from frostline.partial.refuse import refuse_wrapped
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def add_tokens(
+    model: nn.Module,
+    tokenizer: Any,
+    tokens: Sequence[str],
+    *,
+    init: Literal["pieces", "mean"] | Tensor = "pieces",
+    special: bool = False,
+    pad_to_multiple_of: int | None = None,
+    also: Mapping[str, Selection] | None = None,
+) -> Plan:
+    """Add tokens to a tokenizer and a language model, and let their rows learn; everything else keeps every bit.
+
+    Args:
+        model: A model with `get_input_embeddings()` and, if it has a head, `get_output_embeddings()`: those of
+            transformers, plain or inside a PeftModel. The table grows in place, with a tied or an untied head, the
+            head's bias, `final_logits_bias`, and every `vocab_size` of the configuration.
+        tokenizer: The tokenizer that goes with it. Tokens that it does not know are added to it.
+        tokens: What is to learn, each once. A token that tokenizer and model have already keeps its row as its start.
+            `AddedToken` objects are taken too.
+        init: Where the rows of new tokens start. "pieces": at the mean of the rows of the pieces into which the
+            tokenizer splits the token's text without knowing it as a token; pieces that are unknown do not count, and
+            without any it is "mean". "mean": at the mean of all rows. Or values for the table, shape (n, D), one row
+            for each listed token, known ones included; an untied head and a bias then start from the pieces.
+        special: Add new tokens as special ones: `decode(skip_special_tokens=True)` leaves them out, and no normalizer
+            (lower case) touches them.
+        pad_to_multiple_of: Round the rows of the table up to a multiple of it. A table with rows to spare is not grown
+            for want of tokens, and never shrunk. Rows without a token hold the mean and are frozen.
+        also: What else learns, as for `train_only`, such as `{"*lora_*": fl.everything}`. An exact name in it takes
+            the place of what this function would choose.
+
+    Returns:
+        The plan. Rows of a bfloat16 or float16 table learn in float32. Make the optimizer from it, or give the model to
+        a trainer.
+
+    Raises:
+        SelectionError: The tokens, `init` or `pad_to_multiple_of` cannot be meant.
+        PartialTensorError: The model's table cannot grow where it is. Nothing has been changed then.
+        PatternError: A name in `also` fits no parameter; the rows have been added then, and a call with another name
+            goes on from there.
+
+    Cost: one copy of the table, and of an untied head, when they grow; then that of `train_only`.
+
+    Example:
+        >>> import frostline as fl
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"?": 0, "open": 1, "the": 2, "door": 3}, unk_token="?"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=4, n_embd=2, n_layer=1, n_head=1, n_positions=8))
+        >>> plan = fl.add_tokens(model, tokenizer, ["open door"])
+        >>> tokenizer("open door").input_ids, model.config.vocab_size, plan.learned
+        ([4], 5, 2)
+        >>> table = model.transformer.wte.weight
+        >>> torch.equal(table[4], table[[1, 3]].mean(0))  # where it starts: the mean of its pieces
+        True
+    """
+    texts = _texts(tokens)
+    refuse_wrapped(model)
+    found = _tables(model)
+    known = _vocabulary(tokenizer)
+    before = len(found[0].tensor)
+    _refuse_init(init, len(texts), found[0].tensor)
+    _refuse_padding_token(texts, known, model.get_input_embeddings())  # type: ignore[operator]
+    news = [token for token, text in zip(tokens, texts, strict=True) if text not in known]
+    size = _rounded(max(before, len(tokenizer) + len(news)), pad_to_multiple_of)
+    if size > before:
+        _refuse_to_grow(model, found, size)
+    pieces = [_pieces(tokenizer, text) if init != "mean" else [] for text in texts]
+
+    tokenizer.add_tokens(news, special_tokens=special)
+    ids = [_vocabulary(tokenizer)[text] for text in texts]
+    size = _rounded(max(before, len(tokenizer), *(i + 1 for i in ids)), pad_to_multiple_of)
+    fresh = [k for k, text in enumerate(texts) if text not in known or ids[k] >= before]
+    with torch.no_grad():
+        for one in found:
+            mean, values = _starts(_whole(one), pieces)
+            given = isinstance(init, Tensor) and one is found[0]
+            chosen = list(range(len(texts))) if given else fresh
+            values = cast(Tensor, init).to(values) if given else values
+            _grow(one, size, mean)
+            _put(one, [ids[k] for k in chosen], values[chosen])
+    if size > before:
+        _follow(model, before, size)
+    ours = {one.names[0]: rows(ids, dtype=torch.float32 if one.tensor.dtype in _HALF else None) for one in found}
+    return train_only(model, {**ours, **(also or {})})
+
+
+def _texts(tokens: Sequence[Any]) -> list[str]:
+    """The texts of the tokens, `AddedToken` or str."""
+    if isinstance(tokens, str) or not isinstance(tokens, Sequence):
+        raise TypeError(f"tokens: {tokens!r} is no list. Pass a list of texts, such as ['<tool>'].")
+    texts = [getattr(token, "content", token) for token in tokens]
+    if wrong := [text for text in texts if not isinstance(text, str) or not text]:
+        raise SelectionError(f"tokens: {wrong[0]!r} is no token. Pass texts of one character or more.")
+    if not texts:
+        raise SelectionError("tokens: the list is empty, so nothing would learn. List at least one token.")
+    if repeated := [text for text, count in Counter(texts).items() if count > 1]:
+        raise SelectionError(f"tokens: listed more than once: {', '.join(map(repr, repeated))}. List each token once.")
+    return texts
+
+
+def _tables(model: Any) -> list[Found]:
+    """The input embedding, then the weight of a head that is not tied to it, and the head's bias."""
+    if not hasattr(model, "get_input_embeddings"):
+        raise TypeError(f"model: a {type(model).__name__} has no get_input_embeddings(). Pass a language model.")
+    embedding = model.get_input_embeddings()
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    wanted = [(embedding, "weight")]
+    if head is not None:
+        wanted += [(head, "weight")] + [(head, "bias")] * (getattr(head, "bias", None) is not None)
+    found: list[Found] = []
+    everywhere = find_tensors(model)
+    for module, name in wanted:
+        one = next((one for one in everywhere if (module, name) in one.owners), None)
+        if one is None or not one.tensor.is_floating_point():
+            raise PartialTensorError(
+                f"model: the {name} of its {type(module).__name__} is not a plain tensor of numbers, so no rows can be "
+                "added. Leave embedding and head out of quantization and of an adapter's target_modules."
+            )
+        if one not in found:
+            found.append(one)
+    return found
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, int]:
+    if not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(
+            f"tokenizer: a {type(tokenizer).__name__} has no get_vocab(). Of a processor pass its .tokenizer."
+        )
+    return cast(dict[str, int], tokenizer.get_vocab())
+
+
+def _refuse_init(init: object, count: int, table: Tensor) -> None:
+    if isinstance(init, Tensor):
+        if tuple(init.shape) != (count, *table.shape[1:]):
+            raise SelectionError(
+                f"init: shape {tuple(init.shape)}. Pass shape {(count, *table.shape[1:])}, "
+                "one row for each listed token, known ones included."
+            )
+    elif init not in ("pieces", "mean"):
+        raise SelectionError(
+            f"init: {init!r} is not known. Pass 'pieces', 'mean', or a tensor of one row for each token."
+        )
+
+
+def _refuse_padding_token(texts: list[str], known: dict[str, int], embedding: nn.Module) -> None:
+    padding = getattr(embedding, "padding_idx", None)
+    for text in texts:
+        if padding is not None and known.get(text) == padding:
+            raise SelectionError(f"tokens: {text!r} is the padding token, which gets no gradient. Leave it out.")
+
+
+def _refuse_to_grow(model: nn.Module, found: list[Found], size: int) -> None:
+    before = len(found[0].tensor)
+    for one in found:
+        if one.layout is not None or one.mapped:
+            raise PartialTensorError(
+                f"model: {one.names[0]} learns in part or is mapped, so it cannot grow to {size:,} rows. "
+                "Call fl.merge(model) first."
+            )
+        if len(one.tensor) != before:
+            raise PartialTensorError(
+                f"model: {one.names[0]} has {len(one.tensor):,} rows and {found[0].names[0]} {before:,}, so one "
+                "vocab_size cannot fit both after they have grown. Resize one to the other's rows first."
+            )
+    grows = {module for one in found for module, _ in one.owners}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and module.num_embeddings == before and module not in grows:
+            raise PartialTensorError(
+                f"model: {name} has a row for each token too, and would not grow. Call model.resize_token_embeddings"
+                f"({size}) first; then add_tokens has nothing to grow."
+            )
+
+
+def _rounded(size: int, multiple: int | None) -> int:
+    if multiple is None:
+        return size
+    if not isinstance(multiple, int) or multiple < 1:
+        raise SelectionError(f"pad_to_multiple_of: {multiple!r} is no multiple. Pass a whole number from 1, or None.")
+    return -(-size // multiple) * multiple
+
+
+def _pieces(tokenizer: Any, text: str) -> list[int]:
+    """Ids of what the tokenizer splits `text` into when it does not know it as a token; unknown pieces left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    else:  # past the added tokens, among which `text` may be already
+        plain = backend.normalizer.normalize_str(text) if backend.normalizer else text
+        words = backend.pre_tokenizer.pre_tokenize_str(plain) if backend.pre_tokenizer else [(plain, None)]
+        ids = [token.id for word, _ in words for token in backend.model.tokenize(word)]
+    return [i for i in ids if i != tokenizer.unk_token_id]
+
+
+def _whole(one: Found) -> Tensor:
+    """The tensor as its module shows it: a partial one with what it has learned."""
+    module, name = one.owners[0]
+    return cast(Tensor, getattr(module, name)).detach()
+
+
+def _starts(table: Tensor, pieces: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """The mean of all rows of `table` (V, *), shape (*), and the mean of each list of rows, shape (n, *)."""
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    mean = table.mean(0, dtype=dtype)
+    inside = [[i for i in ids if i < len(table)] for ids in pieces]
+    return mean, torch.stack([table[ids].mean(0, dtype=dtype) if ids else mean for ids in inside])
+
+
+def _grow(one: Found, size: int, filler: Tensor) -> None:
+    """Give the tensor `size` rows, the new ones `filler`; it stays the same Parameter, so it stays tied."""
+    tensor = one.tensor
+    if len(tensor) >= size:
+        return
+    more = filler.to(tensor.dtype).expand(size - len(tensor), *tensor.shape[1:])
+    tensor.data, tensor.grad = torch.cat([tensor.data, more]), None
+    for module, _ in one.owners:
+        for count in ("num_embeddings", "out_features"):
+            if hasattr(module, count):
+                setattr(module, count, size)
+
+
+def _put(one: Found, ids: list[int], values: Tensor) -> None:
+    module, name = one.owners[0]
+    target: Tensor = writable(one.tensor) if one.layout is None else getattr(module, name)
+    if ids:
+        target[ids] = values.to(target.dtype)
+
+
+def _follow(model: Any, before: int, size: int) -> None:
+    """Let the rest of the model know that its vocabulary has `size` entries, no longer `before`."""
+    for module in model.modules():
+        for holder in (module, *_configs(module)):
+            for name in ("vocab_size", "decoder_vocab_size"):
+                if getattr(holder, name, None) == before:
+                    setattr(holder, name, size)
+        bias = module._buffers.get("final_logits_bias")
+        if bias is not None and bias.shape[-1] == before:
+            module.final_logits_bias = F.pad(bias, (0, size - before))
+    for config in _configs(model):
+        config.vocab_size = size
+
+
+def _configs(module: Any) -> Iterator[Any]:
+    """The configuration of the text part of `module`, if it has one."""
+    if (config := getattr(module, "config", None)) is not None:
+        yield config.get_text_config() if hasattr(config, "get_text_config") else config
