@@ -27,6 +27,7 @@ def test_the_public_names_are_pinned():
         "PartialTensorError",
         "PatternError",
         "Plan",
+        "ProbeError",
         "Recorder",
         "RowError",
         "RunFolderError",
@@ -96,6 +97,7 @@ def test_all_errors_are_frostline_errors_and_the_builtin_their_page_names():
         "SelectionError",
         "PartialTensorError",
         "StaleOptimizerError",
+        "ProbeError",
         "FileError",
         "MissingExtraError",
     }

@@ -7,11 +7,13 @@ FrostlineError
 │   └── ShapeError                      a mask whose shape does not fit
 ├── PartialTensorError    RuntimeError  a use that a partial tensor cannot serve without being silently wrong
 ├── StaleOptimizerError   RuntimeError  an optimizer that no longer drives what learns
+├── ProbeError            RuntimeError  a pass that cannot be looked at without changing something, or has no gradient
 ├── FileError             ValueError    a file that cannot be read as what it should be
 │   ├── LearnedFileError                a file of learned values that does not fit the model
 │   ├── VectorFileError                 a file of word vectors
 │   ├── DataFileError                   a file of labelled text
-│   └── ModelFolderError                a folder that holds a saved tagger
+│   ├── ModelFolderError                a folder that holds a saved tagger
+│   └── RunFolderError                  a folder that holds what a training run left behind
 └── MissingExtraError     ImportError   a part of frostline whose extra is not installed
 
 Each class is also the builtin in the middle column, so code that knows nothing of frostline can catch it.
@@ -48,6 +50,10 @@ class StaleOptimizerError(FrostlineError, RuntimeError):
     """An optimizer made before the current plan: it no longer drives what learns."""
 
 
+class ProbeError(FrostlineError, RuntimeError):
+    """A pass that cannot be looked at without changing something, or that has no gradient to give."""
+
+
 class FileError(FrostlineError, ValueError):
     """A file that cannot be read as what it should be; the message names its path and line."""
 
@@ -66,6 +72,10 @@ class DataFileError(FileError):
 
 class ModelFolderError(FileError):
     """A folder that does not hold a complete saved tagger."""
+
+
+class RunFolderError(FileError):
+    """A folder that is no run folder, or a file in one that is damaged or does not fit."""
 
 
 class MissingExtraError(FrostlineError, ImportError):

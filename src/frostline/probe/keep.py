@@ -1,0 +1,326 @@
+"""Everything that a forward and a backward pass can change, remembered and put back.
+
+    with kept([model], function=loss_fn):
+        loss_fn().backward()              # after the block it is as if this had never run
+
+Kept, also when the block raises:
+    random numbers   torch's generators (CPU, every CUDA device in use), Python's, numpy's; generators that are listed,
+                     that `function` reaches (reach.py), or that a torch function is seen to use
+    modules          those given, those `function` reaches, those called in the block, and all their submodules:
+                     mode, hooks, buffers and other tensors (bits, memory, version counter), attributes, lists and dicts
+    gradients        `.grad` is out of sight in the block (None) and comes back, the same object with the same bits
+    flags, hooks     `requires_grad` of parameters and the hooks registered on them
+    values           of parameters, only if asked: they are copied then, and `.grad` stays in sight, copied too
+
+Version counters matter: a buffer that is written and put back has its old bits but a new count, and the backward of a
+step that is under way would refuse it. A module that averages over processes (DDP) runs its inner module alone in the
+block: no communication, and its reducer takes no notice. Compiled code runs as far as it is compiled, and eagerly where
+it would compile anew, so that nothing of the block is compiled in.
+
+What cannot be put back: state that lives in neither of these, such as an iterator that the block has advanced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
+
+from frostline.errors import ProbeError
+from frostline.partial.tensor import PartialTensor, PartialView
+from frostline.probe.reach import reach
+
+
+@contextlib.contextmanager
+def kept(
+    modules: Iterable[nn.Module] = (),
+    *,
+    function: object = None,
+    tensors: Iterable[Tensor] = (),
+    generators: Iterable[Any] = (),
+    values: bool = False,
+) -> Iterator[None]:
+    """Put back, when the block ends or raises, everything that a pass in it changed.
+
+    Args:
+        modules: Modules that the block may change, with their submodules. Those it calls are found without this.
+        function: What the block will call; what it reaches is kept too. Any object that holds things will do.
+        tensors: Tensors outside of modules whose `.grad` and `requires_grad` are kept, and values if `values`.
+        generators: torch.Generator, numpy's Generator or RandomState, Python's Random, that cannot be seen otherwise.
+        values: Keep the values of the parameters of `modules` and of `tensors` too, and leave `.grad` in sight.
+
+    Raises:
+        ProbeError: A module is lazy, so its first call would give it its shape; or, at the end, a parameter whose
+            values were not kept was written to in the block.
+        TypeError: Something in `generators` is no generator.
+
+    Cost: a copy of the buffers, for the length of the block; with `values` of the parameters and gradients too.
+    """
+    reached = reach(function)
+    memory = _Memory()
+    with contextlib.ExitStack() as stack:
+        stack.callback(memory.put_back)
+        for module in modules:
+            memory.module(module, values)
+        for tensor in tensors:
+            memory.tensor(tensor, values)
+        for module in reached.modules:
+            memory.module(module)
+        for leaf in reached.leaves:
+            memory.tensor(leaf)
+        for generator in (*generators, *reached.generators):
+            memory.generator(generator)
+        stack.enter_context(_random_numbers())
+        stack.enter_context(_eager_where_not_compiled())
+        stack.enter_context(_no_autocast_cache())
+        stack.callback(register_module_forward_pre_hook(lambda module, _: memory.module(module)).remove)
+        if not reached.compiled:  # code compiled without a mode does not run under one
+            stack.enter_context(_Watch(memory))
+        yield
+    memory.refuse_writes()
+
+
+class _Memory:
+    """What was remembered so far: each thing as it was when it was first seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, object] = {}  # id -> the object itself, so that no id is used twice
+        self._undo: list[Callable[[], object]] = []
+        self._leaves: list[tuple[Tensor, int | None]] = []
+
+    def put_back(self) -> None:
+        with contextlib.ExitStack() as stack, torch.no_grad():  # one that fails does not stop the others
+            for undo in self._undo:
+                stack.callback(undo)
+
+    def refuse_writes(self) -> None:
+        """Raise if a parameter whose values were not copied has been written to."""
+        for leaf, version in self._leaves:
+            if version != _version(leaf):
+                raise ProbeError(
+                    f"a parameter of shape {tuple(leaf.shape)} was written to by the pass itself, which changed the "
+                    "model. Make it a buffer (register_buffer): buffers are put back."
+                )
+
+    def generator(self, generator: Any) -> None:
+        if self._is_new(generator):
+            self._undo.append(_remember_generator(generator))
+
+    def module(self, module: nn.Module, values: bool = False) -> None:
+        if id(module) in self._seen:
+            return
+        for one in module.modules():
+            if self._is_new(one):
+                self._one_module(one, values)
+
+    def tensor(self, tensor: Tensor, values: bool = False) -> None:
+        """Remember a tensor: the values of one that no optimizer drives, the gradient of one that may have one."""
+        if not self._is_new(tensor) or isinstance(tensor, PartialTensor | PartialView):  # their parts are parameters
+            return
+        is_leaf = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
+        if values or not is_leaf:
+            self._undo.append(_remember_values(tensor))
+        else:
+            self._leaves.append((tensor, _version(tensor)))
+        if is_leaf:
+            if values and tensor.grad is not None:
+                self._undo.append(_remember_values(tensor.grad))
+            self._undo.append(_remember_gradient(tensor, in_sight=values))
+
+    def _is_new(self, one: object) -> bool:
+        known = len(self._seen)
+        self._seen.setdefault(id(one), one)
+        return len(self._seen) > known
+
+    def _one_module(self, module: nn.Module, values: bool) -> None:
+        owned = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if any(is_lazy(tensor) for tensor in owned):
+            raise ProbeError(f"{type(module).__name__}: it has no shape yet. Run one batch through the model first.")
+        kind, attributes = type(module), module.__dict__
+        self._undo += [lambda: _set_class(module, kind), _remember_items(attributes)]
+        rewrites = getattr(module, "max_norm", None) is not None  # the lookup writes into its own weight
+        for value in (*owned, *list(attributes.values())):
+            if isinstance(value, Tensor):
+                self.tensor(value, values or rewrites)
+            elif isinstance(value, (dict, set, list, deque)):
+                self._undo.append(_remember_items(value))
+                for item in value.values() if isinstance(value, dict) else value:
+                    if isinstance(item, Tensor):
+                        self.tensor(item, values or rewrites)
+        if isinstance(module, nn.parallel.DistributedDataParallel):
+            _run_alone(module)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes every torch.Generator at its first use, before it is used."""
+
+    def __init__(self, memory: _Memory) -> None:
+        super().__init__()
+        self._memory = memory
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, torch.Generator):
+                self._memory.generator(value)
+        return func(*args, **kwargs)
+
+
+def _remember_items(items: Any) -> Callable[[], object]:
+    """Put back what a dict, set, list or deque holds: the same objects in the same order."""
+    before = items.copy()
+
+    def undo() -> None:
+        if _identities(items) != _identities(before):
+            items.clear()
+            (items.extend if isinstance(items, (list, deque)) else items.update)(before)
+
+    return undo
+
+
+def _identities(items: Any) -> list[Any]:
+    if isinstance(items, dict):
+        return [(id(key), id(value)) for key, value in items.items()]
+    return [id(item) for item in items]
+
+
+def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
+    if type(module) is not kind:
+        module.__class__ = kind
+
+
+def _remember_values(tensor: Tensor) -> Callable[[], object]:
+    """Put back a tensor's bits, its memory and its version counter."""
+    tensor = tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor  # a shard of a DTensor
+    with torch.inference_mode(tensor.is_inference()):
+        alias = tensor.detach()  # the same memory, also if the tensor is given another
+        saved = None if tensor.is_meta else _stored(alias).clone()
+    version = _version(tensor)
+
+    def undo() -> None:
+        with torch.inference_mode(alias.is_inference()):
+            if not (tensor.is_sparse or tensor.is_meta) and tensor.data_ptr() != alias.data_ptr():
+                tensor.data = alias
+            if saved is not None and not _same_bits(_stored(alias), saved):  # memory may be read-only
+                _stored(alias).copy_(saved)
+        if version is not None and tensor._version != version:
+            torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+
+    return undo
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """The part of an expanded tensor that has memory of its own; any other tensor whole."""
+    if tensor.layout != torch.strided or 0 not in tensor.stride():
+        return tensor
+    return tensor[tuple(slice(0, 1) if step == 0 else slice(None) for step in tensor.stride())]
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.layout != torch.strided or a.is_cuda or a.shape != b.shape:
+        return False  # on a GPU comparing would wait for it; writing does not
+    flat_a, flat_b = (x.resolve_conj().resolve_neg().reshape(-1) for x in (a, b))
+    return torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
+
+
+def _remember_gradient(leaf: Tensor, in_sight: bool) -> Callable[[], object]:
+    """Put back `.grad`, `requires_grad` and the hooks of a leaf; take `.grad` away unless it is to stay in sight."""
+    gradient, requires_grad, hooks = leaf.grad, leaf.requires_grad, dict(leaf._backward_hooks or {})
+    if not in_sight:
+        leaf.grad = None
+
+    def undo() -> None:
+        if leaf.grad is not gradient:
+            leaf.grad = gradient
+        if leaf.requires_grad != requires_grad:
+            leaf.requires_grad_(requires_grad)
+        if leaf._backward_hooks is not None and dict(leaf._backward_hooks) != hooks:
+            leaf._backward_hooks.clear()
+            leaf._backward_hooks.update(hooks)
+
+    return undo
+
+
+def _remember_generator(generator: Any) -> Callable[[], object]:
+    if isinstance(generator, torch.Generator):
+        return partial(generator.set_state, generator.get_state())
+    if isinstance(generator, np.random.Generator):
+        generator = generator.bit_generator
+    if isinstance(generator, np.random.BitGenerator):
+        return partial(setattr, generator, "state", generator.state)
+    if isinstance(generator, np.random.RandomState):
+        return partial(generator.set_state, generator.get_state(legacy=False))
+    if isinstance(generator, random.SystemRandom):
+        return lambda: None  # it has no state
+    if isinstance(generator, random.Random):
+        return partial(generator.setstate, generator.getstate())
+    raise TypeError(
+        f"generators: {type(generator).__name__} is no random generator. "
+        "List torch.Generator, numpy.random.Generator or RandomState, or random.Random objects."
+    )
+
+
+@contextlib.contextmanager
+def _random_numbers() -> Iterator[None]:
+    """Put back the generators that everyone shares. CUDA is looked at only where it is in use."""
+    cpu, numpys, pythons = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(cpu)
+        np.random.set_state(numpys)
+        random.setstate(pythons)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
+        elif torch.cuda.is_initialized():  # first used in the block: back to the start
+            for generator in torch.cuda.default_generators:
+                generator.manual_seed(generator.initial_seed())
+
+
+@contextlib.contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Keep half-precision copies of weights that the block makes out of the cache of an autocast region around it."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
+def _eager_where_not_compiled() -> Any:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("eager_on_recompile")
+
+
+def _run_alone(ddp: Any) -> None:
+    """Let a DistributedDataParallel only move its inputs and run its module; putting back its attributes undoes it."""
+
+    def inputs_on_device(*inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if not ddp.device_ids:
+            return inputs, kwargs
+        from torch.distributed.utils import _to_kwargs
+
+        device = torch.device(ddp.device_type, ddp.device_ids[0])
+        moved = _to_kwargs(inputs, kwargs, device, ddp.use_side_stream_for_tensor_copies)
+        return moved[0][0], moved[1][0]
+
+    ddp.__dict__["_pre_forward"] = inputs_on_device
+    ddp.__dict__["_post_forward"] = lambda output: output
