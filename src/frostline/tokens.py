@@ -140,7 +140,7 @@ def _tables(model: Any) -> list[Found]:
     wanted = [(embedding, "weight")]
     if head is not None:
         wanted += [(head, "weight")] + [(head, "bias")] * (getattr(head, "bias", None) is not None)
-    found: list[Found] = []
+    found: dict[int, Found] = {}
     everywhere = find_tensors(model)
     for module, name in wanted:
         one = next((one for one in everywhere if (module, name) in one.owners), None)
@@ -149,9 +149,8 @@ def _tables(model: Any) -> list[Found]:
                 f"model: the {name} of its {type(module).__name__} is not a plain tensor of numbers, so no rows can be "
                 "added. Leave embedding and head out of quantization and of an adapter's target_modules."
             )
-        if one not in found:
-            found.append(one)
-    return found
+        found[id(one.tensor)] = one
+    return list(found.values())
 
 
 def _vocabulary(tokenizer: Any) -> dict[str, int]:

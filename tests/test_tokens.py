@@ -1,0 +1,695 @@
+"""New tokens: what grows, what the new rows start from, what learns, what is refused.
+
+Seven families of transformers, random and small, and tokenizers trained on a few lines: nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import frostline as fl
+
+transformers = pytest.importorskip("transformers")
+tokenizers = pytest.importorskip("tokenizers")
+
+NEW = ["<tool>", "</tool>"]
+TEXT = ["the cat sat on the mat", "call the tool and use it", "ice melts in spring, snow < 3 weeks / year >"]
+
+
+def make_tokenizer() -> Any:
+    """Bytes in pairs, as GPT-2 and Llama 3 have them: every text has pieces."""
+    bytewise = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    plain = tokenizers.Tokenizer(tokenizers.models.BPE())
+    plain.pre_tokenizer, plain.decoder = bytewise, tokenizers.decoders.ByteLevel()
+    plain.train_from_iterator(
+        TEXT,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=290,
+            initial_alphabet=bytewise.alphabet(),
+            special_tokens=["<pad>", "<s>", "</s>"],
+            show_progress=False,
+        ),
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+
+
+def make_wordpiece() -> Any:
+    """Pieces of words in lower case, as BERT has them, and an unknown one."""
+    plain = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    plain.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=60, special_tokens=["[PAD]", "[UNK]"], show_progress=False
+    )
+    plain.train_from_iterator(TEXT, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def make_unigram() -> Any:
+    """Sentence pieces with a mark for the space before a word, as T5 and Gemma have them."""
+    plain = tokenizers.Tokenizer(tokenizers.models.Unigram())
+    plain.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    trainer = tokenizers.trainers.UnigramTrainer(
+        vocab_size=60, special_tokens=["<pad>", "<unk>"], unk_token="<unk>", show_progress=False
+    )
+    plain.train_from_iterator(TEXT, trainer)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", unk_token="<unk>")
+
+
+SIZES = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DECODER = SIZES | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 40,
+}
+
+
+def _llama(v: int, tied: bool = True) -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=v, **DECODER, tie_word_embeddings=tied))
+
+
+def _llama_untied(v: int) -> Any:
+    return _llama(v, tied=False)
+
+
+def _gemma2(v: int) -> Any:
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(vocab_size=v, **DECODER))
+
+
+def _gpt2(v: int) -> Any:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=v, **SIZES, **sizes))
+
+
+def _gptj(v: int) -> Any:
+    """Untied, and its head has a bias."""
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40, "rotary_dim": 4}
+    return transformers.GPTJForCausalLM(transformers.GPTJConfig(vocab_size=v, **SIZES, **sizes))
+
+
+def _t5(v: int) -> Any:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(vocab_size=v, **SIZES, **sizes))
+
+
+def _bart(v: int) -> Any:
+    """It has a bias on the logits that is a buffer."""
+    sizes = {"d_model": 16, "max_position_embeddings": 40, "decoder_start_token_id": 2}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(vocab_size=v, **SIZES, **sizes))
+
+
+def _bert(v: int) -> Any:
+    """Its head is tied and has a bias under two names."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return transformers.BertForMaskedLM(
+        transformers.BertConfig(vocab_size=v, pad_token_id=0, max_position_embeddings=40, **sizes)
+    )
+
+
+def _llava(v: int) -> Any:
+    """The configuration of its language model lies in that of the whole."""
+    vision = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    text = transformers.LlamaConfig(vocab_size=v, **DECODER)
+    return transformers.LlavaForConditionalGeneration(
+        transformers.LlavaConfig(vision_config=vision, text_config=text, image_token_index=v - 1)
+    )
+
+
+MAKERS: dict[str, Callable[[int], Any]] = {
+    "llama": _llama,
+    "llama-untied": _llama_untied,
+    "gemma2": _gemma2,
+    "gpt2": _gpt2,
+    "gptj": _gptj,
+    "t5": _t5,
+    "bart": _bart,
+    "bert": _bert,
+    "llava": _llava,
+}
+UNTIED = {"llama-untied", "gptj", "llava"}
+BIAS = {"gptj", "bert"}
+
+
+def make(family: str, v: int) -> Any:
+    """A model of `v` rows whose biases are not all zero, in eval mode: dropout would tell it from its copy."""
+    torch.manual_seed(0)
+    model = MAKERS[family](v).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
+    return model
+
+
+@pytest.fixture(params=MAKERS, ids=str)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def plain(family: str, tokenizer: Any) -> Any:
+    return make(family, len(tokenizer))
+
+
+def batch_of(tokenizer: Any) -> dict[str, Tensor]:
+    """Sentences with new tokens and without."""
+    texts = ["the cat <tool>use it</tool> on", "snow melts", "<tool><tool>the mat"]
+    batch = dict(tokenizer(texts, return_tensors="pt", padding=True, return_token_type_ids=False))
+    return batch | {"labels": batch["input_ids"].flip(1)}
+
+
+def tensors(model: Any) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def table(model: Any) -> Tensor:
+    return model.get_input_embeddings().weight.detach().clone()
+
+
+def head(model: Any) -> Any:
+    return model.get_output_embeddings()
+
+
+def train(model: Any, plan: fl.Plan, batch: dict[str, Tensor], steps: int = 3) -> None:
+    optimizer = torch.optim.AdamW(plan.parameters(), lr=0.05, weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+
+
+# What grows
+
+
+def test_the_table_the_head_and_the_configuration_grow(plain: Any, family: str, tokenizer: Any) -> None:
+    v = len(tokenizer)
+    fl.add_tokens(plain, tokenizer, NEW)
+    assert len(tokenizer) == v + 2
+    assert tokenizer.convert_tokens_to_ids(NEW) == [v, v + 1]
+    embedding = plain.get_input_embeddings()
+    assert embedding.weight.shape[0] == embedding.num_embeddings == v + 2
+    assert head(plain).weight.shape[0] == head(plain).out_features == v + 2
+    assert plain.config.get_text_config().vocab_size == v + 2
+    assert (head(plain).weight.learned is embedding.weight.learned) == (family not in UNTIED)
+    assert (head(plain).bias is not None) == (family in BIAS)
+    if family in BIAS:
+        assert len(head(plain).bias) == v + 2
+    with torch.no_grad():
+        assert plain(**batch_of(tokenizer)).logits.shape[-1] == v + 2
+
+
+def test_old_tokens_keep_their_logits_to_the_bit(plain: Any, tokenizer: Any) -> None:
+    v = len(tokenizer)
+    before = copy.deepcopy(plain)
+    batch = dict(tokenizer(["the cat sat"], return_tensors="pt", return_token_type_ids=False))
+    batch |= {"labels": batch["input_ids"]}
+    fl.add_tokens(plain, tokenizer, NEW)
+    with torch.no_grad():
+        old, new = before(**batch).logits, plain(**batch).logits
+    torch.testing.assert_close(new[..., :v], old, atol=1e-6, rtol=1e-6)
+    assert torch.equal(table(plain)[:v], table(before))
+
+
+def test_modules_parameters_and_hooks_stay_the_same_objects(plain: Any, tokenizer: Any) -> None:
+    modules, parameters = list(plain.modules()), list(plain.parameters())
+    fired: list[str] = []
+    for name, module in plain.named_modules():
+        if isinstance(module, nn.Embedding | nn.Linear) and len(module.weight) == len(tokenizer):
+            module.register_forward_hook(lambda *_, name=name: fired.append(name))
+    with torch.no_grad():
+        plain(**batch_of(tokenizer))
+    expected, fired[:] = list(fired), []
+    assert len(expected) >= 2
+    fl.add_tokens(plain, tokenizer, NEW)
+    assert all(a is b for a, b in zip(plain.modules(), modules, strict=True))
+    assert {id(p) for p in parameters} <= {id(p) for p in plain.parameters()}
+    with torch.no_grad():
+        plain(**batch_of(tokenizer))
+    assert fired == expected
+
+
+def test_only_the_new_rows_learn_and_the_rest_keeps_every_bit_under_decay(
+    plain: Any, family: str, tokenizer: Any
+) -> None:
+    v = len(tokenizer)
+    plan = fl.add_tokens(plain, tokenizer, NEW)
+    before = tensors(plain)
+    train(plain, plan, batch_of(tokenizer))
+    after = tensors(plain)
+    grown = {name for name in before if before[name].shape[:1] == (v + 2,)}
+    assert len(grown) >= 2
+    for name in before:
+        kept = slice(0, v) if name in grown else slice(None)
+        assert torch.equal(after[name][kept], before[name][kept]), name
+    for name in grown:
+        assert (after[name][v:] != before[name][v:]).all(dim=tuple(range(1, before[name].ndim))).any(), name
+    width = table(plain).shape[1]
+    tables = 1 + (family in UNTIED)
+    assert plan.learned == 2 * (width * tables + (family in BIAS))
+
+
+def test_gradients_are_the_rows_of_the_dense_gradient(plain: Any, tokenizer: Any) -> None:
+    v = len(tokenizer)
+    fl.add_tokens(plain, tokenizer, NEW)
+    dense = copy.deepcopy(plain)
+    fl.merge(dense)
+    batch = batch_of(tokenizer)
+    for model in (plain, dense):
+        model(**batch).loss.backward()
+    assert dense.get_input_embeddings().weight.grad[v:].abs().max() > 0
+    for module in ("get_input_embeddings", "get_output_embeddings"):
+        expected = getattr(dense, module)()
+        got = getattr(plain, module)()
+        torch.testing.assert_close(got.weight.grad, expected.weight.grad[v:], atol=1e-6, rtol=1e-5)
+        if getattr(expected, "bias", None) is not None:
+            torch.testing.assert_close(got.bias.grad, expected.bias.grad[v:], atol=1e-6, rtol=1e-5)
+
+
+def test_generate_works_and_can_say_a_new_token(plain: Any, family: str, tokenizer: Any) -> None:
+    if family == "bert":
+        pytest.skip("BERT does not generate")
+    plan = fl.add_tokens(plain, tokenizer, NEW)
+    with torch.no_grad():
+        for parameter in plan.parameters():
+            parameter.mul_(100)
+    prompt = tokenizer(["the cat"], return_tensors="pt", return_token_type_ids=False)
+    ids = plain.generate(**prompt, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    merged = copy.deepcopy(plain)
+    fl.merge(merged)
+    assert torch.equal(ids, merged.generate(**prompt, max_new_tokens=8, do_sample=False, eos_token_id=None))
+
+
+def test_a_merged_model_goes_through_save_and_from_pretrained(
+    plain: Any, family: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    classes = [type(module) for module in plain.modules()]
+    plan = fl.add_tokens(plain, tokenizer, NEW, pad_to_multiple_of=16)
+    train(plain, plan, batch_of(tokenizer))
+    fl.merge(plain)
+    assert [type(module) for module in plain.modules()] == classes
+    plain.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    opened = type(plain).from_pretrained(tmp_path)
+    mine, theirs = tensors(plain), tensors(opened)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    tied = opened.get_output_embeddings().weight is opened.get_input_embeddings().weight
+    assert tied == (family not in UNTIED)
+    known = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert known.convert_tokens_to_ids(NEW) == tokenizer.convert_tokens_to_ids(NEW)
+
+
+def test_a_partial_model_saves_what_a_plain_one_would(plain: Any, tokenizer: Any, tmp_path: Path) -> None:
+    plan = fl.add_tokens(plain, tokenizer, NEW)
+    train(plain, plan, batch_of(tokenizer))
+    plain.save_pretrained(tmp_path)
+    opened = type(plain).from_pretrained(tmp_path)
+    assert torch.equal(table(opened), table(plain))
+    with torch.no_grad():
+        a, b = opened(**batch_of(tokenizer)).logits, plain(**batch_of(tokenizer)).logits
+    torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_what_was_learned_loads_onto_a_fresh_base(plain: Any, family: str, tokenizer: Any, tmp_path: Path) -> None:
+    v = len(tokenizer)
+    fresh = copy.deepcopy(plain)
+    plan = fl.add_tokens(plain, tokenizer, NEW, pad_to_multiple_of=16)
+    started = table(plain)
+    train(plain, plan, batch_of(tokenizer))
+    fl.save_learned(plain, tmp_path / "tokens.safetensors")
+    tokenizer.save_pretrained(tmp_path)
+    assert (tmp_path / "tokens.safetensors").stat().st_size < 4_000
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    fl.add_tokens(fresh, saved, NEW, pad_to_multiple_of=16)  # it knows them; the model does not
+    assert torch.equal(table(fresh), started)
+    fl.load_learned(fresh, tmp_path / "tokens.safetensors")  # warns if the rest differed
+    mine, theirs = tensors(plain), tensors(fresh)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert not torch.equal(theirs[next(iter(theirs))], started)
+    assert len(table(fresh)) > v + 2
+
+
+# What the new rows start from
+
+
+@pytest.mark.parametrize("tokenize", [make_tokenizer, make_wordpiece, make_unigram])
+@pytest.mark.parametrize("known_before", [False, True], ids=["new", "already in the tokenizer"])
+def test_a_token_starts_at_the_mean_of_its_pieces(tokenize: Callable[[], Any], known_before: bool) -> None:
+    tokenizer = tokenize()
+    pieces = [tokenizer(text, add_special_tokens=False).input_ids for text in ("<tool>", "The Cat")]
+    pieces = [[i for i in ids if i != tokenizer.unk_token_id] for ids in pieces]
+    assert all(len(set(ids)) > 1 for ids in pieces)
+    assert pieces[0] != pieces[1]
+    model = make("llama-untied", len(tokenizer))
+    v, before, head_before = len(tokenizer), table(model), head(model).weight.detach().clone()
+    if known_before:
+        tokenizer.add_tokens(["<tool>", "The Cat"])
+    fl.add_tokens(model, tokenizer, ["<tool>", "The Cat"])
+    for row, ids in enumerate(pieces):
+        assert torch.equal(table(model)[v + row], before[ids].mean(0))
+        assert torch.equal(head(model).weight.detach().clone()[v + row], head_before[ids].mean(0))
+
+
+def test_a_token_of_unknown_pieces_starts_at_the_mean_of_all_rows() -> None:
+    tokenizer = make_wordpiece()
+    assert set(tokenizer("漢字", add_special_tokens=False).input_ids) == {tokenizer.unk_token_id}
+    model = make("llama", len(tokenizer))
+    before = table(model)
+    fl.add_tokens(model, tokenizer, ["漢字"])
+    assert torch.equal(table(model)[-1], before.mean(0))
+
+
+def test_init_mean_starts_at_the_mean_of_table_head_and_bias(plain: Any, tokenizer: Any) -> None:
+    before, after_head = table(plain), head(plain)
+    head_before = after_head.weight.detach().clone()
+    bias_before = None if after_head.bias is None else after_head.bias.detach().clone()
+    fl.add_tokens(plain, tokenizer, NEW, init="mean")
+    assert torch.equal(table(plain)[-2:], before.mean(0).expand(2, -1))
+    assert torch.equal(head(plain).weight.detach().clone()[-2:], head_before.mean(0).expand(2, -1))
+    if bias_before is not None:
+        assert torch.equal(head(plain).bias.detach().clone()[-2:], bias_before.mean().expand(2))
+
+
+def test_given_values_are_taken_in_the_order_of_the_tokens(tokenizer: Any) -> None:
+    model = make("llama-untied", len(tokenizer))
+    values = torch.randn(3, 16)
+    pieces = tokenizer("<tool>", add_special_tokens=False).input_ids
+    expected = head(model).weight[pieces].mean(0)
+    (cat,) = tokenizer("cat", add_special_tokens=False).input_ids
+    head_of_cat = head(model).weight[cat].clone()
+    fl.add_tokens(model, tokenizer, ["<tool>", "cat", "</tool>"], init=values)
+    ids = tokenizer.convert_tokens_to_ids(["<tool>", "cat", "</tool>"])
+    assert torch.equal(model.get_input_embeddings().weight.learned.detach(), values)
+    assert torch.equal(table(model)[ids], values)
+    assert torch.equal(head(model).weight.detach().clone()[ids[0]], expected)
+    assert torch.equal(head(model).weight.detach().clone()[cat], head_of_cat)
+
+
+def test_the_same_call_gives_the_same_bits_and_draws_no_random_number(plain: Any, tokenizer: Any) -> None:
+    twin, other = copy.deepcopy(plain), copy.deepcopy(tokenizer)
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    fl.add_tokens(plain, tokenizer, NEW, pad_to_multiple_of=32)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    fl.add_tokens(twin, other, NEW, pad_to_multiple_of=32)
+    mine, theirs = tensors(plain), tensors(twin)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+# Which rows there are
+
+
+def test_padding_rows_hold_the_mean_and_are_frozen(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v)
+    mean = table(model).mean(0)
+    plan = fl.add_tokens(model, tokenizer, NEW, pad_to_multiple_of=64)
+    size = -(-(v + 2) // 64) * 64
+    assert size > v + 2
+    assert len(table(model)) == model.config.vocab_size == size
+    assert torch.equal(table(model)[v + 2 :], mean.expand(size - v - 2, -1))
+    before = table(model)
+    train(model, plan, batch_of(tokenizer))
+    moved = (table(model) != before).any(dim=1).nonzero().flatten().tolist()
+    assert moved == [v, v + 1]
+
+
+def test_a_table_with_rows_to_spare_is_not_grown(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama-untied", v + 53)
+    before, pieces = table(model), tokenizer("<tool>", add_special_tokens=False).input_ids
+    parameter = model.get_input_embeddings().weight
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    assert model.config.vocab_size == len(table(model)) == len(head(model).weight) == v + 53
+    assert model.get_input_embeddings().weight.frozen is parameter
+    assert torch.equal(table(model)[v], before[pieces].mean(0))  # the row was there, the token was not
+    others = [i for i in range(v + 53) if i not in (v, v + 1)]
+    assert torch.equal(table(model)[others], before[others])
+    assert plan.learned == 2 * 16 * 2
+
+
+def test_a_table_with_some_rows_to_spare_grows_by_the_rest(tokenizer: Any, tmp_path: Path) -> None:
+    v = len(tokenizer)
+    base = make("bert", v + 1)
+    model = copy.deepcopy(base)
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    assert len(table(model)) == v + 2
+    train(model, plan, batch_of(tokenizer))
+    fl.save_learned(model, tmp_path / "tokens.safetensors")
+    fl.add_tokens(base, tokenizer, NEW)
+    fl.load_learned(base, tmp_path / "tokens.safetensors")
+    assert torch.equal(table(base), table(model))
+
+
+def test_tokens_that_exist_are_not_added_and_go_on_from_their_values(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v)
+    before = table(model)
+    plan = fl.add_tokens(model, tokenizer, ["cat", "<tool>", "</s>"])
+    assert len(tokenizer) == len(table(model)) == v + 1
+    ids = tokenizer.convert_tokens_to_ids(["cat", "<tool>", "</s>"])
+    assert torch.equal(table(model)[:v], before)
+    (learned,) = plan.parameters()
+    assert torch.equal(learned, table(model)[ids])
+    assert tokenizer("cat", add_special_tokens=False).input_ids == [ids[0]]
+
+
+def test_more_tokens_later_after_a_merge_and_again_without_one(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v)
+    plan = fl.add_tokens(model, tokenizer, ["<tool>"])
+    train(model, plan, batch_of(tokenizer))
+    learned = table(model)[v]
+    with pytest.raises(fl.PartialTensorError, match=r"learns in part.*Call fl\.merge\(model\) first"):
+        fl.add_tokens(model, tokenizer, ["</tool>"])
+    assert len(tokenizer) == v + 1
+    fl.merge(model)
+    fl.add_tokens(model, tokenizer, ["<tool>", "</tool>"])
+    assert torch.equal(table(model)[v], learned)
+    plan = fl.add_tokens(model, tokenizer, ["</tool>"])  # both are there: which one learns can change without a merge
+    assert plan.learned == 16
+    assert torch.equal(table(model)[v], learned)
+
+
+def test_given_values_reach_a_row_that_is_learning_already(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer))
+    fl.add_tokens(model, tokenizer, NEW)
+    fl.add_tokens(model, tokenizer, NEW, init=torch.full((2, 16), 7.0))
+    assert torch.equal(model.get_input_embeddings().weight.learned, torch.full((2, 16), 7.0))
+
+
+def test_special_tokens_are_left_out_when_decoding_and_ordinary_ones_are_not(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer))
+    fl.add_tokens(model, tokenizer, ["<tool>"])
+    fl.add_tokens(copy.deepcopy(make("llama", len(tokenizer))), tokenizer, ["<hidden>"], special=True)
+    ids = tokenizer("cat<tool><hidden>", add_special_tokens=False).input_ids
+    assert len(ids) == 3
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "cat<tool>"
+
+
+def test_added_token_objects_are_taken(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer))
+    token = transformers.AddedToken("<tool>", lstrip=True)
+    fl.add_tokens(model, tokenizer, [token])
+    (row,) = tokenizer.convert_tokens_to_ids(["<tool>"])
+    assert tokenizer("cat  <tool>", add_special_tokens=False).input_ids[-1] == row
+    assert tokenizer.decode(tokenizer("cat  <tool>", add_special_tokens=False).input_ids) == "cat<tool>"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_of_a_half_precision_table_learn_in_float32(dtype: torch.dtype, tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama-untied", v).to(dtype)
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    assert table(model).dtype == dtype
+    assert {parameter.dtype for parameter in plan.parameters()} == {torch.float32}
+    (learned, _), before = plan.parameters(), table(model)
+    start = learned.detach().clone()
+    optimizer = torch.optim.AdamW([learned], lr=1e-5, weight_decay=0.0)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(**batch_of(tokenizer)).loss.backward()
+        optimizer.step()
+    assert (learned != start).any(dim=1).all()  # a step that the table's own dtype would round away
+    assert torch.equal(table(model)[:v], before[:v])
+
+
+def test_a_double_table_learns_in_double(tokenizer: Any) -> None:
+    plan = fl.add_tokens(make("llama", len(tokenizer)).double(), tokenizer, NEW)
+    assert {parameter.dtype for parameter in plan.parameters()} == {torch.float64}
+
+
+# What else learns
+
+
+def test_also_lets_other_tensors_learn(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama-untied", v)
+    plan = fl.add_tokens(model, tokenizer, NEW, also={"*norm.weight": fl.everything, "lm_head.weight": fl.everything})
+    learns = {line.name: line.learns for line in plan.lines if line.learned}
+    assert learns["model.embed_tokens.weight"] == "rows"
+    assert learns["lm_head.weight"] == learns["model.norm.weight"] == "everything"
+    assert "model.layers.0.mlp.up_proj.weight" not in learns
+
+
+def test_everything_may_learn_beside_the_new_rows(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer))
+    plan = fl.add_tokens(model, tokenizer, NEW, also={"*": fl.everything})
+    learns = {line.name: line.learns for line in plan.lines}
+    assert learns.pop("model.embed_tokens.weight") == "rows"
+    assert set(learns.values()) == {"everything"}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"tokens": "<tool>"}, TypeError, "tokens: '<tool>' is no list. Pass a list of texts, such as ['<tool>']."),
+        ({"tokens": []}, fl.SelectionError, "tokens: the list is empty"),
+        ({"tokens": ["<a>", ""]}, fl.SelectionError, "tokens: '' is no token"),
+        ({"tokens": ["<a>", 3]}, fl.SelectionError, "tokens: 3 is no token"),
+        ({"tokens": ["<a>", "<b>", "<a>"]}, fl.SelectionError, "tokens: listed more than once: '<a>'"),
+        ({"tokens": ["<a>", "<pad>"]}, fl.SelectionError, "tokens: '<pad>' is the padding token"),
+        ({"init": "zeros"}, fl.SelectionError, "init: 'zeros' is not known. Pass 'pieces', 'mean'"),
+        ({"init": torch.zeros(1, 16)}, fl.SelectionError, "init: shape (1, 16). Pass shape (2, 16)"),
+        ({"init": torch.zeros(2, 15)}, fl.SelectionError, "init: shape (2, 15). Pass shape (2, 16)"),
+        ({"pad_to_multiple_of": 0}, fl.SelectionError, "pad_to_multiple_of: 0 is no multiple"),
+        ({"pad_to_multiple_of": 8.0}, fl.SelectionError, "pad_to_multiple_of: 8.0 is no multiple"),
+    ],
+)
+def test_bad_arguments_name_the_value_and_change_nothing(
+    arguments: dict[str, Any], error: type[Exception], says: str, tokenizer: Any
+) -> None:
+    v = len(tokenizer)
+    model = make("llama", v)
+    with pytest.raises(error, match=re.escape(says)):
+        fl.add_tokens(model, tokenizer, **({"tokens": NEW} | arguments))
+    assert len(tokenizer) == len(table(model)) == v
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_model_without_an_input_embedding_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape("model: a Linear has no get_input_embeddings()")):
+        fl.add_tokens(nn.Linear(2, 2), tokenizer, NEW)
+
+
+def test_a_processor_in_place_of_a_tokenizer_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(TypeError, match=re.escape("tokenizer: a object has no get_vocab()")):
+        fl.add_tokens(make("llama", len(tokenizer)), object(), NEW)
+
+
+def test_a_head_of_another_size_is_refused(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama-untied", v)
+    model.lm_head = nn.Linear(16, v - 3, bias=False)
+    with pytest.raises(fl.PartialTensorError, match=f"lm_head.weight has {v - 3} rows and .*embed_tokens.weight {v}"):
+        fl.add_tokens(model, tokenizer, NEW)
+    assert len(tokenizer) == v
+
+
+def test_a_second_table_over_the_same_tokens_is_refused(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v)
+    model.model.embed_tokens_per_layer = nn.Embedding(v, 4)
+    with pytest.raises(fl.PartialTensorError, match=r"model.embed_tokens_per_layer has a row for each token too"):
+        fl.add_tokens(model, tokenizer, NEW)
+    assert len(tokenizer) == v
+
+
+def test_a_quantized_head_is_refused(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama-untied", v)
+    model.lm_head.weight = nn.Parameter(torch.zeros(v, 16, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(fl.PartialTensorError, match="the weight of its Linear is not a plain tensor of numbers"):
+        fl.add_tokens(model, tokenizer, NEW)
+
+
+def test_a_pattern_that_fits_nothing_says_so_and_the_next_call_goes_on(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v)
+    with pytest.raises(fl.PatternError, match="'\\*lora_\\*' fits no parameter"):
+        fl.add_tokens(model, tokenizer, NEW, also={"*lora_*": fl.everything})
+    start = table(model)
+    assert len(start) == v + 2
+    fl.add_tokens(model, tokenizer, NEW)
+    assert torch.equal(table(model), start)
+
+
+def test_a_model_without_a_head_learns_its_table(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer)).model
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    assert plan.learned == 2 * 16
+
+
+def test_marian_with_two_vocabulary_sizes_follows_in_both(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    sizes = {"d_model": 16, "max_position_embeddings": 40, "decoder_start_token_id": 0}
+    for side in ("encoder", "decoder"):
+        sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
+    model = transformers.MarianMTModel(transformers.MarianConfig(vocab_size=v, **(SIZES | sizes)))
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    assert model.config.vocab_size == model.config.decoder_vocab_size == v + 2
+    before = table(model)
+    train(model, plan, batch_of(tokenizer))
+    assert (table(model) != before).any(dim=1).nonzero().flatten().tolist() == [v, v + 1]
+
+
+RELOAD = """
+import sys, torch, transformers, frostline as fl
+folder = sys.argv[1]
+model = transformers.LlamaForCausalLM.from_pretrained(f"{folder}/base")
+tokenizer = transformers.AutoTokenizer.from_pretrained(f"{folder}/tuned")
+fl.add_tokens(model, tokenizer, ["<tool>", "</tool>"])
+fl.load_learned(model, f"{folder}/tuned/tokens.safetensors")
+fl.merge(model)
+batch = tokenizer("the <tool>cat</tool>", return_tensors="pt", return_token_type_ids=False)
+print(repr(model(**batch).logits.sum().item()))
+"""
+
+
+def test_another_process_opens_the_base_and_what_was_learned(tokenizer: Any, tmp_path: Path) -> None:
+    make("llama", len(tokenizer)).save_pretrained(tmp_path / "base")
+    model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    train(model, plan, batch_of(tokenizer))
+    tokenizer.save_pretrained(tmp_path / "tuned")
+    fl.save_learned(model, tmp_path / "tuned" / "tokens.safetensors")
+    fl.merge(model)
+    batch = tokenizer("the <tool>cat</tool>", return_tensors="pt", return_token_type_ids=False)
+    expected = model(**batch).logits.sum().item()
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:frostline", "-c", RELOAD, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.splitlines()[-1]) == expected
