@@ -267,7 +267,7 @@ def _join(one: Found) -> None:
     if not one.mapped:
         one.layout.put(writable(one.tensor), one.learned.detach())
     one.tensor.grad = one.learned.grad = None
-    retire(one.tensor, one.learned)
+    retire(one.tensor, one.learned, one.layout.places)
     for module, name in one.owners:
         if cast(State, state_of(module)).layouts.pop(name, None) is not None:
             del module._parameters[learned_name(name)]

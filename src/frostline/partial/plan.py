@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
+
+from frostline.partial.carry import carry
 
 _ADAM = 2  # numbers that Adam keeps for each number that learns
 _LISTED = 40  # a model with more tensors than this has its frozen ones summed up in one line
@@ -59,6 +62,53 @@ class Plan:
     def parameters(self) -> list[nn.Parameter]:
         """The Parameters that learn, for an optimizer: those of `model.parameters()` with `requires_grad`."""
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def carry(self, optimizer: Optimizer, *others: Optimizer, group: int | None = None) -> None:
+        """Let an optimizer that was made under an earlier plan, or none, go on under this one.
+
+        It is changed in place, so schedulers and scalers that hold it go on too. Its groups hold what learns now, each
+        tensor in the group that it was in, in the order of `parameters()`; the options of a group stay. What was there
+        of another model stays as well. State goes with its entries, bit by bit:
+
+        - entries that go on learning go on as if nothing had happened, under every optimizer that treats each number
+          alone, and so under all of torch.optim but Muon, Adafactor and LBFGS;
+        - entries that join a tensor of which others go on start with fresh state, but share what the optimizer keeps
+          for the tensor as a whole: under Adam its count of steps, so their first moves are up to three times as long.
+          `frostline.optim.RowAdamW` counts for each row, and its rows start afresh;
+        - entries that are frozen lose their state, and never move again.
+
+        Args:
+            optimizer: The optimizer that holds what learned before.
+            others: Further optimizers of the same model. Pass all of them: what one of them holds stays with it, but
+                what an optimizer that is not passed holds would be given to the first.
+            group: Index of the group of `optimizer` that gets tensors which nobody held before. It may be left out
+                where there is one optimizer and one group.
+
+        Raises:
+            StaleOptimizerError: The optimizer is not this model's, or wraps another, or keeps state that mixes entries
+                (the factors of Adafactor, the history of LBFGS) for a tensor of which other entries learn now. Nothing
+                has changed then.
+            PartialTensorError: The model is sharded (FSDP2).
+
+        Cost: one copy of the state of what learns, and one step on a copy of it; where single entries learn, or did,
+            some integers for each number of the tensor.
+
+        Example:
+            >>> import torch, frostline as fl
+            >>> table = nn.Embedding(4, 1, _weight=torch.zeros(4, 1))
+            >>> plan = fl.train_only(table, {"weight": fl.rows([2, 0])})
+            >>> optimizer = torch.optim.SGD(plan.parameters(), lr=0.1, momentum=0.5)
+            >>> def step():
+            ...     optimizer.zero_grad()
+            ...     table(torch.arange(4)).sum().backward()
+            ...     optimizer.step()
+            >>> step()
+            >>> fl.train_only(table, {"weight": fl.rows([0, 1])}).carry(optimizer)  # 2 is frozen, 1 joins
+            >>> step()
+            >>> [round(value, 4) for value in table.weight.flatten().tolist()]
+            [-0.25, -0.1, -0.1, 0.0]
+        """
+        carry(self._model, [optimizer, *others], group)
 
     @property
     def learned(self) -> int:

@@ -19,11 +19,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import StaleOptimizerError
 
-_FIX = "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...)."
+_FIX = (
+    "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...); or take it over with plan.carry(optimizer)."
+)
 
 _learned_of: Any = WeakTensorKeyDictionary()  # frozen part -> weak reference to its learned part
 _owners_of: Any = WeakTensorKeyDictionary()  # learned part -> the modules that have it
-_retired: Any = WeakTensorKeyDictionary()  # learned parts of earlier plans
+_retired: Any = WeakTensorKeyDictionary()  # learned part of an earlier plan -> weak reference to its tensor, places
 
 
 def watch(frozen: Tensor, learned: Tensor, owners: Iterable[nn.Module]) -> None:
@@ -38,10 +40,23 @@ def owners_of(learned: Tensor) -> set[nn.Module]:
     return set(_owners_of.get(learned, ()))
 
 
-def retire(frozen: Tensor, learned: Tensor) -> None:
-    """`learned` has been written into `frozen` and drives nothing any more."""
+def retire(frozen: Tensor, learned: Tensor, places: tuple[Tensor, ...]) -> None:
+    """`learned` has been written into `frozen`, at `places`, and drives nothing any more."""
     _learned_of.pop(frozen, None)
-    _retired[learned] = True
+    _retired[learned] = weakref.ref(frozen), places
+
+
+def retired_part(learned: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]] | None:
+    """The tensor that `learned` was a part of under an earlier plan (None: it is gone), and its places there."""
+    if learned not in _retired:
+        return None
+    frozen, places = _retired[learned]
+    return frozen(), places
+
+
+def is_stale(tensor: Tensor) -> bool:
+    """Whether a plan has put other parts in the place of `tensor`, a Parameter or a learned part."""
+    return tensor in _retired or tensor in _learned_of
 
 
 @functools.cache
