@@ -67,9 +67,7 @@ class Rows(Selection):
         if tensor.ndim == 0:
             raise RowError("rows: a tensor without dimensions has no rows. Choose fl.everything or fl.nothing.")
         count = tensor.shape[0]
-        ids = _row_ids(self.ids, count)
-        _refuse_rows_outside(ids, count)
-        _refuse_repeated_rows(ids)
+        ids = row_ids(self.ids, count)
         for index in padding:
             if not self.learn_padding and bool((ids == index % count).any()):
                 raise RowError(
@@ -174,6 +172,18 @@ def _learnable(dtype: torch.dtype | None) -> torch.dtype | None:
     if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
         raise SelectionError(f"dtype: {dtype} cannot learn. Pass a floating-point dtype such as torch.float32.")
     return dtype
+
+
+def row_ids(given: RowsLike, count: int) -> Tensor:
+    """The ids that `given` stands for in a tensor of `count` rows: int64, shape (R,), each in 0 .. count - 1, once.
+
+    Raises:
+        RowError: They are outside the table, repeated, or no integers; or ShapeError, for a mask of another length.
+    """
+    ids = _row_ids(given, count)
+    _refuse_rows_outside(ids, count)
+    _refuse_repeated_rows(ids)
+    return ids
 
 
 def _row_ids(given: Any, count: int) -> Tensor:
