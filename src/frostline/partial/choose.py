@@ -96,7 +96,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
         one.tensor.grad = None
         one.tensor.requires_grad_(wish.layout is True)
         if isinstance(wish.layout, Layout) and wish.values is not None:
-            _split(one, wish.layout, wish.values)
+            _split(model, one, wish.layout, wish.values)
     norms = {name: module for name, module in model.named_modules() if _moves_though_frozen(module)}
     _set_classes(model, held=set(norms.values()) if hold_statistics else set())
     lines = [_line(one, wish.layout) for one, wish in zip(found, wishes, strict=True)]
@@ -274,12 +274,12 @@ def _join(one: Found) -> None:
     one.layout = one.learned = None
 
 
-def _split(one: Found, layout: Layout, values: Tensor) -> None:
+def _split(model: nn.Module, one: Found, layout: Layout, values: Tensor) -> None:
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
     if not (one.mapped or values.is_meta or values.isfinite().all()):  # NaN as a marker: in a product, 0 * NaN is NaN
         layout.put(writable(one.tensor), torch.zeros_like(values))
-    watch(one.tensor, learned, [module for module, _ in one.owners])
+    watch(one.tensor, learned, [module for module, _ in one.owners], model)
     for module, name in one.owners:
         module._parameters[learned_name(name)] = learned
         cast(State, state_of(module)).layouts[name] = layout

@@ -2,7 +2,8 @@
 
 An optimizer keeps the Parameters it was made with. Made before `train_only`, it holds the frozen part of a partial
 tensor and not the learned one: training would go on and nothing would learn there, silently. A hook that torch runs
-before every optimizer step looks for that, and for learned parts of an earlier plan.
+before every optimizer step looks for that, for learned parts of an earlier plan, and for learned parts that something
+else has switched off since.
 """
 
 from __future__ import annotations
@@ -25,14 +26,19 @@ _FIX = (
 
 _learned_of: Any = WeakTensorKeyDictionary()  # frozen part -> weak reference to its learned part
 _owners_of: Any = WeakTensorKeyDictionary()  # learned part -> the modules that have it
+_undriven: Any = WeakTensorKeyDictionary()  # learned part that no optimizer has stepped -> weak reference to its model
 _retired: Any = WeakTensorKeyDictionary()  # learned part of an earlier plan -> weak reference to its tensor, places
 
 
-def watch(frozen: Tensor, learned: Tensor, owners: Iterable[nn.Module]) -> None:
-    """From now on, an optimizer with `frozen` must have `learned` too; `owners` are the modules that have both."""
+def watch(frozen: Tensor, learned: Tensor, owners: Iterable[nn.Module], model: nn.Module) -> None:
+    """From now on, an optimizer with `frozen` must have `learned` too.
+
+    `owners` are the modules that have both; `model` is the whole that the plan is for.
+    """
     _look_before_every_step()
     _owners_of[learned] = weakref.WeakSet(owners)
     _learned_of[frozen] = weakref.ref(learned)
+    _undriven[learned] = weakref.ref(model)
 
 
 def owners_of(learned: Tensor) -> set[nn.Module]:
@@ -43,6 +49,7 @@ def owners_of(learned: Tensor) -> set[nn.Module]:
 def retire(frozen: Tensor, learned: Tensor, places: tuple[Tensor, ...]) -> None:
     """`learned` has been written into `frozen`, at `places`, and drives nothing any more."""
     _learned_of.pop(frozen, None)
+    _undriven.pop(learned, None)
     _retired[learned] = weakref.ref(frozen), places
 
 
@@ -79,3 +86,16 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} from "
                 f"an earlier plan, which no module uses any more. {_FIX}"
             )
+    for learned, model in list(_undriven.items()):
+        if id(learned) in ids:
+            del _undriven[learned]
+        elif not learned.requires_grad and any(id(one) in ids for one in _parameters(model())):
+            raise StaleOptimizerError(
+                f"optimizer: {type(optimizer).__name__} trains this model, but the learned part of shape "
+                f"{tuple(learned.shape)} has been switched off since the plan (requires_grad=False, as get_peft_model "
+                "does), so nothing would learn there. Make the plan after that, or choose fl.nothing for it."
+            )
+
+
+def _parameters(model: nn.Module | None) -> Iterable[nn.Parameter]:
+    return () if model is None else model.parameters()
