@@ -39,6 +39,7 @@ def test_the_public_names_are_pinned():
         "clip_grad_norm_",
         "entries",
         "everything",
+        "gradients",
         "load_learned",
         "mapped_embedding",
         "merge",

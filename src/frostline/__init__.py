@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         save_learned,
         train_only,
     )
-    from frostline.probe import Recorder
+    from frostline.probe import Recorder, gradients
     from frostline.tokens import add_tokens
 
 __version__ = "0.1.0"
@@ -81,7 +81,7 @@ _ROOMS = {
         "save_learned",
         "train_only",
     ],
-    "probe": ["Recorder"],
+    "probe": ["Recorder", "gradients"],
     "tagger": [],
     "tokens": ["add_tokens"],
     "vectors": [],
@@ -111,6 +111,7 @@ __all__ = [
     "clip_grad_norm_",
     "entries",
     "everything",
+    "gradients",
     "load_learned",
     "mapped_embedding",
     "merge",

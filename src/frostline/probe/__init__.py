@@ -2,6 +2,7 @@
 
 reach.py        what a function can touch, found without running it
 keep.py         everything that a pass can change, remembered and put back
+gradients.py    the value of a gradient, no trace of the pass
 trajectory.py   values over training at bounded memory
 watched.py      one thing that is looked at at each step: a tensor, rows, a function
 record.py       Recorder: called once a step
@@ -9,6 +10,7 @@ record_file.py  the file that it writes, and reading it
 run.py          what a run leaves in its folder for `frostline report`
 """
 
+from frostline.probe.gradients import gradients
 from frostline.probe.record import Recorder
 from frostline.probe.record_file import Recorded, read_record
 from frostline.probe.run import Movement, Run, describe_run, read_run
@@ -19,6 +21,7 @@ __all__ = [
     "Recorder",
     "Run",
     "describe_run",
+    "gradients",
     "read_record",
     "read_run",
 ]

@@ -8,7 +8,8 @@ Kept, also when the block raises:
                      that `function` reaches (reach.py), or that a torch function is seen to use
     modules          those given, those `function` reaches, those called in the block, and all their submodules:
                      mode, hooks, buffers and other tensors (bits, memory, version counter), attributes, lists and dicts
-    gradients        `.grad` is out of sight in the block (None) and comes back, the same object with the same bits
+    gradients        `.grad` is out of sight in the block (None) and comes back, the same object with the same bits;
+                     hooks that run when it is accumulated are out of sight with it
     flags, hooks     `requires_grad` of parameters and the hooks registered on them
     values           of parameters, only if asked: they are copied then, and `.grad` stays in sight, copied too
 
@@ -67,7 +68,8 @@ def kept(
 
     Cost: a copy of the buffers, for the length of the block; with `values` of the parameters and gradients too.
     """
-    reached = reach(function)
+    modules = list(modules)
+    reached = reach(function, *modules)
     memory = _Memory()
     with contextlib.ExitStack() as stack:
         stack.callback(memory.put_back)
@@ -84,8 +86,8 @@ def kept(
         stack.enter_context(_random_numbers())
         stack.enter_context(_eager_where_not_compiled())
         stack.enter_context(_no_autocast_cache())
-        stack.callback(register_module_forward_pre_hook(lambda module, _: memory.module(module)).remove)
-        if not reached.compiled:  # code compiled without a mode does not run under one
+        if not reached.compiled:  # compiled code runs as it was compiled: under no mode, without global hooks
+            stack.callback(register_module_forward_pre_hook(lambda module, _: memory.module(module)).remove)
             stack.enter_context(_Watch(memory))
         yield
     memory.refuse_writes()
@@ -128,12 +130,12 @@ class _Memory:
         """Remember a tensor: the values of one that no optimizer drives, the gradient of one that may have one."""
         if not self._is_new(tensor) or isinstance(tensor, PartialTensor | PartialView):  # their parts are parameters
             return
-        is_leaf = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
-        if values or not is_leaf:
+        learns = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
+        if values or not learns:
             self._undo.append(_remember_values(tensor))
         else:
             self._leaves.append((tensor, _version(tensor)))
-        if is_leaf:
+        if tensor.is_leaf:
             if values and tensor.grad is not None:
                 self._undo.append(_remember_values(tensor.grad))
             self._undo.append(_remember_gradient(tensor, in_sight=values))
@@ -239,21 +241,34 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _remember_gradient(leaf: Tensor, in_sight: bool) -> Callable[[], object]:
-    """Put back `.grad`, `requires_grad` and the hooks of a leaf; take `.grad` away unless it is to stay in sight."""
-    gradient, requires_grad, hooks = leaf.grad, leaf.requires_grad, dict(leaf._backward_hooks or {})
+    """Put back `.grad`, `requires_grad` and the hooks of a leaf; without `in_sight` it is without `.grad` until then.
+
+    Accumulation hooks are taken away with `.grad`: some step an optimizer.
+    """
+    gradient, requires_grad = leaf.grad, leaf.requires_grad
+    hooks = dict(leaf._backward_hooks or {})
+    later = getattr(leaf, "_post_accumulate_grad_hooks", None)
+    later_hooks = dict(later or {})
     if not in_sight:
         leaf.grad = None
+        if later:
+            later.clear()
 
     def undo() -> None:
         if leaf.grad is not gradient:
             leaf.grad = gradient
         if leaf.requires_grad != requires_grad:
             leaf.requires_grad_(requires_grad)
-        if leaf._backward_hooks is not None and dict(leaf._backward_hooks) != hooks:
-            leaf._backward_hooks.clear()
-            leaf._backward_hooks.update(hooks)
+        _refill(leaf._backward_hooks, hooks)
+        _refill(getattr(leaf, "_post_accumulate_grad_hooks", None), later_hooks)
 
     return undo
+
+
+def _refill(hooks: dict[int, Any] | None, before: dict[int, Any]) -> None:
+    if hooks is not None and dict(hooks) != before:
+        hooks.clear()  # never replaced: autograd holds this very dict
+        hooks.update(before)
 
 
 def _remember_generator(generator: Any) -> Callable[[], object]:
