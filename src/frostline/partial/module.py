@@ -21,6 +21,7 @@ from frostline.partial import sharded
 from frostline.partial.layout import Layout
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
+from frostline.partial.ties import given_with, partial_tensor, remember_given
 
 _CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
 
@@ -90,14 +91,24 @@ class PartialModule(nn.Module):
         if name not in state.layouts or state.assigning:
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
-            self._parameters[name] = param.frozen
-            self._parameters[learned_name(name)] = param.learned
-            state.layouts[name] = param.selected
+            self._set_parts(name, param.frozen, param.learned, param.selected)
+        elif (tied := given_with(param)) is not None:
+            self._set_parts(name, param, *tied)
+        elif is_sharded(param):
+            raise PartialTensorError(
+                f"{name}: tensor parallelism cannot share out a partial tensor. Leave its module out of "
+                "parallelize_module; the other modules may be in it."
+            )
         else:
             raise PartialTensorError(
                 f"{name}: a new Parameter would replace a partial tensor, and its learned part with it. "
                 f"Write values with `module.{name}.data = value`, or call fl.merge(model) first."
             )
+
+    def _set_parts(self, name: str, frozen: Tensor | None, learned: Tensor, layout: Layout) -> None:
+        self._parameters[name] = cast(nn.Parameter, frozen)
+        self._parameters[learned_name(name)] = cast(nn.Parameter, learned)
+        self._frostline.layouts[name] = layout
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -234,14 +245,29 @@ def _partial_tensor(name: str) -> property:
         # By `__dict__`, which raises KeyError: after an AttributeError `nn.Module` would hand out the frozen part.
         layouts = module.__dict__["_frostline"].layouts
         frozen = frozen_part(module, name)
-        if name not in layouts or is_sharded(frozen):  # a mapped table of which nothing learns; FSDP2 while it shards
+        if name not in layouts:  # a mapped table of which nothing learns
             return frozen
         learned = parts(module, name)[1]
+        if is_sharded(frozen):  # FSDP2 asks for the Parameter that it has sharded
+            if is_sharded(learned) and getattr(module, "sparse", False):
+                raise PartialTensorError(
+                    f"{name}: fully_shard cannot reduce sparse gradients. Set sparse=False on its module; the gradient "
+                    "holds only the rows that learn."
+                )
+            remember_given(frozen, learned, layouts[name])
+            return frozen
         if not (layouts[name].read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             return frozen  # `functional_call` was given the whole tensor under its plain name
-        return PartialTensor.of(frozen, learned, layouts[name])
+        return partial_tensor(frozen, learned, layouts[name])
 
-    return property(get)
+    def set(module: nn.Module, value: object) -> None:
+        # Assigned values go through nn.Module.__setattr__; only what has taken the Parameter away comes here.
+        raise PartialTensorError(
+            f"{name}: a partial tensor has two parts, and FullyShardedDataParallel or the like would set one. "
+            "Use torch.distributed.fsdp.fully_shard."
+        )
+
+    return property(get, set)
 
 
 def _flat_weights(module: Any) -> list[Tensor | None]:

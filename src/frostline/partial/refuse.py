@@ -43,6 +43,10 @@ def refuse_wrapped(model: nn.Module) -> None:
             raise PartialTensorError(
                 "model: DistributedDataParallel knows only the parameters it was built with. Call train_only first."
             )
+        if any(cls.__name__ == "FullyShardedDataParallel" for cls in type(module).__mro__):
+            raise PartialTensorError(
+                "model: FullyShardedDataParallel has flattened its parameters. Call train_only first, then fully_shard."
+            )
         if isinstance(module, torch.jit.ScriptModule):
             raise PartialTensorError("model: a ScriptModule cannot be partly frozen. Use the Python module.")
 

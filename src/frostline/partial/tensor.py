@@ -93,6 +93,12 @@ class PartialTensor(Tensor):
             _guard(tensor)
         return tensor
 
+    def is_current(self) -> bool:
+        """Whether one made now would be the same: over the same memory, and guarded where it has to be."""
+        with _plain():
+            guarded = self.requires_grad or not (torch.is_grad_enabled() and self.learned.requires_grad)
+            return guarded and self.data_ptr() == self.frozen.data_ptr() and self.shape == self.frozen.shape
+
     def joined(self) -> Tensor:
         """The whole tensor (V, *), a copy; gradients flow to `learned`."""
         with _plain():
