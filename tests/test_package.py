@@ -34,6 +34,7 @@ def test_the_public_names_are_pinned():
         "SelectionError",
         "ShapeError",
         "StaleOptimizerError",
+        "Trial",
         "VectorFileError",
         "add_tokens",
         "clip_grad_norm_",
@@ -52,6 +53,7 @@ def test_the_public_names_are_pinned():
         "stop_gradient",
         "tagger",
         "train_only",
+        "trial_step",
         "vectors",
     ]
 

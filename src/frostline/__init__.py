@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         save_learned,
         train_only,
     )
-    from frostline.probe import Recorder, gradients
+    from frostline.probe import Recorder, Trial, gradients, trial_step
     from frostline.tokens import add_tokens
 
 __version__ = "0.1.0"
@@ -81,7 +81,7 @@ _ROOMS = {
         "save_learned",
         "train_only",
     ],
-    "probe": ["Recorder", "gradients"],
+    "probe": ["Recorder", "Trial", "gradients", "trial_step"],
     "tagger": [],
     "tokens": ["add_tokens"],
     "vectors": [],
@@ -106,6 +106,7 @@ __all__ = [
     "SelectionError",
     "ShapeError",
     "StaleOptimizerError",
+    "Trial",
     "VectorFileError",
     "add_tokens",
     "clip_grad_norm_",
@@ -124,6 +125,7 @@ __all__ = [
     "stop_gradient",
     "tagger",
     "train_only",
+    "trial_step",
     "vectors",
 ]
 

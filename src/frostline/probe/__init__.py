@@ -3,6 +3,8 @@
 reach.py        what a function can touch, found without running it
 keep.py         everything that a pass can change, remembered and put back
 gradients.py    the value of a gradient, no trace of the pass
+step.py         an optimizer's step that can be taken back
+trial.py        the next training step: what it moves, and everything back (moved.py: what one tensor did)
 trajectory.py   values over training at bounded memory
 watched.py      one thing that is looked at at each step: a tensor, rows, a function
 record.py       Recorder: called once a step
@@ -14,14 +16,17 @@ from frostline.probe.gradients import gradients
 from frostline.probe.record import Recorder
 from frostline.probe.record_file import Recorded, read_record
 from frostline.probe.run import Movement, Run, describe_run, read_run
+from frostline.probe.trial import Trial, trial_step
 
 __all__ = [
     "Movement",
     "Recorded",
     "Recorder",
     "Run",
+    "Trial",
     "describe_run",
     "gradients",
     "read_record",
     "read_run",
+    "trial_step",
 ]

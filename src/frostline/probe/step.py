@@ -5,8 +5,8 @@ at the first step, counters, options in `param_groups`, an attribute that a sche
 a wrapper. `taken_back` walks through all of it first, and puts every bit back in the very objects it was found in.
 
     with taken_back(optimizers, tensors) as before:
-        take_step(optimizers, closure)
-        moved = {name: changed(before[tensor], tensor).sum() for name, tensor in tensors.items()}
+        take_step(optimizers, evaluate)
+        moved = [changed(before[tensor], tensor).sum() for tensor in tensors]
 
 What a forward and backward change (gradients, buffers, random generators) is the business of keep.py.
 """
@@ -17,13 +17,14 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence, MutableSet, Sequence
 from contextlib import contextmanager
 from functools import partial
-from types import MethodType
+from types import MethodType, ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+_LEFT_ALONE = (bool, int, float, complex, str, bytes, type, ModuleType, nn.Module)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -94,27 +95,33 @@ def take_step(optimizers: Sequence[Any], evaluate: Callable[[], Any]) -> None:
             `step` has a `closure` without default (LBFGS), or that refuse to step without one and say so (SAM).
     """
     for optimizer in optimizers:
-        closure = inspect.signature(optimizer.step).parameters.get("closure")
-        if closure is not None and closure.default is inspect.Parameter.empty:
+        if needs_closure(optimizer):
             optimizer.step(evaluate)
             continue
         try:
             optimizer.step()
         except Exception as error:
-            if closure is None or "closure" not in f"{type(error).__name__} {error}".lower():
+            if "closure" not in f"{type(error).__name__} {error}".lower():
                 raise
             optimizer.step(evaluate)
 
 
+def needs_closure(optimizer: Any) -> bool:
+    """Whether the `step` of `optimizer` cannot be called without a closure that makes the gradients."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
 def _remember(value: Any, before: Before, undo: list[Callable[[], None]], seen: dict[int, object]) -> None:
     """Add to `undo` what puts `value`, and everything it holds, back to what it is now."""
-    if id(value) in seen or value is None or isinstance(value, bool | int | float | str | type | nn.Module):
+    if id(value) in seen or value is None or isinstance(value, _LEFT_ALONE):
         return
     seen[id(value)] = value
     children: Iterable[Any] = ()
     if isinstance(value, Tensor):
         before.add(value)
-        undo.append(partial(_put_back_tensor, value, value.data, before[value], value._version))
+        version = None if value.is_inference() else value._version
+        undo.append(partial(_put_back_tensor, value, value.data, before[value], version))
     elif isinstance(value, np.ndarray):
         undo.append(partial(np.copyto, value, value.copy()))
     elif isinstance(value, torch.Generator):
@@ -137,7 +144,7 @@ def _remember(value: Any, before: Before, undo: list[Callable[[], None]], seen: 
 
 
 @torch.no_grad()
-def _put_back_tensor(tensor: Tensor, data: Tensor, values: Tensor, version: int) -> None:
+def _put_back_tensor(tensor: Tensor, data: Tensor, values: Tensor, version: int | None) -> None:
     if tensor.layout != torch.strided:
         data.copy_(values)
     else:
@@ -145,7 +152,8 @@ def _put_back_tensor(tensor: Tensor, data: Tensor, values: Tensor, version: int)
             tensor.data = data
         if not torch.equal(bits(data), bits(values)):
             data.copy_(values)
-    torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
+    if version is not None:
+        torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
 
 
 def _put_back_generator(generator: torch.Generator, state: Tensor) -> None:
