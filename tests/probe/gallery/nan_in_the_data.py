@@ -1,0 +1,23 @@
+"""Missing values come as NaN, and a NaN-ignoring loss multiplies by a mask.
+
+Seen: the loss is right and every gradient is NaN.
+Fix: replace NaN in the inputs before the model sees them.
+Source: https://github.com/pytorch/pytorch/issues/89543
+"""
+
+import torch
+from torch import nn
+
+EXPECTED = {"*": "not finite"}
+
+
+def make():
+    model, x, y = nn.Linear(4, 1), torch.randn(8, 4), torch.randn(8, 1)
+    x[3, 2] = float("nan")
+
+    def loss_fn():
+        prediction = model(x)
+        seen = ~torch.isnan(prediction)
+        return torch.where(seen, prediction - y, 0.0).square().sum() / seen.sum()
+
+    return model, loss_fn, torch.optim.SGD(model.parameters(), lr=0.1)
