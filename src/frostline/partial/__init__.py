@@ -6,6 +6,9 @@ lookups.py      embedding, embedding_bag, linear without joining the parts
 module.py       a module that owns one: same object, same keys
 selections.py   everything, nothing, rows, entries
 plan.py         what a plan says and prints
+carry.py        an optimizer goes on under a new plan
+transfer.py     state of what learned of a tensor -> of what learns of it now
+fresh.py        the state that an optimizer begins with
 choose.py       names and patterns -> a plan carried out; merge
 files.py        what was learned, saved and loaded
 watch.py        an optimizer that no longer drives what learns is told so
