@@ -1,0 +1,122 @@
+"""Two processes with a small model: sparse gradients, row optimizers, uneven inputs, traffic, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+if not torch.distributed.is_available():
+    pytest.skip("this torch has no torch.distributed", allow_module_level=True)
+
+SCRIPT = Path(__file__).with_name("train_small.py")
+V, D, ROWS = 20, 4, [3, 17, 5]
+KEPT = [row for row in range(V) if row not in ROWS]
+SPARSE = ["SGD", "SparseAdam", "RowAdamW", "RowSGD", "RowAdagrad"]
+
+
+def _run(*arguments: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for name in ("RANK", "WORLD_SIZE"):
+        environment.pop(name, None)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process and two processes wrote."""
+    if not Path("/sys/class/net/lo").exists():
+        pytest.skip("needs a loopback interface called lo")
+    folder = tmp_path_factory.mktemp("small")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    _run(str(SCRIPT), str(folder))
+    _run(*launcher, "--master-port", str(_free_port()), str(SCRIPT), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untrained() -> dict[str, Tensor]:
+    """The values before training, from the same script's model."""
+    namespace: dict[str, Any] = {"__name__": "train_small"}
+    exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), namespace)
+    return {name: value.detach() for name, value in namespace["Model"](False).named_parameters()}
+
+
+def _saw(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
+    return load_file(folder / f"{name}.{rank}.safetensors")
+
+
+@pytest.mark.parametrize("optimizer", SPARSE)
+def test_sparse_gradients_under_ddp_teach_what_they_teach_in_one_process(folder: Path, optimizer: str) -> None:
+    one = _saw(folder, f"one, {optimizer}")
+    for rank in (0, 1):
+        two = _saw(folder, f"ddp, {optimizer}", rank)
+        assert two["sparse"].item() is True
+        for name in ("losses", "table", "head"):
+            # torch's SGD adds up the entries of a row in the order in which they come; the others sum them first.
+            tolerance = 1e-6 if optimizer == "SGD" else 0.0
+            torch.testing.assert_close(two[name], one[name], rtol=0, atol=tolerance)
+
+
+def test_a_branch_that_some_batches_leave_out_learns_as_in_one_process(
+    folder: Path, untrained: dict[str, Tensor]
+) -> None:
+    one, first, second = _saw(folder, "one, side"), _saw(folder, "ddp, side", 0), _saw(folder, "ddp, side", 1)
+    assert (one["side"] != untrained["side.weight"]).any()
+    for name in ("losses", "table", "head", "side"):
+        assert torch.equal(first[name], one[name])
+        assert torch.equal(second[name], one[name])
+
+
+@pytest.mark.parametrize("way", [*SPARSE, "side", "uneven"])
+def test_frozen_rows_keep_every_bit_and_learned_ones_are_the_same_everywhere(
+    folder: Path, untrained: dict[str, Tensor], way: str
+) -> None:
+    first, second = _saw(folder, f"ddp, {way}", 0), _saw(folder, f"ddp, {way}", 1)
+    assert torch.equal(first["table"], second["table"])
+    assert torch.equal(first["table"][KEPT], untrained["table.weight"][KEPT])
+    assert (first["table"][ROWS] != untrained["table.weight"][ROWS]).any(dim=1).all()
+
+
+def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
+    for rank in (0, 1):
+        said = json.loads((folder / f"refusals.{rank}.json").read_text())
+        assert said["sent"] == len(ROWS) * D + 3 * D + 3  # learned rows, head and its bias; nothing of the size of V
+        assert said["buffers"] == []  # which DDP would broadcast at every step
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ("sparse", "PartialTensorError: weight: fully_shard cannot reduce sparse gradients. Set sparse=False"),
+        ("flattened", "PartialTensorError: weight: a partial tensor has two parts, and FullyShardedDataParallel"),
+        ("plan of flattened", "PartialTensorError: model: FullyShardedDataParallel has flattened its parameters."),
+        ("table split", "PartialTensorError: weight: tensor parallelism cannot share out a partial tensor."),
+        ("plan of split", "is sharded. Call train_only and merge on the unsharded model."),
+        ("row optimizer", "ValueError: params: a DTensor, but it must be a tensor of this process alone;"),
+        ("merge", "is sharded. Call train_only and merge on the unsharded model."),
+        ("plan of sharded", "is sharded. Call train_only and merge on the unsharded model."),
+    ],
+)
+def test_what_cannot_work_says_so_on_every_process_in_one_line(folder: Path, call: str, says: str) -> None:
+    for rank in (0, 1):
+        message = json.loads((folder / f"refusals.{rank}.json").read_text())[call]
+        assert says in message
+        assert "\n" not in message

@@ -1,0 +1,206 @@
+"""Two processes with a small model: what DDP alone can do, and what is refused. The script that test_small.py starts.
+
+    python train_small.py FOLDER                                    one process, which adds up both processes' shares
+    python -m torch.distributed.run ... train_small.py FOLDER       two processes
+
+Each process writes NAME.RANK.safetensors (losses, table, head) and, of two, refusals.RANK.json to FOLDER.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+
+import frostline as fl
+
+V, ROWS, STEPS = 20, [3, 17, 5], 4
+OPTIMIZERS: dict[str, Any] = {
+    "SGD": torch.optim.SGD,
+    "SparseAdam": torch.optim.SparseAdam,
+    "RowAdamW": fl.optim.RowAdamW,
+    "RowSGD": fl.optim.RowSGD,
+    "RowAdagrad": fl.optim.RowAdagrad,
+}
+
+
+class Model(nn.Module):
+    """A table, a head, and a side branch that some batches leave out."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(V, 4, sparse=sparse)
+        self.head = nn.Linear(4, 3)
+        self.side = nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor, side: bool = False) -> Tensor:
+        found = self.table(ids)
+        return (self.head(found) + self.side(found) if side else self.head(found)).pow(2).mean()
+
+
+def make(sparse: bool = False, side: bool = False) -> Model:
+    model = Model(sparse)
+    learns = {"table.weight": fl.rows(ROWS), "head.*": fl.everything, "side.*": fl.everything if side else fl.nothing}
+    fl.train_only(model, learns)
+    return model
+
+
+def batches() -> Tensor:
+    """(STEPS, 2 processes, ids): learned, frozen and repeated ids; not every learned id in every share."""
+    ids = torch.randint(V, (STEPS, 2, 6), generator=torch.Generator().manual_seed(1))
+    ids[:, 0, :3] = torch.tensor([3, 17, 3])
+    ids[:, 1, :2] = torch.tensor([5, 3])
+    return ids
+
+
+def train(
+    model: Any,
+    optimizer: Any,
+    shares: Callable[[int], list[Tensor]],
+    side: bool = False,
+) -> tuple[Tensor, bool]:
+    """The losses, and whether the table's gradient was sparse."""
+    learned = next(value for name, value in model.named_parameters() if name.endswith("weight_learned"))
+    rest = [value for value in model.parameters() if value.requires_grad and value is not learned]
+    optimizers = [optimizer([learned], lr=0.1), torch.optim.SGD(rest, lr=0.1)]
+    losses = []
+    for step in range(STEPS):
+        for each in optimizers:
+            each.zero_grad()
+        total = torch.zeros(())
+        for ids in shares(step):
+            loss = model(ids, side=side and step % 2 == 0) / len(shares(step))
+            loss.backward()
+            total += loss.detach()
+        fl.clip_grad_norm_(model.parameters(), 100.0)
+        for each in optimizers:
+            each.step()
+        losses.append(total)
+    return torch.stack(losses), learned.grad is not None and learned.grad.is_sparse
+
+
+def write(folder: Path, name: str, rank: int, model: Any, losses: Tensor, sparse: bool) -> None:
+    tensors = {"losses": losses, "table": model.table.weight.detach().clone(), "sparse": torch.tensor([sparse])}
+    tensors |= {"head": model.head.weight.detach(), "side": model.side.weight.detach()}
+    save_file(tensors, folder / f"{name}.{rank}.safetensors")
+
+
+def one_process(folder: Path) -> None:
+    ids = batches()
+    for name, optimizer in OPTIMIZERS.items():
+        model = make(sparse=True)
+        write(folder, f"one, {name}", 0, model, *train(model, optimizer, lambda step: list(ids[step])))
+    model = make(side=True)
+    write(folder, "one, side", 0, model, *train(model, torch.optim.AdamW, lambda step: list(ids[step]), side=True))
+
+
+def two_processes(folder: Path) -> None:
+    rank, ids = dist.get_rank(), batches()
+
+    def run(name: str, model: Any, wrapped: Any, optimizer: Any, side: bool = False) -> None:
+        losses, sparse = train(wrapped, optimizer, lambda step: [ids[step, rank]], side)
+        dist.all_reduce(losses)
+        write(folder, name, rank, model, losses / 2, sparse)
+
+    for name, optimizer in OPTIMIZERS.items():
+        model = make(sparse=True)
+        run(f"ddp, {name}", model, DistributedDataParallel(model), optimizer)
+    model = make(side=True)
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    run("ddp, side", model, wrapped, torch.optim.AdamW, side=True)
+    uneven(folder, rank)
+    (folder / f"refusals.{rank}.json").write_text(json.dumps(refusals() | traffic()))
+
+
+def uneven(folder: Path, rank: int) -> None:
+    """The second process has two batches more than the first."""
+    model = make()
+    wrapped = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+    with wrapped.join():
+        for ids in batches()[: 2 + 2 * rank, rank]:
+            optimizer.zero_grad()
+            wrapped(ids).backward()
+            optimizer.step()
+    write(folder, "ddp, uneven", rank, model, torch.zeros(1), False)
+
+
+def traffic() -> dict[str, Any]:
+    """Numbers that the hook of DDP is given in one step, and buffers of the size of the table."""
+    model, sent = make(), []
+    wrapped = DistributedDataParallel(model)
+
+    def count(state, bucket):  # without annotations, which DDP would want to be classes
+        sent.append(bucket.buffer().numel())
+        future: torch.futures.Future[Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    wrapped.register_comm_hook(None, count)
+    wrapped(batches()[0, 0]).backward()
+    return {"sent": sum(sent), "buffers": [name for name, _ in model.named_buffers()]}
+
+
+def refusals() -> dict[str, str]:
+    cpu = torch.device("cpu")
+    mesh = init_device_mesh("cpu", (2,))
+
+    def sharded(model: nn.Module) -> nn.Module:
+        return fully_shard(model)
+
+    def flattened() -> None:
+        FullyShardedDataParallel(make(), use_orig_params=True, device_id=cpu)
+
+    calls: dict[str, Callable[[], object]] = {
+        "sparse": lambda: sharded(make(sparse=True))(batches()[0, 0]),
+        "flattened": flattened,
+        "plan of flattened": lambda: make_plan(
+            FullyShardedDataParallel(Model(False), use_orig_params=True, device_id=cpu)
+        ),
+        "table split": lambda: parallelize_module(make(), mesh, {"table": ColwiseParallel()}),
+        "plan of split": lambda: make_plan(parallelize_module(Model(False), mesh, {"head": ColwiseParallel()})),
+        "row optimizer": lambda: fl.optim.RowAdamW(sharded(make()).parameters()),
+        "merge": lambda: fl.merge(sharded(make())),
+        "plan of sharded": lambda: make_plan(sharded(make())),
+    }
+    return {name: said(call) for name, call in calls.items()}
+
+
+def make_plan(model: nn.Module) -> None:
+    fl.train_only(model, {"*": fl.everything})
+
+
+def said(call: Callable[[], object]) -> str:
+    """The kind and the message of what `call` raises; empty if it raises nothing."""
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    if "RANK" not in os.environ:
+        return one_process(folder)
+    dist.init_process_group("gloo")
+    two_processes(folder)
+    dist.barrier()
+    os._exit(0)  # on a busy machine torch 2.13 with gloo aborts about every fourth ordinary exit, frostline or not
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
