@@ -1,0 +1,60 @@
+"""Two thousand training runs, drawn: frozen numbers keep every bit, learned ones are the oracle's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, note, seed, settings
+
+from . import counts
+from .cases import CASES, SEED, Case, cases
+from .modules import KINDS
+from .run import run
+
+EAGER = ("plain", "functional", "checkpoint", "checkpoint, reentrant")
+COMPILED = {"aot_eager": math.ceil(CASES * 0.024), "inductor": math.ceil(CASES * 0.012)}
+WHOLE = [name for name, kind in KINDS.items() if not kind.sparse]
+
+
+def draw(kinds: Sequence[str], calls: Sequence[str], number: int) -> None:
+    """Draw `number` cases and carry them out."""
+
+    @seed(SEED)
+    @settings(
+        max_examples=number,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(kinds, calls))
+    def carry_out(case: Case) -> None:
+        note(repr(case))
+        counts.count(case, run(case))
+
+    before = counts.totals["cases"]
+    carry_out()
+    assert counts.totals["cases"] - before >= number
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_numbers_keep_every_bit_and_learned_ones_are_the_oracles(kind: str) -> None:
+    draw([kind], EAGER, math.ceil(CASES * 0.97 / len(KINDS)))
+
+
+@pytest.mark.parametrize("backend", COMPILED)
+def test_the_same_holds_when_the_module_is_compiled(backend: str) -> None:
+    draw(WHOLE, [backend], COMPILED[backend])
+
+
+def test_as_many_cases_were_drawn_as_promised() -> None:
+    if counts.totals["cases"] < CASES / 2:
+        pytest.skip("only some of the cases were asked for")
+    assert counts.totals["cases"] >= CASES
+    assert counts.totals["compiled"] >= 60
+    assert counts.totals["through inductor"] >= 20
+    assert counts.totals["frozen numbers compared"] > 10 * CASES
+    assert counts.totals["learned numbers that moved"] > 10 * CASES
