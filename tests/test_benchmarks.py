@@ -72,3 +72,24 @@ def test_the_row_optimizer_benchmark_notices_a_way_that_disagrees() -> None:
     wrong = f"import row_optimizers as b, torch; b.FAMILIES['SGD'].theirs['faster'] = ({faster}, False); b.check(False)"
     with pytest.raises(AssertionError, match="faster and RowSGD"):
         run("-c", wrong)
+
+
+def test_the_language_model_benchmark_compares_every_way_with_a_frozen_model() -> None:
+    for needed in ("transformers", "peft"):
+        pytest.importorskip(needed)
+    printed = run("language_model.py", "--quick")
+    assert printed.count("The losses agree.") == 2
+    for way in ("frozen", "frostline", "peft", "hook"):
+        lines = re.findall(rf"^\| {way} \| .*$", printed, re.MULTILINE)
+        assert len(lines) == 2, f"{way}: one line for each number of ids"
+        assert all(line.endswith("| 100% |" if way == "hook" else "| 0% |") for line in lines)
+
+
+def test_the_language_model_benchmark_notices_a_way_that_learns_something_else() -> None:
+    pytest.importorskip("transformers")
+    wrong = (
+        "import language_model as b; b.WAYS['frostline'] = lambda model, rows: b.frostline(model, rows[:1]); "
+        "b.take_turns(['frozen', 'frostline', 'hook'], 500, 16, 3)"
+    )
+    with pytest.raises(AssertionError, match="frostline disagrees"):
+        run("-c", wrong)
