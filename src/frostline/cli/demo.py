@@ -16,7 +16,7 @@ examples:
 
 It reads the documentation of the installed Python, trains word vectors on one part of it, then a tagger that finds
 code terms in the other part, in three regimes: missing words learn, all words frozen, all words learn. It prints what
-learned, what did not, and how well each regime does, and writes two pictures and results.json.
+learned, what did not, and how well each regime does, and writes a page (report.html), two pictures and results.json.
 It needs the extra: pip install 'frostline[demo]'."""
 
 

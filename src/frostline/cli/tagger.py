@@ -99,6 +99,16 @@ def _train(args: argparse.Namespace) -> int:
     with tagger.Progress(args.epochs, sum(len(sentence.tokens) for sentence in train)) as progress:
         result = tagger.train(train, dev, table, epochs=args.epochs, seed=args.seed, watch=progress)
     result.tagger.save(args.out)
+    best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
+    facts = {
+        "train": f"{_size(train)} in {args.train}",
+        "dev": f"{_size(dev)} in {args.dev}",
+        "vectors": f"{len(table):,} words x {table.dimension} numbers in {args.vectors}",
+        "coverage": str(result.coverage),
+        "seed": str(args.seed),
+        "kept": best,
+    }
+    tagger.leave(args.out, result, title=f"A tagger trained on {Path(args.train).name}", facts=facts)
     print(f"audit    {result.audit}")
     print(_table(result.tagger.evaluate(dev)))
     print(f"F1 on dev {100 * result.best.dev_f1:.1f} %: epoch {result.best.number}, saved in {args.out}")

@@ -23,6 +23,8 @@ from frostline.demo.regimes import REGIMES, Outcome, end_of, train_all, verdict
 from frostline.demo.travel import Journey, journey, nearest
 from frostline.demo.voice import Voice
 from frostline.demo.words import train_vectors
+from frostline.errors import MissingExtraError
+from frostline.report import write_page
 from frostline.tagger.vocabulary import FIRST, cover
 from frostline.vectors import Vectors
 
@@ -42,7 +44,7 @@ class Scale:
 
 
 def tell(out: Path, scale: Scale | None = None) -> dict[str, Any]:
-    """Run the whole demo, print it, and write `results.json`, `curves.png` and `travel.png` into `out`.
+    """Run the whole demo, print it, and write `results.json`, two pictures, a run folder's files and its page.
 
     Args:
         out: Folder to write to; made if it is missing.
@@ -71,7 +73,13 @@ def tell(out: Path, scale: Scale | None = None) -> dict[str, Any]:
     _draw(out, outcomes, travels, results["audit"])
     results["seconds"] = round(time.perf_counter() - began, 1)
     _write(out / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    voice.heading("5. Look at the pictures")
+    _leave(out, parts, vectors, outcomes)
+    voice.heading("5. Look at the page and the pictures")
+    try:
+        write_page(out, out / "report.html")
+        voice.lines(str(out / "report.html"))
+    except MissingExtraError as error:
+        voice.say(f"No report.html: {error}")
     voice.lines("\n".join(str(out / name) for name in ("travel.png", "curves.png", "results.json")))
     voice.say(f"Done in {results['seconds']:.0f} seconds.")
     return results
@@ -226,6 +234,26 @@ def _draw(out: Path, outcomes: dict[str, Outcome], travels: Journey, audit: dict
         f"{audit['code_words_one_way']:.0%} of learned code words went right, "
         f"{audit['other_words_the_other_way']:.0%} of prose words left",
     )
+
+
+def _leave(out: Path, parts: corpus.Parts, vectors: Vectors, outcomes: dict[str, Outcome]) -> None:
+    """Leave what `frostline report` shows: the first run in which missing words learn, and the curves of all three."""
+    points = []
+    for regime in REGIMES:
+        curve = _curve(outcomes[regime.learn].runs)
+        for epoch, (loss, f1) in enumerate(zip(curve.loss, curve.dev_f1, strict=True), start=1):
+            points.append({"run": regime.name, "epoch": epoch, "loss": loss, "F1 on dev": f1})
+    first = outcomes["missing"].runs[0]
+    facts = {name: f"{len(part):,} sentences, {_WHY[name]}" for name, part in parts._asdict().items()}
+    facts["vectors"] = f"{len(vectors.words):,} words x {vectors.dimension} numbers, from this Python's docstrings"
+    facts["coverage"] = str(first.coverage)
+    for regime in REGIMES:
+        scores = outcomes[regime.learn].test_f1
+        facts[f"F1 on test, {regime.name}"] = (
+            f"{100 * mean(scores):.1f} % ({100 * min(scores):.1f} to {100 * max(scores):.1f} over {len(scores)} seeds)"
+        )
+    title = "frostline demo: a tagger over word vectors that stand still"
+    tagger.leave(out, first, title=title, facts=facts, curves=points)
 
 
 def _curve(runs: Sequence[tagger.TrainingRun]) -> pictures.Curve:

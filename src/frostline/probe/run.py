@@ -139,7 +139,7 @@ def describe_run(
     """
     folder = Path(folder)
     about = {"title": title, "facts": dict(facts or {})} if title is not None or facts is not None else None
-    lines = [json.dumps(point, ensure_ascii=False) + "\n" for point in curves]
+    lines = [json.dumps(point) + "\n" for point in curves]
     files: dict[str, bytes] = {CURVES: "".join(lines).encode()} if lines else {}
     for name, values in (
         (ABOUT, about),
@@ -148,7 +148,7 @@ def describe_run(
         (AUDIT, audit and dict(audit)),
     ):
         if values is not None:
-            files[name] = (json.dumps(values, ensure_ascii=False, indent=1) + "\n").encode()
+            files[name] = (json.dumps(values, indent=1) + "\n").encode()
     if movement is not None:
         tensors = {name: getattr(movement, name) for name in ("learns", "before", "after", "distances")}
         files[MOVEMENT] = save(

@@ -25,6 +25,7 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     run.tagger.predict([["Ada", "lives", "here"]])      # [["B-person", "O", "O"]]
     run.tagger.evaluate(dev_sentences)                  # Score: precision, recall, f1 (fractions), per_type
     run.tagger.save("folder"); tagger.Tagger.load("folder")
+    tagger.leave("folder", run, title=..., facts={})    # plan, curves, audit and movement, for `frostline report`
     run.tagger.model.embed.weight                       # the table, (2 + words, D); .detach().clone() joins it
     run.tagger.vocabulary.words                         # word of row 2, 3, ...: first the missing words (they learn
                                                         #   under "missing", like row 1, <unk>), then those of `vectors`
@@ -38,6 +39,7 @@ from frostline.tagger.audit import Audit
 from frostline.tagger.conll import Sentence
 from frostline.tagger.conll import read as read_conll
 from frostline.tagger.folder import check_free
+from frostline.tagger.left import leave
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.progress import Progress
 from frostline.tagger.scores import Score, Span, score, spans
@@ -61,6 +63,7 @@ __all__ = [
     "Vocabulary",
     "Watcher",
     "check_free",
+    "leave",
     "read_conll",
     "score",
     "spans",

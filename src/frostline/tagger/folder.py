@@ -4,6 +4,7 @@
     words.json          the word of row 2, 3, ... of the table
     model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`
 
+`frostline tagger train` leaves the files of a run beside them (see `frostline.probe.run`).
 Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
 """
 

@@ -1,0 +1,70 @@
+"""Everything that a run folder holds, whoever left it there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from frostline.errors import RunFolderError
+from frostline.probe import Recorded, Run, read_record, read_run
+from frostline.probe.record_file import FILE
+
+
+class Curve(NamedTuple):
+    """One line of a chart: a quantity of a run over epochs or steps."""
+
+    quantity: str
+    run: str
+    axis: str
+    x: list[int]
+    y: list[float]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What was found in `folder`: files that describe the run, and the record of a Recorder."""
+
+    folder: Path
+    run: Run
+    record: dict[str, Recorded]
+
+    def curves(self) -> list[Curve]:
+        """Every number over time: of curves.jsonl first, then the scalars of the record."""
+        found: dict[tuple[str, str, str], Curve] = {}
+        for quantity, run, axis, x, y in self._points():
+            curve = found.setdefault((quantity, run, axis), Curve(quantity, run, axis, [], []))
+            curve.x.append(x)
+            curve.y.append(y)
+        recorded = [
+            Curve(name, "", "step", one.steps, one.values.tolist())
+            for name, one in self.record.items()
+            if one.kind == "scalar"
+        ]
+        return [*found.values(), *recorded]
+
+    def _points(self) -> Iterator[tuple[str, str, str, int, float]]:
+        for point in self.run.curves:
+            axis = "epoch" if "epoch" in point else "step"
+            for name, value in point.items():
+                if name not in (axis, "run") and isinstance(value, int | float):
+                    yield name, str(point.get("run", "")), axis, point[axis], float(value)
+
+
+def read_contents(folder: str | os.PathLike[str]) -> Contents:
+    """Read a run folder.
+
+    Raises:
+        RunFolderError: There is no such folder, nothing of a run in it, or a damaged file, which is named.
+    """
+    folder = Path(folder)
+    run = read_run(folder)
+    record = read_record(folder) if (folder / FILE).exists() else {}
+    if run == Run() and not record:
+        raise RunFolderError(
+            f"{folder}: nothing of a run in it. Name a folder that fl.Recorder, `frostline tagger train` or "
+            "`frostline demo` wrote."
+        )
+    return Contents(folder, run, record)

@@ -1,0 +1,152 @@
+"""What learns, as a tree of modules that opens on click: each tensor with its verdict, a cut with its line.
+
+The verdicts come from an explanation (`fl.explain`) where there is one, else from the plan, which knows what was meant
+to learn. Everything is text from the run and is escaped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+QUIET = ("learns", "learns in part", "frozen by plan", "frozen")  # every other verdict is an alarm
+_OPEN = 12  # a module with no more tensors than this is shown open
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor of the model."""
+
+    name: str
+    verdict: str
+    reason: str = ""
+    where: str = ""
+    shape: str = ""
+    learned: int = 0
+    total: int = 0
+
+    @property
+    def alarm(self) -> bool:
+        """Whether what happens to it can hardly be meant."""
+        return self.verdict not in QUIET
+
+
+@dataclass
+class _Module:
+    modules: dict[str, _Module] = field(default_factory=dict)
+    leaves: list[tuple[str, Leaf]] = field(default_factory=list)
+
+    def all(self) -> list[Leaf]:
+        inner = [leaf for module in self.modules.values() for leaf in module.all()]
+        return [*(leaf for _, leaf in self.leaves), *inner]
+
+
+def leaves(plan: dict[str, Any] | None, explanation: dict[str, Any] | None) -> list[Leaf]:
+    """The tensors of a plan, an explanation, or both, the plan's order first.
+
+    Args:
+        plan: `Plan.to_dict()`.
+        explanation: name -> `verdict`, `reason`, `where`, `notes`.
+
+    Example:
+        >>> plan = {"tensors": {"w": {"shape": [9, 2], "learns": "rows", "count": 3, "learned": 6, "total": 18}}}
+        >>> [(leaf.name, leaf.verdict, leaf.reason) for leaf in leaves(plan, None)]
+        [('w', 'learns in part', '3 of 9 rows')]
+    """
+    planned: dict[str, Any] = (plan or {}).get("tensors", {})
+    explained = explanation or {}
+    found = []
+    for name in dict.fromkeys([*planned, *explained]):
+        line, said = planned.get(name), explained.get(name)
+        leaf = _planned(name, line) if line is not None else Leaf(name, "")
+        if said is not None:
+            notes = said.get("notes") or []
+            reason = "; ".join(str(part) for part in [said.get("reason"), *_listed(notes)] if part)
+            where = str(said.get("where") or "")
+            leaf = Leaf(name, str(said.get("verdict")), reason, where, leaf.shape, leaf.learned, leaf.total)
+        found.append(leaf)
+    return found
+
+
+def tree(found: list[Leaf]) -> str:
+    """The tree as HTML."""
+    root = _Module()
+    for leaf in found:
+        *path, last = leaf.name.split(".")
+        module = root
+        for part in path:
+            module = module.modules.setdefault(part, _Module())
+        module.leaves.append((last, leaf))
+    return f'<div class="tree">{_children(root)}</div>'
+
+
+def legend(found: list[Leaf]) -> str:
+    """The verdicts that occur and how often, worst first, as HTML."""
+    counts = Counter(leaf.verdict for leaf in found)
+    order = sorted(counts, key=lambda verdict: (verdict in QUIET, QUIET.index(verdict) if verdict in QUIET else 0))
+    items = (f'<span class="key">{_dot(verdict)}{counts[verdict]:,} {escape(verdict)}</span>' for verdict in order)
+    return f'<p class="legend">{"".join(items)}</p>'
+
+
+def _planned(name: str, line: dict[str, Any]) -> Leaf:
+    shape, learns = line.get("shape", []), line.get("learns", "")
+    whole = shape[0] if learns == "rows" and shape else line.get("total", 0)
+    verdict = {"everything": "learns", "nothing": "frozen by plan"}.get(learns, "learns in part")
+    reasons = [
+        f"{line['count']:,} of {whole:,} {learns}" if line.get("count") is not None else "",
+        f"tied to {', '.join(line['tied'])}" if line.get("tied") else "",
+        str(line.get("note") or ""),
+    ]
+    sizes = " × ".join(f"{size:,}" for size in shape) or "scalar"
+    reason = "; ".join(reason for reason in reasons if reason)
+    return Leaf(name, verdict, reason, "", sizes, line.get("learned", 0), line.get("total", 0))
+
+
+def _listed(notes: object) -> list[object]:
+    return list(notes) if isinstance(notes, list | tuple) else [notes]
+
+
+def _children(module: _Module) -> str:
+    tensors = "".join(_tensor(name, leaf) for name, leaf in module.leaves)
+    return tensors + "".join(_node(name, inner) for name, inner in module.modules.items())
+
+
+def _node(name: str, module: _Module) -> str:
+    while len(module.modules) == 1 and not module.leaves:  # a module that only holds another one
+        ((inner, module),) = module.modules.items()
+        name = f"{name}.{inner}"
+    found = module.all()
+    alarms = [leaf for leaf in found if leaf.alarm]
+    learned, total = sum(leaf.learned for leaf in found), sum(leaf.total for leaf in found)
+    verdicts = list(dict.fromkeys(leaf.verdict for leaf in (alarms or found)))
+    dots = "".join(_dot(verdict) for verdict in verdicts)
+    says = f"{learned:,} of {total:,} numbers learn" if total else f"{len(found)} tensors"
+    if alarms:
+        says += f", {len(alarms)} alarm{'s' * (len(alarms) > 1)}"
+    share = 100 * learned / total if total else 0.0
+    bar = f'<span class="share"><i style="width:{share:.1f}%"></i></span>' if total else ""
+    is_open = " open" if alarms or len(found) <= _OPEN else ""
+    return (
+        f'<details{is_open}><summary>{dots}<b>{escape(name)}</b>{bar}<span class="says">{says}</span></summary>'
+        f"{_children(module)}</details>"
+    )
+
+
+def _tensor(name: str, leaf: Leaf) -> str:
+    where = f"<code>{escape(leaf.where)}</code>" if leaf.where else ""
+    reason = f'<span class="says">{escape(leaf.reason)}</span>' if leaf.reason else ""
+    return (
+        f'<div class="tensor" title="{escape(leaf.name)}">{_dot(leaf.verdict)}<span>{escape(name)}</span>'
+        f'<span class="shape">{escape(leaf.shape)}</span>'
+        f'<span class="verdict {_class(leaf.verdict)}">{escape(leaf.verdict)}</span>{reason}{where}</div>'
+    )
+
+
+def _dot(verdict: str) -> str:
+    return f'<i class="dot {_class(verdict)}"></i>'
+
+
+def _class(verdict: str) -> str:
+    return verdict.replace(" ", "-") if verdict in QUIET else "alarm"
