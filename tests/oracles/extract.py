@@ -48,7 +48,7 @@ def o1(source: np.lib.npyio.NpzFile) -> dict[str, np.ndarray]:
         taken[f"fix_{dtype}_loss"] = np.stack([source[f"fix_{dtype}_{n}_loss"] for n in fixed])
 
     for kind in ("flip", "wd", "l2", "clip"):
-        names = [n[len(kind) + 5 : -2] for n in source.files if n.startswith(f"{kind}_f64_") and "carry" not in n]
+        names = [n[len(kind) + 5 : -2] for n in source.files if n.startswith(f"{kind}_f64_")]
         taken[f"{kind}_names"] = np.array(names)
         taken[f"{kind}_f64_E"] = np.stack([source[f"{kind}_f64_{n}_E"][-1] for n in names])
     return taken

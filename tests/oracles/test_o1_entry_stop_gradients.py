@@ -7,9 +7,11 @@ The recipes of the reference:
     a    mask * E + stop_gradient((1 - mask) * E)          here fl.stop_gradient(E, where=frozen)
     b    the gradient times the mask, dense
     bs   the gradient times the mask, on the values of a sparse gradient
-    c    a constant and a variable, concatenated; c_fresh: both, and the optimizer, made anew when the mask changes
+    c    a constant and a variable, concatenated; when the mask changes they are made anew, and so is the optimizer
+         (c_fresh), or it keeps its slots for the rows that go on, and its powers of beta (c_carry)
 and ours:
-    fl   fl.train_only(..., fl.rows(ids)), torch's own optimizer over plan.parameters()
+    fl   fl.train_only(..., fl.rows(ids)), torch's own optimizer over plan.parameters(), made anew with a new mask
+    flc  the same, the optimizer taken along by plan.carry
 
 TensorFlow rounds hyper-parameters to float32, also for float64 tables, and so do we here. (It does not round what
 its graph makes in float64: Adagrad's first accumulator and the decay.)
@@ -76,6 +78,13 @@ class LikeTensorFlow:
                 self.torch.state[p] = {"step": torch.tensor(0.0), "square_avg": torch.ones_like(p)}
         self.parameters, self.steps = parameters, 0
 
+    def carry(self, plan):
+        plan.carry(self.torch)
+        self.parameters = plan.parameters()
+        if self.name == "rmsprop":  # torch's running square begins at 0: so it does in the rows that join
+            for state in self.torch.state.values():
+                state["square_avg"][state["square_avg"] == 0] = 1
+
     def step(self):
         self.steps += 1
         if self.name == "adam":
@@ -119,9 +128,12 @@ def run(recipe, loss, name, dtype=torch.float64, flip=False, sparse=False, befor
     optimizer, losses, tables = None, [], [embedding.weight.detach().clone()]
     for step in range(STEPS):
         mask = MASKS[1] if flip and step >= FLIP else MASKS[0]
-        if recipe == "fl" and (step == 0 or (flip and step == FLIP)):
+        if recipe in ("fl", "flc") and (step == 0 or (flip and step == FLIP)):
             plan = fl.train_only(embedding, {"weight": fl.rows(mask)})
-            optimizer = LikeTensorFlow(name, plan.parameters(), **more)
+            if recipe == "flc" and step:
+                optimizer.carry(plan)
+            else:
+                optimizer = LikeTensorFlow(name, plan.parameters(), **more)
         elif optimizer is None:
             optimizer = LikeTensorFlow(name, embedding.parameters(), **more)
         frozen = ~mask[:, None]
@@ -223,6 +235,21 @@ def test_after_a_new_plan_the_newly_frozen_rows_stand_still(loss, name):
     assert torch.equal(tables[FLIP][newly_learning], tables[0][newly_learning])
     if loss == "full" or name in ("sgd", "adam", "adagrad"):  # elsewhere dense and sparse gradients part, see above
         assert_same(tables[-1], reference("flip_E", f"{loss}_{name}_c_fresh"))
+
+
+@every_optimizer
+@every_loss
+def test_an_optimizer_taken_along_goes_on_with_the_rows_that_go_on(loss, name):
+    """As `c_carry`: rows 2, 3, 7 and 9 keep their momentum, 1 and 8 join without any, 0 and 6 stand still."""
+    tables, _ = run("flc", loss, name, flip=True)
+    newly_frozen, newly_learning = MASKS[0] & ~MASKS[1], MASKS[1] & ~MASKS[0]
+    assert torch.equal(tables[-1][newly_frozen], tables[FLIP][newly_frozen])
+    assert torch.equal(tables[FLIP][newly_learning], tables[0][newly_learning])
+    assert (tables[-1][newly_learning] != tables[0][newly_learning]).all()
+    if loss == "full" or name in ("sgd", "adam", "adagrad"):  # elsewhere dense and sparse gradients part, see above
+        assert_same(tables[-1], reference("flip_E", f"{loss}_{name}_c_carry"))
+        fresh = reference("flip_E", f"{loss}_{name}_c_fresh")
+        assert torch.equal(reference("flip_E", f"{loss}_{name}_c_carry"), fresh) == (name == "sgd")
 
 
 @every_optimizer
