@@ -18,6 +18,7 @@ EXTRAS = ["rich", "gensim", "matplotlib", "transformers", "peft", "polars", "pya
 def test_the_public_names_are_pinned():
     assert sorted(fl.__all__) == [
         "DataFileError",
+        "Explanation",
         "FileError",
         "FrostlineError",
         "LearnedFileError",
@@ -40,6 +41,7 @@ def test_the_public_names_are_pinned():
         "clip_grad_norm_",
         "entries",
         "everything",
+        "explain",
         "gradients",
         "load_learned",
         "mapped_embedding",

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         save_learned,
         train_only,
     )
-    from frostline.probe import Recorder, Trial, gradients, trial_step
+    from frostline.probe import Explanation, Recorder, Trial, explain, gradients, trial_step
     from frostline.tokens import add_tokens
 
 __version__ = "0.1.0"
@@ -81,7 +81,7 @@ _ROOMS = {
         "save_learned",
         "train_only",
     ],
-    "probe": ["Recorder", "Trial", "gradients", "trial_step"],
+    "probe": ["Explanation", "Recorder", "Trial", "explain", "gradients", "trial_step"],
     "tagger": [],
     "tokens": ["add_tokens"],
     "vectors": [],
@@ -90,6 +90,7 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = [
     "DataFileError",
+    "Explanation",
     "FileError",
     "FrostlineError",
     "LearnedFileError",
@@ -112,6 +113,7 @@ __all__ = [
     "clip_grad_norm_",
     "entries",
     "everything",
+    "explain",
     "gradients",
     "load_learned",
     "mapped_embedding",

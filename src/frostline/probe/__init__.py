@@ -3,6 +3,11 @@
 reach.py        what a function can touch, found without running it
 keep.py         everything that a pass can change, remembered and put back
 gradients.py    the value of a gradient, no trace of the pass
+explain.py      what will move at the next step, what will not, and the line that says why
+  verdicts.py     the words and their order; reasons.py: why one holds; explanation.py: the table, the dict, the page
+  observe.py      one forward and backward, watched
+  trace.py        which parameters reach a tensor (entry.py, memory.py, numbers.py, graph.py, sites.py)
+  groups.py       what the optimizers hold
 step.py         an optimizer's step that can be taken back
 trial.py        the next training step: what it moves, and everything back (moved.py: what one tensor did)
 trajectory.py   values over training at bounded memory
@@ -12,6 +17,8 @@ record_file.py  the file that it writes, and reading it
 run.py          what a run leaves in its folder for `frostline report`
 """
 
+from frostline.probe.explain import explain
+from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.gradients import gradients
 from frostline.probe.record import Recorder
 from frostline.probe.record_file import Recorded, read_record
@@ -19,12 +26,15 @@ from frostline.probe.run import Movement, Run, describe_run, read_run
 from frostline.probe.trial import Trial, trial_step
 
 __all__ = [
+    "Explanation",
+    "Finding",
     "Movement",
     "Recorded",
     "Recorder",
     "Run",
     "Trial",
     "describe_run",
+    "explain",
     "gradients",
     "read_record",
     "read_run",

@@ -1,0 +1,176 @@
+"""Which parameters of a model will move, which will not, and the line of code that says why.
+
+The idea: ask a real pass and a real step, and then take them back. One forward and backward, watched (observe.py),
+shows which parameters get a gradient; that is the truth, and the trace only says where one was lost. One step of the
+optimizers shows what moves: "below the resolution of its dtype" and "moved by a stale gradient" are seen, not computed.
+Everything happens inside `kept` (keep.py) and `taken_back` (step.py), so that nothing is left of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frostline.partial.find import Found, find_tensors
+from frostline.partial.module import state_of
+from frostline.probe.explanation import Explanation, Finding
+from frostline.probe.groups import Groups
+from frostline.probe.keep import kept
+from frostline.probe.observe import Observed, extremes
+from frostline.probe.reasons import part_of, reason_for
+from frostline.probe.step import Before, changed, take_step, taken_back
+from frostline.probe.trial import unwrapped
+from frostline.probe.verdicts import TWICE, Seen, words_for
+
+
+def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = None) -> Explanation:
+    """Say for every parameter whether it will move at the next step, and if not, why not and where.
+
+    One forward and backward and one step are really taken, and taken back: weights, `.grad`, buffers, random numbers,
+    optimizer state and modes are as they were afterwards, bit for bit, also when something raises.
+
+    Args:
+        model: Any module. One that is compiled, or in a DistributedDataParallel, is looked at inside.
+        loss_fn: Takes nothing, runs the forward pass, returns the loss: one number.
+        optimizer: What steps the model: an object with `param_groups` and `step`, or a list of them. None: what only
+            an optimizer can tell (membership, learning rates, rounding) is not judged.
+
+    Returns:
+        An Explanation: print it; `.alarms` is empty if all is well; `.to_dict()` is for programs. Every parameter has
+        one of these verdicts, the first that holds, and the others as notes:
+
+        - "frozen by plan", "frozen": by `train_only`; by `requires_grad=False`.
+        - "not finite": its gradient, its values or the loss hold NaN or Inf, now or after the step.
+        - "cut": its value reaches the loss, its gradient does not come back; `where` is the line that cuts.
+        - "unused": its value does not reach the loss.
+        - "not in optimizer": it gets a gradient, and no parameter group holds it.
+        - "moves without gradient": it gets none, or zeros, and decay, momentum or a stale `.grad` moves it.
+        - "learning rate 0"; "zero gradient": exactly zero everywhere.
+        - "rounds away": the step is below the resolution of its dtype, so no bit changes.
+        - "learns in part": rows or entries, as planned; "learns".
+
+        A frozen tensor that moves all the same is "moves without gradient".
+
+    Raises:
+        ProbeError: The loss is not one number, or the pass cannot be looked at without changing something.
+        TypeError: `optimizer` is no optimizer, or `model` no module.
+
+    Cost: one forward, backward and step, a note for each torch function that runs, and a copy of the parameters and of
+        the optimizer's state meanwhile. Hooks of the user's run. What the pass does outside of torch and its modules
+        (a list appended to, a file read on) stays done.
+
+    Example:
+        >>> import frostline as fl
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> x = torch.ones(3, 2)
+        >>> explanation = fl.explain(model, lambda: model[1](model[0](x).detach()).sum())
+        >>> [(finding.name, finding.verdict) for finding in explanation.alarms]
+        [('0.weight', 'cut'), ('0.bias', 'cut')]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: {type(model).__name__}, but it must be an nn.Module.")
+    groups = Groups(optimizer)
+    whole, model = model, unwrapped(model)
+    remarks = [_COMPILED] if any("_orig_mod" in module._modules for module in whole.modules()) else []
+    found = find_tensors(model)
+    tensors = [one.tensor if one.learned is None else one.learned for one in found]
+    stale = {tensor: tensor.grad for tensor in (*tensors, *groups.tensors) if tensor.grad is not None}
+    hooked = any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors)
+    with (
+        kept([whole], function=loss_fn, tensors=groups.tensors),
+        taken_back(groups.optimizers, tensors if groups.optimizers or hooked else ()) as before,
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
+        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        seen = Observed(tensors, loss_fn)
+        moving = [name for name, one in model.named_buffers() if name not in buffers or _differs(buffers[name], one)]
+        remarks += [] if seen.connected else [_NOT_CONNECTED]
+        try:
+            _step(groups, tensors, stale, loss_fn)
+            movement = _Movement(before)
+        except Exception as error:  # whatever an optimizer raises is the user's to read
+            remarks.append(f"The step raised {type(error).__name__}: {' '.join(str(error).split())}")
+            movement = _Movement(None)
+        findings = [_finding(place, one, seen, groups, movement) for place, one in enumerate(found)]
+    remarks += groups.remarks(tensors, seen.outside)
+    return Explanation(findings, _of_frozen(model, moving), remarks)
+
+
+_COMPILED = "The model is compiled; its eager module is explained."
+_NOT_CONNECTED = "The loss requires no gradient: nothing can learn from it."
+
+
+class _Movement:
+    """What the step moved: asked before anything is taken back."""
+
+    def __init__(self, before: Before | None) -> None:
+        self._before = before
+
+    def of(self, tensor: Tensor) -> bool | None:
+        """Whether any bit of `tensor` changed; None where that is not known."""
+        if self._before is None or tensor not in self._before:
+            return None
+        return _differs(self._before[tensor], tensor)
+
+
+def _step(
+    groups: Groups, tensors: Sequence[Tensor], stale: Mapping[Tensor, Tensor], loss_fn: Callable[[], Tensor]
+) -> None:
+    """Step with the gradients of the pass on top of those that were there before it."""
+
+    def evaluate() -> Tensor:
+        for tensor in tensors:
+            tensor.grad = stale[tensor].clone() if tensor in stale else None
+        loss = loss_fn()
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    for tensor, older in stale.items():
+        tensor.grad = older.clone() if tensor.grad is None else tensor.grad + older
+    take_step(groups.optimizers, evaluate)
+
+
+def _finding(place: int, one: Found, observed: Observed, groups: Groups, movement: _Movement) -> Finding:
+    tensor = one.tensor if one.learned is None else one.learned
+    brought = observed.brought[place]
+    moved = movement.of(tensor)
+    not_finite = brought.not_finite or ("it, after the step," if moved and not extremes(tensor)[1] else "")
+    seen = Seen(
+        requires_grad=tensor.requires_grad and tensor.numel() > 0,
+        by_plan=any(state_of(module) is not None for module, _ in one.owners),
+        gradient=brought.gradient,
+        finite=not not_finite,
+        reaches=observed.reaches(place),
+        held=groups.count(tensor),
+        rates=groups.rates(tensor),
+        moved=moved,
+        in_part=one.learned is not None and tensor.numel() < one.tensor.numel(),
+        frozen_part_moved=one.learned is not None and bool(movement.of(one.tensor)),
+    )
+    words = words_for(seen)
+    reason, where = reason_for(words[0], place, seen, observed, not_finite, one)
+    twice = [TWICE] if (seen.held or 0) > 1 else []
+    return Finding(
+        one.names[0], tuple(one.names[1:]), tuple(one.tensor.shape), (*words, *twice), reason, where, part_of(one)
+    )
+
+
+def _differs(before: Tensor, after: Tensor) -> bool:
+    if before.shape != after.shape or before.dtype != after.dtype or after.layout != torch.strided:
+        return True
+    return bool(changed(before, after).any())
+
+
+def _of_frozen(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The buffers `names` in whose module nothing learns."""
+    owners = dict(model.named_modules(remove_duplicate=False))
+    return [
+        name
+        for name in names
+        if not any(parameter.requires_grad for parameter in owners[name.rpartition(".")[0]].parameters())
+    ]

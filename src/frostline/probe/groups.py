@@ -1,0 +1,69 @@
+"""What the optimizers hold: which tensors, how often, at what learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Groups:
+    """The parameter groups of no optimizer, one, or several.
+
+    Args:
+        optimizer: None, an object with `param_groups` and `step`, or a list of them.
+
+    Attributes:
+        optimizers: All of them.
+        tensors: What they hold, each once.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        several = isinstance(optimizer, (list, tuple))
+        self.optimizers: list[Any] = list(optimizer) if several else [] if optimizer is None else [optimizer]
+        self.tensors: list[Tensor] = []
+        self._rates: dict[int, list[float]] = {}
+        for one in self.optimizers:
+            if not (hasattr(one, "param_groups") and hasattr(one, "step")):
+                raise TypeError(
+                    f"optimizer: {type(one).__name__} has no param_groups. Pass a torch optimizer, or a list of them."
+                )
+            for group in one.param_groups:
+                rate = group.get("lr")
+                for tensor in group["params"]:
+                    if id(tensor) not in self._rates:
+                        self.tensors.append(tensor)
+                    # An optimizer that finds its own rate says None; that is not 0.
+                    self._rates.setdefault(id(tensor), []).append(1.0 if rate is None else float(rate))
+
+    def count(self, tensor: Tensor) -> int | None:
+        """How many times `tensor` is listed; None without an optimizer."""
+        return len(self.rates(tensor)) if self.optimizers else None
+
+    def rates(self, tensor: Tensor) -> list[float]:
+        """The learning rate of each listing of `tensor`."""
+        return self._rates.get(id(tensor), [])
+
+    def remarks(self, tensors: Sequence[Tensor], outside: Sequence[Tensor]) -> list[str]:
+        """What does not fit: the model's `tensors`, the optimizers, and what else the loss reaches, `outside`."""
+        known = {id(tensor) for tensor in tensors}
+        foreign = [tensor for tensor in self.tensors if id(tensor) not in known]
+        free = [leaf for leaf in outside if isinstance(leaf, nn.Parameter)]
+        lines = []
+        if foreign:
+            lines.append(
+                f"The optimizer holds {_count(foreign, 'tensor')}, not in the model. "
+                "Make it after the model is copied, changed or planned."
+            )
+        if free:
+            lines.append(
+                f"The loss also reaches {_count(free, 'Parameter')}, not in the model. "
+                "Layers in a plain list or dict need nn.ModuleList or nn.ModuleDict."
+            )
+        return lines
+
+
+def _count(tensors: Sequence[Tensor], word: str) -> str:
+    shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors[:3]) + (", ..." if len(tensors) > 3 else "")
+    return f"{len(tensors)} {word}{'s' if len(tensors) > 1 else ''} of shape {shapes}"

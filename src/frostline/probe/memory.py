@@ -1,0 +1,73 @@
+"""Several tensors over one memory: what was written through one is there in the others.
+
+Autograd knows a view and its base as one tensor, the `root`, and follows a write through either. A tensor made by
+`.data`, `detach`, numpy or `nn.Parameter(x)` is a root of its own over the same memory: what is written there reaches
+the others by value alone.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from frostline.probe.entry import NOTHING, Entry
+
+
+class Memory:
+    """What stands in memory, by address; memory that was freed in the meantime is forgotten."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[StorageWeakRef, Entry]] = {}
+        self._written: dict[int, tuple[StorageWeakRef, dict[int, Entry]]] = {}
+
+    def note(self, tensor: Tensor, entry: Entry) -> None:
+        """A tensor is seen: what it carries stands in its memory, if nothing else does."""
+        address = _address(tensor)
+        if address and (address not in self._first or self._first[address][0].expired()):
+            self._first[address] = StorageWeakRef(tensor.untyped_storage()), entry
+
+    def below(self, tensor: Tensor) -> Entry:
+        """What stands in the memory of a tensor that is seen for the first time, writes apart."""
+        address = _address(tensor)
+        if address not in self._first or self._first[address][0].expired() or self._writes(address):
+            return NOTHING
+        return self._first[address][1]
+
+    def write(self, target: Tensor, entry: Entry) -> None:
+        """Something was written through `target`, which now carries what `entry` says."""
+        address = _address(target)
+        if address and not self._writes(address):
+            self._written[address] = StorageWeakRef(target.untyped_storage()), {}
+        if address:
+            self._written[address][1][root(target)] = entry
+
+    def read(self, tensor: Tensor, entry: Entry) -> Entry:
+        """`entry`, what `tensor` carries, together with what was written into its memory through others."""
+        if not self._written:
+            return entry
+        for written_root, write in self._writes(_address(tensor)).items():
+            follows = written_root == root(tensor) and tensor.requires_grad
+            gradient = write.gradient & ~entry.gradient if follows else 0
+            if write is entry or not (write.value & ~entry.value or gradient):
+                continue
+            gradient |= entry.gradient
+            lost = write.gradient & ~gradient
+            entry = Entry(entry.value | write.value, gradient, lost, write.site if lost else None, (entry, write))
+        return entry
+
+    def _writes(self, address: int) -> dict[int, Entry]:
+        storage, writes = self._written.get(address, (None, {}))
+        return {} if storage is None or storage.expired() else writes
+
+
+def root(tensor: Tensor) -> int:
+    """`id` of what autograd takes for one tensor: the base of a view, else the tensor itself."""
+    return id(tensor._base) if tensor._is_view() else id(tensor)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where the memory of a tensor is; 0 where it has none of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
