@@ -145,8 +145,8 @@ def _remember(value: Any, before: Before, undo: list[Callable[[], None]], seen: 
 
 @torch.no_grad()
 def _put_back_tensor(tensor: Tensor, data: Tensor, values: Tensor, version: int | None) -> None:
-    if tensor.layout != torch.strided:
-        data.copy_(values)
+    if tensor.layout != torch.strided:  # `data` shares no memory that could be written to
+        tensor.copy_(values)
     else:
         if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype:
             tensor.data = data

@@ -1,0 +1,497 @@
+"""A trial step says what the real step does, and leaves no trace of itself, whatever the optimizer."""
+
+import copy
+import json
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import frostline as fl
+
+MATRIX_ONLY = {"muon"}
+
+
+def sam(parameters):
+    return pytest.importorskip("pytorch_optimizer").SAM(parameters, torch.optim.SGD, lr=0.1)
+
+
+def lookahead(parameters):
+    return pytest.importorskip("pytorch_optimizer").Lookahead(torch.optim.SGD(parameters, lr=0.1, momentum=0.9), k=2)
+
+
+def shampoo(parameters):
+    return pytest.importorskip("pytorch_optimizer").ScalableShampoo(parameters, lr=0.1)
+
+
+def schedule_free(parameters):
+    optimizer = pytest.importorskip("schedulefree").AdamWScheduleFree(parameters, lr=0.1)
+    optimizer.train()
+    return optimizer
+
+
+def accelerated(parameters):
+    accelerate = pytest.importorskip("accelerate")
+    return accelerate.Accelerator(cpu=True).prepare_optimizer(torch.optim.AdamW(parameters, lr=0.1))
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.1, amsgrad=True),
+    "adamw_foreach": lambda p: torch.optim.AdamW(p, lr=0.1, foreach=True),
+    "adamw_fused": lambda p: torch.optim.AdamW(p, lr=0.1, fused=True),
+    "adamw_tensor_rate": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1), foreach=False),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.1),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.1),
+    "radam": lambda p: torch.optim.RAdam(p, lr=0.1),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.1),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.1, centered=True),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=0.1),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=0.1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.1),
+    "lbfgs": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
+    "muon": lambda p: torch.optim.Muon(p, lr=0.1),
+    "row_adamw": lambda p: fl.optim.RowAdamW(p, lr=0.1),
+    "row_adagrad": lambda p: fl.optim.RowAdagrad(p, lr=0.1),
+    "sam": sam,
+    "lookahead": lookahead,
+    "shampoo": shampoo,
+    "schedule_free": schedule_free,
+    "accelerated": accelerated,
+}
+
+
+class Net(nn.Module):
+    """Dropout draws random numbers, BatchNorm and the counter write, the table is looked up."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(6, 4)
+        self.hidden = nn.Linear(4, 5)
+        self.norm = nn.BatchNorm1d(5)
+        self.drop = nn.Dropout(0.3)
+        self.out = nn.Linear(5, 2)
+        self.calls = 0
+
+    def forward(self, ids):
+        self.calls += 1
+        return self.out(self.drop(torch.tanh(self.norm(self.hidden(self.embed(ids))))))
+
+
+IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, 1])
+
+
+def made(kind, steps=0):
+    """Model, loss_fn, optimizer, after some steps."""
+    torch.manual_seed(0)
+    model = Net()
+    parameters = [p for p in model.parameters() if p.dim() == 2] if kind in MATRIX_ONLY else list(model.parameters())
+    optimizer = OPTIMIZERS[kind](parameters)
+
+    def loss_fn():
+        return F.cross_entropy(model(IDS), IDS % 2) + 0.1 * random.random() + 0.1 * float(np.random.rand())
+
+    for _ in range(steps):
+        really_step(optimizer, loss_fn)
+    return model, loss_fn, optimizer
+
+
+def really_step(optimizer, loss_fn):
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_fn()
+        loss.backward()
+        return loss.detach()
+
+    loss = closure()
+    if isinstance(optimizer, torch.optim.LBFGS) or type(optimizer).__name__ == "SAM":
+        optimizer.step(closure)
+    else:
+        optimizer.step()
+    return loss
+
+
+def image(value, seen=None):
+    """All that can be told of a value: identities, bits, versions, memory; of what it holds too."""
+    seen = {} if seen is None else seen
+    if isinstance(value, torch.Tensor):
+        grad = None if not value.is_leaf or value.grad is None else image(value.grad, seen)
+        plain = value.detach().to_dense() if value.is_sparse else value.detach()
+        return (id(value), value._version, value.requires_grad, plain.double().numpy().tobytes(), grad)
+    if isinstance(value, dict):
+        return [(id(key), image(one, seen)) for key, one in value.items()]
+    if isinstance(value, list | tuple):
+        return [image(one, seen) for one in value]
+    if hasattr(value, "__dict__") and not callable(value) and id(value) not in seen:
+        seen[id(value)] = value
+        return [id(value), image(vars(value), seen)]
+    if hasattr(value, "param_groups") and id(value) not in seen:
+        seen[id(value)] = value
+        return [id(value), image(vars(value), seen)]
+    return value if isinstance(value, int | float | str | bool | None) else id(value)
+
+
+def everything(model, optimizer):
+    randomness = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
+    modules = [
+        (module.training, image({k: v for k, v in vars(module).items() if k != "_modules"}))
+        for module in model.modules()
+    ]
+    return image(list(model.parameters())), image(list(model.buffers())), modules, image(optimizer), randomness
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_everything_is_as_it_was(kind, steps):
+    model, loss_fn, optimizer = made(kind, steps)
+    before = everything(model, optimizer)
+    trial = fl.trial_step(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
+    assert trial["hidden.weight"].moved > 0
+    assert trial.buffers == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_training_goes_on_as_if_it_had_not_been(kind):
+    def losses(look):
+        model, loss_fn, optimizer = made(kind)
+        random.seed(0)
+        np.random.seed(0)
+        seen = []
+        for _ in range(4):
+            if look:
+                fl.trial_step(model, loss_fn, optimizer)
+            seen.append(really_step(optimizer, loss_fn))
+        return torch.stack(seen), [parameter.detach().clone() for parameter in model.parameters()]
+
+    (plain, there), (looked, here) = losses(False), losses(True)
+    assert torch.equal(plain, looked)
+    assert len(plain.unique()) == 4
+    assert all(torch.equal(a, b) for a, b in zip(there, here, strict=True))
+
+
+@pytest.mark.parametrize("kind", sorted(set(OPTIMIZERS) - {"lbfgs", "sam"}))  # a closure draws random numbers again
+@pytest.mark.parametrize("steps", [0, 3])
+def test_it_says_what_the_real_step_then_does(kind, steps):
+    model, loss_fn, optimizer = made(kind, steps)
+    optimizer.zero_grad()
+    trial = fl.trial_step(model, loss_fn, optimizer)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert really_step(optimizer, loss_fn).item() == trial.loss
+    for name, parameter in model.named_parameters():
+        differs = parameter.detach() != before[name]
+        distance = (parameter.detach().double() - before[name].double()).abs()
+        one = trial[name]
+        assert one.moved == int(differs.sum())
+        assert one.of == parameter.numel()
+        if one.moved:
+            assert one.largest == pytest.approx(float(distance.max()), rel=1e-6)
+            assert one.median == pytest.approx(float(distance[differs].median()), rel=1e-6)
+        rows = differs.flatten(1).any(1) if differs.dim() > 1 else differs
+        assert one.rows.tolist() == rows.nonzero().flatten().tolist()
+        assert one.row_moved.sum() == one.moved
+        if parameter.dim() > 1:
+            assert torch.equal(one.row_largest, distance.amax(1)[rows])
+    assert any(one.moved for one in trial.tensors.values())
+
+
+def test_lbfgs_moves_as_in_reality():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(8, 4)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5)
+    trial = fl.trial_step(model, lambda: (model(x) - 1).square().mean(), optimizer)
+    before = model.weight.detach().clone()
+    really_step(optimizer, lambda: (model(x) - 1).square().mean())
+    assert trial["weight"].largest == pytest.approx(float((model.weight.detach() - before).abs().max()), rel=1e-6)
+
+
+def test_gradients_that_stand_are_added_to_not_zeroed():
+    torch.manual_seed(0)
+    model, x = nn.Linear(3, 1), torch.randn(5, 3)
+
+    def loss_fn():
+        return model(x).sum()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    once = fl.trial_step(model, loss_fn, optimizer)
+    loss_fn().backward()
+    standing = model.weight.grad
+    twice = fl.trial_step(model, loss_fn, optimizer)
+    assert twice["weight"].largest == pytest.approx(2 * once["weight"].largest, rel=1e-5)
+    assert model.weight.grad is standing
+
+
+def test_a_stale_gradient_moves_a_frozen_tensor():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x).sum().backward()
+    model[0].requires_grad_(False)
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizer)["0.weight"].moved == 9
+    model[0].weight.grad = None
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizer)["0.weight"].moved == 0
+
+
+class Explodes(torch.optim.SGD):
+    """Moves everything, makes state, and then raises."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.state[self.param_groups[0]["params"][0]]["made"] = torch.ones(3)
+        self.param_groups[0]["lr"] = 7.0
+        self.scratch = [1, 2]
+        raise ZeroDivisionError("in the step")
+
+
+def test_a_step_that_raises_leaves_everything_as_it_was():
+    model, loss_fn, _ = made("sgd")
+    optimizer = Explodes(model.parameters(), lr=0.1, momentum=0.9)
+    before = everything(model, optimizer)
+    with pytest.raises(ZeroDivisionError, match="in the step"):
+        fl.trial_step(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
+    with pytest.raises(ZeroDivisionError):  # and without the trial it does leave traces
+        really_step(optimizer, loss_fn)
+    assert everything(model, optimizer) != before
+
+
+def test_a_loss_that_raises_leaves_everything_as_it_was():
+    model, loss_fn, optimizer = made("adam", steps=2)
+
+    def broken():
+        loss_fn().backward()
+        raise KeyError("in the loss")
+
+    before = everything(model, optimizer)
+    with pytest.raises(KeyError, match="in the loss"):
+        fl.trial_step(model, broken, optimizer)
+    assert everything(model, optimizer) == before
+
+
+def test_a_backward_under_way_can_still_run():
+    model, loss_fn, optimizer = made("adam", steps=1)
+    optimizer.zero_grad()
+    torch.manual_seed(3)
+    loss = loss_fn()
+    fl.trial_step(model, loss_fn, optimizer)
+    loss.backward()
+    looked = model.hidden.weight.grad.clone()
+    other, other_loss, other_optimizer = made("adam", steps=1)
+    other_optimizer.zero_grad()
+    torch.manual_seed(3)
+    other_loss().backward()
+    assert torch.equal(other.hidden.weight.grad, looked)
+    assert looked.abs().max() > 0
+
+
+def test_nan_is_compared_by_its_bits():
+    model = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[float("nan"), 1.0]]))
+    unmoved = nn.Parameter(torch.tensor([float("nan"), -0.0]))
+    model.register_parameter("unmoved", unmoved)
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    trial = fl.trial_step(model, lambda: model.weight[0, 1] * 2 + 0 * model.unmoved.sum(), optimizer)
+    assert trial["unmoved"].moved == 0
+    assert trial["weight"].moved == 1
+    assert trial["weight"].largest == pytest.approx(0.2)
+    poisoned = fl.trial_step(model, lambda: (model.weight * torch.tensor([[1.0, float("inf")]])).sum() * 0, optimizer)
+    assert poisoned["weight"].moved == 1
+    assert np.isnan(poisoned["weight"].largest)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
+def test_every_kind_of_number_is_compared(dtype):
+    model = nn.ParameterDict({"w": nn.Parameter(torch.ones(3, 2, dtype=dtype)), "q": nn.Parameter(torch.ones(2))})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    trial = fl.trial_step(model, lambda: model["w"][1].abs().sum().float() + model["q"].sum(), optimizer)
+    assert trial["w"].moved == 2
+    assert trial["w"].rows.tolist() == [1]
+    assert trial["w"].largest == 0.25
+
+
+def partial(rows=True):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"embed": nn.Embedding(7, 3), "out": nn.Linear(3, 7, bias=False)})
+    model["out"].weight = model["embed"].weight  # tied
+    mask = torch.zeros(7, 3, dtype=torch.bool)
+    mask[[5, 2], 1] = True
+    plan = fl.train_only(model, {"embed.weight": fl.rows([5, 2]) if rows else fl.entries(mask)})
+    ids = torch.tensor([0, 5, 3, 1])
+    return model, lambda: F.cross_entropy(model["out"](model["embed"](ids)), ids), plan
+
+
+@pytest.mark.parametrize(("rows", "moved"), [(True, 6), (False, 2)])
+def test_a_partial_tensor_is_one_tensor_in_whole_coordinates(rows, moved):
+    model, loss_fn, plan = partial(rows)
+    optimizer = torch.optim.AdamW(plan.parameters(), lr=0.1)
+    before = everything(model, optimizer)
+    trial = fl.trial_step(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
+    assert list(trial.to_dict()) == ["embed.weight"]
+    one = trial["embed.weight"]
+    assert (one.moved, one.of, one.of_rows) == (moved, 21, 7)
+    assert one.rows.tolist() == [2, 5]
+    assert one.tied == ("out.weight",)
+    was = model["embed"].weight.detach().clone()
+    really_step(optimizer, loss_fn)
+    now = model["embed"].weight.detach().clone()
+    assert one.row_largest.tolist() == pytest.approx((now - was).abs().amax(1)[[2, 5]].tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_frozen_part_that_moves_is_seen(rows):
+    model, loss_fn, plan = partial(rows)
+    frozen = model["embed"]._parameters["weight"]
+    frozen.grad = torch.zeros(7, 3)
+    frozen.grad[[1, 2]] = 1.0  # what stands in row 2 of the frozen part stands for nothing, if all of row 2 learns
+    optimizer = torch.optim.SGD([*plan.parameters(), frozen], lr=0.1)
+    one = fl.trial_step(model, loss_fn, optimizer)["embed.weight"]
+    assert one.rows.tolist() == [1, 2, 5]
+    assert one.row_moved.tolist() == [3, 3, 3 if rows else 1]
+
+
+def test_a_mapped_table_stays_in_its_file(tmp_path):
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.randn(50, 4)}, tmp_path / "t.safetensors")
+    model = nn.Sequential(fl.mapped_embedding(tmp_path / "t.safetensors", sparse=True), nn.Linear(4, 1))
+    plan = fl.train_only(model, {"0.weight": fl.rows([9, 3]), "1.*": fl.everything})
+    optimizer = fl.optim.RowAdamW(plan.parameters(), lr=0.1)
+    trial = fl.trial_step(model, lambda: model(torch.tensor([9, 1])).sum(), optimizer)
+    assert (trial["0.weight"].moved, trial["0.weight"].of, trial["0.weight"].rows.tolist()) == (4, 200, [9])
+    assert trial["1.bias"].moved == 1
+
+
+def test_sparse_gradients_move_the_rows_in_use():
+    torch.manual_seed(0)
+    model = nn.Embedding(9, 2, sparse=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)  # its buffer is sparse
+    really_step(optimizer, lambda: model(torch.tensor([1])).sum())
+    optimizer.zero_grad()
+    before = everything(model, optimizer)
+    trial = fl.trial_step(model, lambda: model(torch.tensor([4, 7])).sum(), optimizer)
+    assert everything(model, optimizer) == before
+    assert trial["weight"].rows.tolist() == [1, 4, 7]
+
+
+def test_the_users_mask_is_seen_at_work():
+    model, ids = nn.Embedding(5, 2), torch.arange(5)
+    model.weight.register_hook(lambda gradient: gradient * (torch.arange(5) < 2)[:, None])
+    masked = fl.trial_step(model, lambda: model(ids).sum(), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert masked["weight"].rows.tolist() == [0, 1]
+    decayed = fl.trial_step(model, lambda: model(ids).sum(), torch.optim.AdamW(model.parameters(), lr=0.1))
+    assert decayed["weight"].rows.tolist() == [0, 1, 2, 3, 4]  # a masked gradient is still a gradient
+
+
+def test_several_optimizers_step_in_order():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
+    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in model]
+    trial = fl.trial_step(model, lambda: model(x).sum(), optimizers)
+    assert all(one.moved == one.of for one in trial.tensors.values())
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizers[:1])["1.weight"].moved == 0
+
+
+def test_a_scheduler_does_not_take_it_for_a_step():
+    model, x = nn.Linear(3, 1), torch.randn(5, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    fl.trial_step(model, lambda: model(x).sum(), optimizer)
+    with pytest.warns(UserWarning, match=re.escape("`lr_scheduler.step()` before `optimizer.step()`")):
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_parameters_that_the_model_does_not_have_are_put_back_too():
+    old = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(old.parameters(), lr=0.1, weight_decay=0.1)
+    model, x = copy.deepcopy(old), torch.randn(5, 3)
+    old(x).sum().backward()
+    before = image(list(old.parameters()))
+    trial = fl.trial_step(model, lambda: model(x).sum(), optimizer)
+    assert image(list(old.parameters())) == before
+    assert trial.moved == 0
+    optimizer.step()
+    assert image(list(old.parameters())) != before
+
+
+def test_an_optimizer_made_before_the_plan_raises_as_in_training():
+    model = nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    fl.train_only(model, {"0.weight": fl.rows([3]), "1.*": fl.everything})
+    with pytest.raises(fl.StaleOptimizerError, match="Make it after train_only"):
+        fl.trial_step(model, lambda: model(torch.tensor([3])).sum(), optimizer)
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (lambda model: model(torch.ones(2, 3)), "loss_fn: it returned a tensor of shape (2, 1), but it must return"),
+        (lambda model: 3.0, "loss_fn: it returned float, but it must return the loss, one number"),
+        (lambda model: model(torch.ones(2, 3)).sum().detach(), "loss_fn: the loss depends on nothing that learns"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_in_one_line(loss, says):
+    model = nn.Linear(3, 1)
+    with pytest.raises(fl.ProbeError, match=re.escape(says)) as caught:
+        fl.trial_step(model, lambda: loss(model), torch.optim.SGD(model.parameters(), lr=0.1))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_optimizer_is_refused_in_one_line():
+    model = nn.Linear(3, 1)
+    with pytest.raises(TypeError, match=re.escape("optimizer: float has no `param_groups` and `step`")):
+        fl.trial_step(model, lambda: model(torch.ones(1, 3)).sum(), 0.1)
+
+
+def test_it_prints_a_table_and_plain_values():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(1000, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    model[2].requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    trial = fl.trial_step(model, lambda: model[0](torch.tensor([1, 7])).sum() + model(torch.arange(3)).sum(), optimizer)
+    table, norm = trial["0.weight"], trial["1.weight"]
+    assert [re.split("  +", line) for line in str(trial).splitlines()] == [
+        ["tensor", "moved", "rows", "largest", "median"],
+        [str(trial).splitlines()[1]],
+        ["0.weight", f"{table.moved} of 4,000", f"{len(table.rows)} of 1,000", "5.0e-01", "5.0e-01"],
+        ["1.weight", f"{norm.moved} of 4", f"{norm.moved} of 4", f"{norm.largest:.1e}", f"{norm.median:.1e}"],
+        ["1.bias", "4 of 4", "4 of 4", f"{trial['1.bias'].largest:.1e}", f"{trial['1.bias'].median:.1e}"],
+        ["2.weight", "nothing of 4"],
+        ["2.bias", "nothing of 1"],
+        [str(trial).splitlines()[7]],
+        ["total", f"{trial.moved} of 4,013"],
+        ["Buffers that the pass changed: 1.running_mean, 1.running_var, 1.num_batches_tracked."],
+    ]
+    assert table.moved >= 8
+    plain = json.loads(json.dumps(trial.to_dict()))
+    assert list(plain) == ["0.weight", "1.weight", "1.bias", "2.weight", "2.bias"]
+    assert plain["2.bias"] == {"moved": 0, "of": 1, "largest": 0.0, "median": 0.0, "rows": 0, "of_rows": 1, "tied": []}
+
+
+def test_many_tensors_that_stand_are_one_line():
+    model = nn.ModuleList(nn.Linear(2, 2) for _ in range(30))
+    optimizer = torch.optim.SGD(model[3].parameters(), lr=0.1)
+    lines = str(fl.trial_step(model, lambda: model[3](torch.ones(1, 2)).sum(), optimizer)).splitlines()
+    assert [line.split("  ")[0] for line in lines] == [
+        "tensor",
+        lines[1],
+        "3.weight",
+        "3.bias",
+        "(58 more tensors)",
+        lines[5],
+        "total",
+    ]
+
+
+def test_a_compiled_model_goes_by_its_plain_names():
+    plain, x = nn.Sequential(nn.Linear(3, 1)), torch.randn(4, 3)
+    model = torch.compile(plain, backend="eager")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(x)
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizer).to_dict().keys() == {"0.weight", "0.bias"}
