@@ -67,8 +67,8 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
         >>> x = torch.ones(3, 2)
         >>> explanation = fl.explain(model, lambda: model[1](model[0](x).detach()).sum())
-        >>> [(finding.name, finding.verdict) for finding in explanation.alarms]
-        [('0.weight', 'cut'), ('0.bias', 'cut')]
+        >>> explanation.alarms, explanation.to_dict()["0.weight"]["verdict"]
+        (['0.weight', '0.bias'], 'cut')
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: {type(model).__name__}, but it must be an nn.Module.")

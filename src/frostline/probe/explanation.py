@@ -67,9 +67,9 @@ class Explanation:
         self.remarks = tuple(remarks)
 
     @property
-    def alarms(self) -> list[Finding]:
-        """The findings that fail a build, worst first."""
-        return [finding for finding in self._worst_first() if finding.is_alarm]
+    def alarms(self) -> list[str]:
+        """The names of the parameters that do not train as they stand, worst first: what fails a build."""
+        return [finding.name for finding in self._worst_first() if finding.is_alarm]
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """The findings as plain values that `json.dumps` takes.
