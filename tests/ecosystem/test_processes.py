@@ -124,8 +124,8 @@ def test_under_fsdp_the_learned_rows_are_shared_out(folder: Path) -> None:
     ("way", "call", "says"),
     [
         ("ddp", "again", "knows only the parameters it was built with. Call train_only first."),
-        ("fsdp", "again", "is sharded. Call train_only and merge on the unsharded model."),
-        ("fsdp", "merge", "is sharded. Call train_only and merge on the unsharded model."),
+        ("fsdp", "again", "is sharded. Plans change before fully_shard only:"),
+        ("fsdp", "merge", "is sharded. Plans change before fully_shard only:"),
     ],
 )
 def test_what_cannot_be_done_there_says_so_on_every_process(folder: Path, way: str, call: str, says: str) -> None:

@@ -109,10 +109,10 @@ def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
         ("flattened", "PartialTensorError: weight: a partial tensor has two parts, and FullyShardedDataParallel"),
         ("plan of flattened", "PartialTensorError: model: FullyShardedDataParallel has flattened its parameters."),
         ("table split", "PartialTensorError: weight: tensor parallelism cannot share out a partial tensor."),
-        ("plan of split", "is sharded. Call train_only and merge on the unsharded model."),
+        ("plan of split", "is sharded. Plans change before fully_shard only:"),
         ("row optimizer", "ValueError: params: a DTensor, but it must be a tensor of this process alone;"),
-        ("merge", "is sharded. Call train_only and merge on the unsharded model."),
-        ("plan of sharded", "is sharded. Call train_only and merge on the unsharded model."),
+        ("merge", "is sharded. Plans change before fully_shard only:"),
+        ("plan of sharded", "is sharded. Plans change before fully_shard only:"),
     ],
 )
 def test_what_cannot_work_says_so_on_every_process_in_one_line(folder: Path, call: str, says: str) -> None:

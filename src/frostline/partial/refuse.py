@@ -55,7 +55,10 @@ def refuse_sharded(model: nn.Module) -> None:
     """Refuse a model whose tensors are spread over processes."""
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
-            raise PartialTensorError(f"model: {name} is sharded. Call train_only and merge on the unsharded model.")
+            raise PartialTensorError(
+                f"model: {name} is sharded. Plans change before fully_shard only: save_learned here, then load_learned "
+                "into a model that is not sharded, and go on with that."
+            )
 
 
 def refuse_outside_ties(model: nn.Module, one: Found) -> None:

@@ -1,0 +1,150 @@
+"""Saved by any number of processes, resumed by any other: the bits of one process that was never interrupted."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+import frostline as fl
+
+pytest.importorskip("transformers")
+if not torch.distributed.is_available():
+    pytest.skip("this torch has no torch.distributed", allow_module_level=True)
+
+HERE = Path(__file__).parent
+ROWS = [7, 119, 3]
+TABLE, NORM = "model.embed_tokens.weight", "model.norm.weight"
+
+
+def _run(*arguments: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    for name in ("RANK", "WORLD_SIZE"):
+        environment.pop(name, None)
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one, two and three processes saved, and how each went on."""
+    if not Path("/sys/class/net/lo").exists():
+        pytest.skip("needs a loopback interface called lo")
+    folder, script = tmp_path_factory.mktemp("saved"), str(HERE / "train_saved.py")
+    _run(script, str(folder), "one")
+    for processes, stage in (2, "two"), (3, "three"):
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
+        _run(*launcher, "--master-port", str(_free_port()), script, str(folder), stage)
+    _run(script, str(folder), "back")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untrained() -> dict[str, Tensor]:
+    """The values before training, from the same script's model."""
+    return {name: value.detach() for name, value in _make_model().named_parameters()}
+
+
+def _make_model() -> Any:
+    namespace: dict[str, Any] = {"__name__": "train_llama"}
+    exec(compile((HERE / "train_llama.py").read_text(), "train_llama.py", "exec"), namespace)
+    return namespace["make_model"]()
+
+
+def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return load_file(path), file.metadata()
+
+
+def _assert_same_file(one: Path, other: Path) -> None:
+    """Tensors, places, dtypes, and the SHA-256 of what did not learn."""
+    (tensors, about), (others, about_others) = _contents(one), _contents(other)
+    assert about == about_others
+    assert list(tensors) == list(others)
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "uninterrupted in two.0",
+        "uninterrupted in two.1",
+        "from two to two.0",
+        "from two to two.1",
+        "from one to two.0",
+        "from one to two.1",
+        "from full to two.0",
+        "from full to two.1",
+        "back in time in two.0",
+        "back in time in two.1",
+        "from one to one.0",
+        "from two to one.0",
+        "from three to one.0",
+    ],
+)
+def test_resumed_is_as_if_never_interrupted(folder: Path, untrained: dict[str, Tensor], run: str) -> None:
+    one = load_file(folder / "uninterrupted in one.0.safetensors")
+    saw = load_file(folder / f"{run}.safetensors")
+    assert len(one["losses"]) == 3
+    for name in ("losses", "learned", "table", "norm"):
+        assert torch.equal(saw[name], one[name])
+    kept = [row for row in range(len(saw["table"])) if row not in ROWS]
+    assert torch.equal(saw["table"][kept], untrained[TABLE][kept])
+    assert torch.equal(saw["table"][ROWS], saw["learned"])
+    assert (saw["learned"] != load_file(folder / "one.learned.safetensors")[TABLE]).any(dim=1).all()
+
+
+def test_the_full_state_dict_is_that_of_one_process(folder: Path, untrained: dict[str, Tensor]) -> None:
+    one, two = load_file(folder / "one.full.safetensors"), load_file(folder / "two.full.safetensors")
+    assert sorted(two) == sorted(one) == sorted([*untrained, "lm_head.weight"])
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (two[TABLE][ROWS] != untrained[TABLE][ROWS]).any(dim=1).all()
+
+
+@pytest.mark.parametrize("saved", ["two", "three", "again"])
+def test_save_learned_under_fsdp_writes_the_file_of_one_process(folder: Path, saved: str) -> None:
+    _assert_same_file(folder / f"{saved}.learned.safetensors", folder / "one.learned.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["rows", "one row", "entries", "everything"])
+def test_every_kind_of_what_learns_is_saved_as_by_one_process(folder: Path, kind: str) -> None:
+    _assert_same_file(folder / f"{kind}.two.safetensors", folder / f"{kind}.one.safetensors")
+
+
+def test_what_two_processes_learned_merges_into_a_plain_model(folder: Path, untrained: dict[str, Tensor]) -> None:
+    model = _make_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # such as that of another base
+        fl.load_learned(model, folder / "two.learned.safetensors")
+    saved = load_file(folder / "two.full.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in model.state_dict().items())
+    assert (saved[NORM] != untrained[NORM]).any()
+
+
+def test_a_file_that_cannot_be_written_stops_every_process(folder: Path) -> None:
+    first, second = ((folder / f"failed.{rank}.txt").read_text() for rank in (0, 1))
+    assert first.endswith("not a file in a folder that exists. Make the folder, and name a file in it.")
+    assert second.endswith("the first process could not write the file; its error says why.")
+
+
+def test_learned_values_are_loaded_before_sharding(folder: Path) -> None:
+    for rank in (0, 1):
+        said = (folder / f"loaded.{rank}.txt").read_text()
+        assert said == f"model: {TABLE} is sharded. Load before fully_shard."
