@@ -1,4 +1,4 @@
-"""A Case: one choice for each axis, as plain values, so that a failing one can be pasted back; how hypothesis draws it."""
+"""A Case: one choice for each axis, as plain values, so that a failing one can be pasted back; and how it is drawn."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Family:
     Attributes:
         make: (parameters, decay, momentum, options for the kernel) -> optimizer.
         kernels: The implementations that it has.
-        whole: Whether it looks at a tensor as a whole, so that the learned part alone gives other steps than the tensor.
+        whole: Whether it looks at a tensor as a whole, so that the learned part alone gives other steps than that.
         sparse: Whether it takes sparse gradients; "only": nothing else.
         matrices: Whether it takes tensors of two dimensions only.
         closure: Whether its step evaluates the loss itself.

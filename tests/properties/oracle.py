@@ -1,4 +1,4 @@
-"""The oracle, slow and obvious: the plain module, all of it with gradients, and what learns taken out of it by indexing.
+"""The oracle, slow and obvious: the plain module, all of it with gradients; what learns is taken out by indexing.
 
     restored    the optimizer gets the whole tensors; gradients of frozen entries are zeroed before the step, and frozen
                 entries are put back after it. Right for optimizers that treat each entry by itself.

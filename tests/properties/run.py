@@ -385,7 +385,7 @@ class Comparison:
         assert all(parameter.grad is None for parameter in frozen), "a frozen part has a gradient"
 
     def _averages_agree(self, ours: nn.Module, theirs: nn.Module) -> None:
-        """Averaged weights: frozen ones every bit; learned ones near, as they are averaged in tensors of other sizes."""
+        """Averaged weights: frozen ones every bit; learned ones near, averaged in tensors of other sizes."""
         expected = dict(theirs.named_parameters())
         for name, frozen in self._frozen_masks().items():
             mine = read(ours, name)
@@ -393,7 +393,7 @@ class Comparison:
             near(mine[~frozen], expected[name].detach()[~frozen], STEPS * self.unit, f"{name}: the average")
 
     def _all_ways_to_read_agree(self) -> None:
-        """Read from the module, from its state dict and after merging: frozen bits as before, learned ones as learned."""
+        """Read from the module, its state dict and after merging: frozen bits as before, learned ones as learned."""
         model, masks = self.ours.model, self._frozen_masks()
         expected = {name: before.clone() for name, before in self.dense.before.items()}
         for part, values in zip(self.parts, self.ours.parameters, strict=True):
