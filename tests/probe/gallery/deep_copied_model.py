@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 EXPECTED = {"*": "not in optimizer"}
+REMARK = "The optimizer holds 4 tensors"
 
 
 def make():

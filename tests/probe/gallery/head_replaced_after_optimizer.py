@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 EXPECTED = {"body.*": "learns", "head.*": "not in optimizer"}
+REMARK = "The optimizer holds 2 tensors"
 
 
 def make():
