@@ -22,7 +22,13 @@ def run(monkeypatch, capsys, tmp_path):
 
 
 def test_each_example_has_a_test():
-    tested = {"known_and_missing_words", "only_some_variables", "only_these_rows", "tagger_embedding_moves"}
+    tested = {
+        "known_and_missing_words",
+        "new_tokens",
+        "only_some_variables",
+        "only_these_rows",
+        "tagger_embedding_moves",
+    }
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -88,3 +94,22 @@ def test_the_tagger_moves_the_rows_it_used_and_stands_when_told(run):
     losses = [tuple(map(float, pair)) for pair in re.findall(r"loss (\S+) -> (\S+)", out)]
     assert len(losses) == 2
     assert all(last < first for first, last in losses)
+
+
+def test_two_new_tokens_are_learned_and_nothing_else_moves(run):
+    for needed in ("transformers", "tokenizers"):
+        pytest.importorskip(needed)
+    out = run("new_tokens")
+    assert re.search(r"^model.embed_tokens.weight \(= lm_head.weight\) +\d+ x 64 +2 of \d+ rows", out, re.M)
+    first, last, before, after = map(
+        float, re.search(r"^loss (\S+) -> (\S+), chance of </tool> in its place (\S+) -> (\S+)$", out, re.M).groups()
+    )
+    assert last < first
+    assert after > 10 * before
+    rows, moved = re.search(
+        r"^of (\d+) rows moved: \[(.+)\]; of the 19 other tensors: none, not a bit$", out, re.M
+    ).groups()
+    assert moved == f"{int(rows) - 2}, {int(rows) - 1}"
+    assert "head and table are still one: True" in out
+    assert int(re.search(r"a file of ([\d,]+) bytes", out)[1].replace(",", "")) < 2_000
+    assert "has the same table: True" in out
