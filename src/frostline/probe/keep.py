@@ -41,6 +41,7 @@ from torch.overrides import TorchFunctionMode
 from frostline.errors import ProbeError
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.reach import reach
+from frostline.probe.step import bits
 
 
 @contextlib.contextmanager
@@ -85,7 +86,6 @@ def kept(
             memory.generator(generator)
         stack.enter_context(_random_numbers())
         stack.enter_context(_eager_where_not_compiled())
-        stack.enter_context(_no_autocast_cache())
         if not reached.compiled:  # compiled code runs as it was compiled: under no mode, without global hooks
             stack.callback(register_module_forward_pre_hook(lambda module, _: memory.module(module)).remove)
             stack.enter_context(_Watch(memory))
@@ -206,13 +206,14 @@ def _remember_values(tensor: Tensor) -> Callable[[], object]:
     """Put back a tensor's bits, its memory and its version counter."""
     tensor = tensor._local_tensor if hasattr(tensor, "_local_tensor") else tensor  # a shard of a DTensor
     with torch.inference_mode(tensor.is_inference()):
-        alias = tensor.detach()  # the same memory, also if the tensor is given another
+        # The same memory, also if the tensor is given another; a sparse tensor gets another at any write.
+        alias = tensor if tensor.is_sparse else tensor.detach()
         saved = None if tensor.is_meta else _stored(alias).clone()
     version = _version(tensor)
 
     def undo() -> None:
         with torch.inference_mode(alias.is_inference()):
-            if not (tensor.is_sparse or tensor.is_meta) and tensor.data_ptr() != alias.data_ptr():
+            if alias is not tensor and not tensor.is_meta and tensor.data_ptr() != alias.data_ptr():
                 tensor.data = alias
             if saved is not None and not _same_bits(_stored(alias), saved):  # memory may be read-only
                 _stored(alias).copy_(saved)
@@ -236,8 +237,7 @@ def _stored(tensor: Tensor) -> Tensor:
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     if a.layout != torch.strided or a.is_cuda or a.shape != b.shape:
         return False  # on a GPU comparing would wait for it; writing does not
-    flat_a, flat_b = (x.resolve_conj().resolve_neg().reshape(-1) for x in (a, b))
-    return torch.equal(flat_a.view(torch.uint8), flat_b.view(torch.uint8))
+    return torch.equal(bits(a), bits(b))
 
 
 def _remember_gradient(leaf: Tensor, in_sight: bool) -> Callable[[], object]:
@@ -306,17 +306,6 @@ def _random_numbers() -> Iterator[None]:
         elif torch.cuda.is_initialized():  # first used in the block: back to the start
             for generator in torch.cuda.default_generators:
                 generator.manual_seed(generator.initial_seed())
-
-
-@contextlib.contextmanager
-def _no_autocast_cache() -> Iterator[None]:
-    """Keep half-precision copies of weights that the block makes out of the cache of an autocast region around it."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
 
 
 def _eager_where_not_compiled() -> Any:
