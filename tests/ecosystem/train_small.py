@@ -173,10 +173,18 @@ def refusals() -> dict[str, str]:
         "table split": lambda: parallelize_module(make(), mesh, {"table": ColwiseParallel()}),
         "plan of split": lambda: make_plan(parallelize_module(Model(False), mesh, {"head": ColwiseParallel()})),
         "row optimizer": lambda: fl.optim.RowAdamW(sharded(make()).parameters()),
+        "early optimizer": early_optimizer,
         "merge": lambda: fl.merge(sharded(make())),
         "plan of sharded": lambda: make_plan(sharded(make())),
     }
     return {name: said(call) for name, call in calls.items()}
+
+
+def early_optimizer() -> None:
+    model = make()
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+    fully_shard(model)(batches()[0, 0]).backward()
+    optimizer.step()
 
 
 def make_plan(model: nn.Module) -> None:

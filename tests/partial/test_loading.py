@@ -81,3 +81,16 @@ def test_a_model_without_data_takes_its_learned_rows_from_the_checkpoint() -> No
     train(empty, 1)
     assert not torch.equal(values(empty)["0.weight"][[5, 2]], values(trained)["0.weight"][[5, 2]])
     assert torch.equal(values(empty)["0.weight"][[0, 1, 3, 4, 6]], values(trained)["0.weight"][[0, 1, 3, 4, 6]])
+
+
+def test_an_optimizer_made_before_parameters_were_replaced_is_told_so() -> None:
+    model, trained = make(), make()
+    train(trained)
+    early = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(torch.tensor([5])).sum().backward()
+    early.step()
+    model.load_state_dict(values(trained), assign=True)
+    with pytest.raises(fl.StaleOptimizerError, match="has replaced, so nothing would learn there. Make it after that"):
+        early.step()
+    train(model, 1)  # with an optimizer of its own
+    assert not torch.equal(model[0].weight_learned, trained[0].weight_learned)

@@ -86,6 +86,12 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} from "
                 f"an earlier plan, which no module uses any more. {_FIX}"
             )
+        if _left_behind(parameter):
+            raise StaleOptimizerError(
+                f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} that "
+                "fully_shard or load_state_dict(assign=True) has replaced, so nothing would learn there. "
+                "Make it after that: torch.optim.AdamW(plan.parameters(), ...)."
+            )
     for learned, model in list(_undriven.items()):
         if id(learned) in ids:
             del _undriven[learned]
@@ -95,6 +101,12 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 f"{tuple(learned.shape)} has been switched off since the plan (requires_grad=False, as get_peft_model "
                 "does), so nothing would learn there. Make the plan after that, or choose fl.nothing for it."
             )
+
+
+def _left_behind(learned: Tensor) -> bool:
+    """Whether a plan gave `learned` to modules that all have another Parameter in its place."""
+    owners = owners_of(learned)
+    return bool(owners) and not any(learned is one for module in owners for one in module._parameters.values())
 
 
 def _parameters(model: nn.Module | None) -> Iterable[nn.Parameter]:
