@@ -14,8 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from frostline.cli import main
+from frostline.probe import read_run
 from frostline.tagger import read_conll
 
 SHARED = Path(os.environ.get("FROSTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
@@ -76,7 +78,33 @@ def test_training_prints_plain_lines_the_plan_the_audit_and_f1_on_dev(trained: S
     assert "embed.weight" in trained.printed
     assert "audit    0 of 84 frozen entries moved, compared bit by bit; 2 of 2 rows that learn moved" in lines
     assert lines[-1].startswith("F1 on dev ")
-    assert sorted(path.name for path in trained.out.iterdir()) == ["config.json", "model.safetensors", "words.json"]
+    assert sorted(path.name for path in trained.out.iterdir()) == [
+        *("about.json", "audit.json", "config.json", "curves.jsonl", "model.safetensors", "movement.safetensors"),
+        *("plan.json", "words.json"),
+    ]
+
+
+def test_what_training_leaves_for_the_report_is_what_it_printed(trained: SimpleNamespace) -> None:
+    run = read_run(trained.out)
+    assert run.about is not None
+    epoch, f1 = re.findall(r"epoch (\d+) of 8, F1 on dev ([\d.]+ %)", run.about["facts"]["kept"])[0]
+    assert trained.printed.splitlines()[-1].startswith(f"F1 on dev {f1}: epoch {epoch}, saved in ")
+    assert run.audit == {"frozen_compared": 84, "frozen_moved": 0, "learned_rows": 2, "learned_rows_moved": 2}
+    losses = re.findall(r"loss ([\d.]+)", trained.printed)
+    assert [f"{point['loss']:.4f}" for point in run.curves] == losses
+    assert run.movement is not None
+    assert sorted(run.movement.words[:2]) == ["<unk>", "nowhere"]
+    assert run.movement.learns.sum() == 2
+    stands = ~run.movement.learns
+    assert torch.equal(run.movement.after[stands], run.movement.before[stands])
+    assert (run.movement.after[:2] != run.movement.before[:2]).any(dim=1).all()
+
+
+def test_a_tagger_with_its_run_files_is_replaced_by_the_next(trained: SimpleNamespace, tmp_path: Path) -> None:
+    files = _write(tmp_path)
+    assert main(_train_arguments(files, epochs=1)) == 0
+    assert main(_train_arguments(files, epochs=2)) == 0
+    assert len(read_run(files.out).curves) == 2
 
 
 def test_evaluating_in_json_gives_the_f1_that_training_printed(

@@ -14,8 +14,9 @@ import frostline as fl
 from frostline.cli import demo, main
 from frostline.demo import words
 from frostline.demo.story import Scale, tell
+from frostline.probe import read_run
 
-for extra in ("gensim", "matplotlib"):
+for extra in ("gensim", "matplotlib", "plotly"):
     pytest.importorskip(extra, reason=f"the demo needs {extra}, of the extra demo")
 
 SMALL = Scale(dimension=16, vector_epochs=2, epochs=3, seeds=(0, 1), docstrings=1500, sentences=120)
@@ -73,9 +74,36 @@ def test_the_output_tells_the_story_in_order_and_in_plain_lines(told: tuple[dict
 
 def test_pictures_and_results_lie_in_the_folder_and_nothing_else(told: tuple[dict[str, Any], Path, str]) -> None:
     results, out, _ = told
-    assert sorted(path.name for path in out.iterdir()) == ["curves.png", "results.json", "travel.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("about.json", "audit.json", "curves.jsonl", "curves.png", "movement.safetensors", "plan.json"),
+        *("report.html", "results.json", "travel.png"),
+    ]
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "travel.png"))
+
+
+def test_the_run_folder_holds_the_curves_of_all_three_ways_and_the_words_that_moved(
+    told: tuple[dict[str, Any], Path, str],
+) -> None:
+    results, out, text = told
+    run = read_run(out)
+    assert {point["run"] for point in run.curves} == {"missing words learn", "all words frozen", "all words learn"}
+    assert len(run.curves) == 3 * SMALL.epochs
+    assert run.movement is not None
+    furthest = [found["word"] for found in results["moved_furthest"]]
+    assert [word for word in run.movement.words if word != "<unk>"][: len(furthest)] == furthest
+    assert str(out / "report.html") in text
+
+
+def test_without_plotly_the_demo_says_what_to_install_and_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    tell(tmp_path, Scale(dimension=8, vector_epochs=1, epochs=1, seeds=(0,), docstrings=800, sentences=40))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No report.html: the page's charts need plotly. Install it: pip install 'frostline[report]'" in said
+    assert not (tmp_path / "report.html").exists()
+    assert (tmp_path / "results.json").exists()
 
 
 def test_the_same_seed_gives_the_same_vectors() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from frostline.errors import MissingExtraError
 from frostline.probe import Movement, Recorded
@@ -47,7 +48,7 @@ def curves(lines: Sequence[Curve]) -> Figure:
 
 def entries(name: str, one: Recorded) -> Figure:
     """The entries of a small tensor over steps; of more than 40, those that moved furthest."""
-    values = one.values.double().flatten(1).numpy()  # (P, n)
+    values = _drawable(one.values.flatten(1))  # (P, n)
     places = np.argsort(-_moved(values), kind="stable")[:_LINES]
     left_out = values.shape[1] - len(places)
     figure = _figure(
@@ -63,10 +64,16 @@ def entries(name: str, one: Recorded) -> Figure:
     return figure
 
 
+def distance(one: Recorded) -> Floats:
+    """How far each recorded row is from where it began, at each point, shape (P, R)."""
+    values = _rows(one)  # (P, R, D)
+    found: Floats = np.linalg.norm(values - values[:1], axis=2)
+    return found
+
+
 def distances(name: str, one: Recorded) -> Figure:
     """How far each recorded row is from where it began, over steps; of more than 40, those that went furthest."""
-    values = _rows(one)  # (P, R, D)
-    far = np.linalg.norm(values - values[:1], axis=2)  # (P, R)
+    far = distance(one)
     furthest = np.argsort(-far[-1], kind="stable")[:_LINES]
     figure = _figure(f"{name}: distance from the start")
     words = one.words or []
@@ -85,7 +92,7 @@ def furthest(words: Sequence[str], far: Floats, name: str = "") -> Figure:
     what = f"the {len(order)} rows that moved furthest" if len(order) < len(far) else "how far each row moved"
     figure = _figure(f"{name}: {what}" if name else what)
     figure.add_bar(
-        x=far[order], y=np.arange(len(order)), orientation="h", width=0.72, marker={"color": BLUE, "line": {"width": 0}},
+        x=far[order], y=np.arange(len(order)), orientation="h", width=0.7, marker={"color": BLUE, "line": {"width": 0}},
         text=[_text(words[row]) for row in order.tolist()], textposition="none",
         hovertemplate="%{text}: %{x:.4g}<extra></extra>",
     )  # fmt: skip
@@ -112,7 +119,7 @@ def travel(movement: Movement) -> Figure:
     """The map of a movement: where rows began (rings), where they ended (dots), and the rows that stand still."""
     learns = np.flatnonzero(movement.learns.numpy())[:_MAPPED]
     rows = np.concatenate([learns, np.flatnonzero(~movement.learns.numpy())])
-    values = np.stack([movement.before.double().numpy()[rows], movement.after.double().numpy()[rows]])
+    values = np.stack([_drawable(movement.before)[rows], _drawable(movement.after)[rows]])
     return _map([movement.words[row] for row in rows.tolist()], values, len(learns))
 
 
@@ -223,14 +230,18 @@ def _figure(title: str) -> Figure:
 
 def _rows(one: Recorded) -> Floats:
     """The recorded rows as (P, R, D), whatever the shape of a row."""
-    values = one.values.double()
-    return values.reshape(values.shape[0], values.shape[1], -1).numpy()
+    return _drawable(one.values.flatten(2) if one.values.ndim > 2 else one.values.unsqueeze(2))
+
+
+def _drawable(values: Tensor) -> Floats:
+    """The values as float64, NaN for infinity: neither has a place in a chart."""
+    found: Floats = values.double().numpy()
+    return np.where(np.isfinite(found), found, np.nan)
 
 
 def _moved(values: Floats) -> Floats:
-    """How far each entry went, whatever the way back, shape (n,), from (P, n)."""
-    with np.errstate(invalid="ignore"):
-        found: Floats = np.nan_to_num(values.max(axis=0) - values.min(axis=0))
+    """How far each entry went, whatever the way back, shape (n,), from (P, n); what left the numbers went furthest."""
+    found: Floats = np.nan_to_num(values.max(axis=0) - values.min(axis=0), nan=np.inf)
     return found
 
 

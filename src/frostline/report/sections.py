@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from frostline.probe import Recorded
 from frostline.report import charts
 from frostline.report.contents import Contents, Curve
@@ -126,9 +124,8 @@ def _movement(contents: Contents, page: _Charts) -> str:
         words = [word for word, learns in zip(movement.words, movement.learns.tolist(), strict=True) if learns]
         parts.append(page.place([charts.furthest(words, far), charts.spread(movement.distances.double().numpy())]))
     for name, one in _rows(contents):
-        ways = one.values.double().flatten(2).numpy()  # (P, R, D)
-        far = np.linalg.norm(ways[-1] - ways[0], axis=1)
-        parts.append(page.place([charts.furthest(one.words or [], far, name), charts.distances(name, one)]))
+        bars = charts.furthest(one.words or [], charts.distance(one)[-1], name)
+        parts.append(page.place([bars, charts.distances(name, one)]))
     return "".join(parts) or _missing("No rows here. Record some: fl.Recorder(folder, {name: (table, ids)}).")
 
 

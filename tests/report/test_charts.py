@@ -1,0 +1,103 @@
+"""Charts hold the numbers that were recorded, and their words as text."""
+
+import numpy as np
+import pytest
+import torch
+
+from frostline.probe import Movement, Recorded
+
+charts = pytest.importorskip("frostline.report.charts")
+Curve = pytest.importorskip("frostline.report.contents").Curve
+pytest.importorskip("plotly", reason="charts need plotly, of the extra report")
+
+
+def rows(values, words):
+    return Recorded("rows", list(range(len(values))), torch.tensor(values, dtype=torch.float32), words)
+
+
+def test_a_curve_is_a_line_for_each_run_with_its_points():
+    figure = charts.curves([Curve("loss", "a", "epoch", [1, 2], [3.0, 2.0]), Curve("loss", "b", "epoch", [1], [5.0])])
+    assert [(line.name, list(line.x), list(line.y), line.mode) for line in figure.data] == [
+        ("a", [1, 2], [3.0, 2.0], "lines"),
+        ("b", [1], [5.0], "markers"),
+    ]
+    assert figure.layout.xaxis.title.text == "epoch"
+
+
+def test_entries_are_lines_named_by_their_place():
+    one = Recorded("tensor", [0, 5], torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    figure = charts.entries("bias", one)
+    assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
+        ("[0, 0]", [0, 5], [1.0, 3.0]),
+        ("[0, 1]", [0, 5], [2.0, 4.0]),
+    ]
+
+
+def test_of_many_entries_those_that_went_furthest_are_drawn_though_they_came_back():
+    values = torch.zeros(3, 100)
+    values[1, 60:] = torch.arange(40.0) + 1
+    figure = charts.entries("big", Recorded("tensor", [0, 1, 2], values))
+    assert [line.name for line in figure.data] == [f"[{place}]" for place in range(60, 100)]
+    assert "40 entries that moved furthest of 100" in figure.layout.title.text
+
+
+def test_distances_are_from_the_first_point():
+    figure = charts.distances("w", rows([[[0, 0], [1, 1]], [[3, 4], [1, 1]]], ["a", "b"]))
+    assert {line.name: list(line.y) for line in figure.data} == {"a": [0, 5], "b": [0, 0]}
+
+
+def test_bars_have_the_furthest_word_on_top_and_at_most_25():
+    figure = charts.furthest([f"w{n}" for n in range(40)], np.arange(40.0))
+    (bars,) = figure.data
+    assert len(bars.x) == 25
+    assert (bars.x[-1], figure.layout.yaxis.ticktext[-1]) == (39, "w39")
+
+
+def test_a_histogram_counts_every_row_that_has_a_finite_distance():
+    figure = charts.spread(np.array([0.0, 1.0, 1.0, 2.0, np.nan]))
+    assert sum(figure.data[0].y) == 4
+
+
+def test_on_the_map_of_a_movement_frozen_rows_are_grey_and_moved_rows_begin_and_end():
+    before, after = torch.zeros(3, 3), torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 0]])
+    moved = Movement.of(["a", "b", "c"], before, after, torch.tensor([0, 1]), [2])
+    frozen, ways, start, end = charts.travel(moved).data
+    assert (frozen.name, list(frozen.text)) == ("frozen", ["c"])
+    assert len(ways.x) == 2 * 3
+    assert np.isnan(ways.x[2])
+    went = np.hypot(np.array(end.x) - start.x, np.array(end.y) - start.y)
+    assert went.tolist() == pytest.approx([2, 1])
+    assert list(end.customdata) == ["a", "b"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 1), (2, 1, 1), (2, 1, 5), (3, 4, 2), (4, 2, 3, 3)])
+@pytest.mark.parametrize("fill", [0.0, float("nan"), float("inf")])
+def test_any_recorded_rows_have_charts(shape, fill):
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values[-1, 0] = fill
+    one = Recorded("rows", list(range(shape[0])), values, ["word"] * shape[1])
+    for figure in (charts.paths(one), charts.distances("w", one), charts.entries("w", one)):
+        assert len(figure.data) >= 1
+        assert "NaN" not in figure.to_json()
+
+
+def test_words_stand_as_text_and_no_tag_is_obeyed():
+    hostile = "<b>bold</b><script>x</script>"
+    one = rows([[[0, 0]], [[1, 1]]], [hostile])
+    far = np.array([1.0])
+    figures = [
+        charts.paths(one),
+        charts.distances("w", one),
+        charts.furthest([hostile], far),
+        charts.entries(hostile, one),
+    ]
+    figures.append(charts.curves([Curve(hostile, hostile, "step", [1, 2], [1.0, 2.0])]))
+    for figure in figures:
+        text = figure.to_json()
+        assert "<b>" not in text.encode().decode("unicode_escape")
+        assert "&lt;b&gt;" in text.encode().decode("unicode_escape")
+
+
+def test_words_on_the_map_do_not_touch():
+    ends = np.array([[0.5, 0.5], [0.51, 0.5], [0.5, 0.9], [0.0, 0.5]])
+    assert charts._with_room(ends, ["first", "near", "far", "outside"]) == {0, 2}

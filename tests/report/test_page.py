@@ -1,0 +1,153 @@
+"""The page is one file, says what is there and what is missing, and takes no word for a tag."""
+
+import html
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import frostline as fl
+from frostline.probe import describe_run
+from frostline.report import write_page
+
+pytest.importorskip("plotly", reason="the page's charts need plotly, of the extra report")
+
+
+def own(path):
+    """The page without plotly's script."""
+    text = path.read_text(encoding="utf-8")
+    return re.sub(r"<script>/\*\*.*?</script>", "", text, flags=re.S)
+
+
+def words_of(path):
+    main = own(path).split("<main>")[1].split("</main>")[0]
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", main)).split())
+
+
+class Tags(HTMLParser):
+    """Counts tags, and stops where one is not closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.links = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def written(recorded, tmp_path):
+    return write_page(recorded, tmp_path / "page.html")
+
+
+def test_the_page_is_one_file_that_asks_for_no_other(written):
+    text = own(written)
+    tags = Tags(text)
+    assert tags.open == []
+    assert tags.links == ["data:,"]
+    assert "default-src 'none'" in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert [path.name for path in written.parent.iterdir()] == ["page.html"]
+
+
+def test_words_and_titles_of_the_run_are_text(written):
+    tags = Tags(own(written))
+    assert tags.seen.count("script") == 2  # the data of the charts and what draws them; plotly is left out here
+    assert "Some <words> & a bias" in words_of(written)
+    assert "<seed>" in words_of(written)
+    data = json.loads(re.search(r'id="figures">(.*?)</script>', own(written), re.S)[1])
+    ticks = data["chart2"]["layout"]["yaxis"]["ticktext"]
+    assert "&lt;script&gt;alert(1)&lt;/scrip…" in ticks
+    assert not [tick for tick in ticks if "<" in tick]
+
+
+def test_the_figures_come_first_then_the_sections(written):
+    text = words_of(written)
+    places = [
+        text.index(part) for part in ("of the model learns", "What learns", "Curves", "How far rows moved", "Audit")
+    ]
+    assert places == sorted(places)
+    assert "23.8 % of the model learns: 50 of 210 numbers" in text
+
+
+def test_what_is_missing_is_said_in_one_line_each(tmp_path):
+    describe_run(tmp_path, title="Nothing but a title")
+    text = words_of(write_page(tmp_path, tmp_path / "page.html"))
+    assert "Nothing but a title" in text
+    for says in ("No plan.json and no explanation.json here", "No curve here", "No rows here", "No audit.json here"):
+        assert says in text
+
+
+@pytest.mark.parametrize("run", ["recorded", "trained", "explained"])
+def test_every_run_folder_has_a_page_with_its_charts(run, request, tmp_path):
+    page = write_page(request.getfixturevalue(run), tmp_path / "page.html")
+    text = own(page)
+    places = re.findall(r'class="chart" id="(.*?)"', text)
+    data = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
+    assert list(data) == places
+    assert len(places) >= 4
+    assert "No curve here" not in text
+
+
+def test_an_explanation_is_coloured_and_alarms_are_counted(explained, tmp_path):
+    text = own(write_page(explained, tmp_path / "page.html"))
+    assert '<div class="bad"><b>1</b><span>tensors that hardly do what was meant</span></div>' in text
+    assert '<div class="bad"><b>2 of 30</b>' in text
+    assert "<code>model.py:31</code>" in text
+    assert "detach &lt;here&gt;" in text
+
+
+def test_a_trained_tagger_shows_that_no_frozen_number_moved(trained, tmp_path):
+    text = words_of(write_page(trained, tmp_path / "page.html"))
+    assert "0 of 30 frozen numbers moved, bit by bit" in text  # 4 known words and the padding row, 6 numbers each
+    assert "learns in part" in text
+    assert "sentences 4" in text
+
+
+def test_the_same_folder_gives_the_same_page(recorded, tmp_path):
+    first, second = (write_page(recorded, tmp_path / f"{n}.html").read_bytes() for n in (1, 2))
+    assert first == second
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_what_is_no_run_folder_is_one_line(name, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").touch()
+    with pytest.raises(fl.RunFolderError) as caught:
+        write_page(tmp_path / name, tmp_path / "page.html")
+    assert str(caught.value).startswith(f"{tmp_path / name}: no")
+    assert "Name " in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_line_and_leaves_nothing(recorded, tmp_path):
+    with pytest.raises(fl.RunFolderError, match=r"cannot be written: .*-o"):
+        write_page(recorded, tmp_path / "no" / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_plotly_one_line_says_what_to_install(recorded, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(fl.MissingExtraError, match=r"pip install 'frostline\[report\]'"):
+        write_page(recorded, tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_of_a_recorder_alone_has_the_name_of_its_folder(tmp_path):
+    with fl.Recorder(tmp_path / "first", {"weight": torch.zeros(3)}) as recorder:
+        recorder(loss=1.0)
+    text = words_of(write_page(tmp_path / "first", tmp_path / "page.html"))
+    assert "The run in first" in text
+    assert "What was recorded" in text
