@@ -443,10 +443,40 @@ def test_a_loss_that_is_none_is_refused_in_one_line(loss, says):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_optimizer_is_refused_in_one_line():
+@pytest.mark.parametrize(
+    ("optimizer", "says"),
+    [
+        (0.1, "optimizer: float has no `param_groups` and `step`"),
+        ([], "optimizer: an empty list, so nothing would step."),
+    ],
+)
+def test_what_is_no_optimizer_is_refused_in_one_line(optimizer, says):
     model = nn.Linear(3, 1)
-    with pytest.raises(TypeError, match=re.escape("optimizer: float has no `param_groups` and `step`")):
-        fl.trial_step(model, lambda: model(torch.ones(1, 3)).sum(), 0.1)
+    with pytest.raises(TypeError, match=re.escape(says)):
+        fl.trial_step(model, lambda: model(torch.ones(1, 3)).sum(), optimizer)
+
+
+def test_what_is_no_module_is_refused_in_one_line():
+    weight = nn.Parameter(torch.ones(1))
+    with pytest.raises(TypeError, match=re.escape("model: list, but it must be an nn.Module.")):
+        fl.trial_step([weight], lambda: weight.sum(), torch.optim.SGD([weight], lr=0.1))
+
+
+def test_optimizers_that_step_in_the_backward_pass_are_taken_back():
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
+    optimizers = {parameter: torch.optim.Adam([parameter], lr=0.1) for parameter in model.parameters()}
+
+    def step(parameter):
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    before = [everything(model, optimizer) for optimizer in optimizers.values()]
+    trial = fl.trial_step(model, lambda: model(x).sum(), list(optimizers.values()))
+    assert [everything(model, optimizer) for optimizer in optimizers.values()] == before
+    assert all(one.moved == one.of for one in trial.tensors.values())
+    assert trial["0.weight"].largest == pytest.approx(0.1, rel=1e-3)  # one step of Adam, not two
 
 
 def test_it_prints_a_table_and_plain_values():

@@ -122,7 +122,7 @@ def _remember(value: Any, before: Before, undo: list[Callable[[], None]], seen: 
         before.add(value)
         version = None if value.is_inference() else value._version
         undo.append(partial(_put_back_tensor, value, value.data, before[value], version))
-    elif isinstance(value, np.ndarray):
+    elif isinstance(value, np.ndarray) and value.flags.writeable:
         undo.append(partial(np.copyto, value, value.copy()))
     elif isinstance(value, torch.Generator):
         undo.append(partial(_put_back_generator, value, value.get_state()))

@@ -86,14 +86,14 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         loss_fn: Takes nothing, runs the forward pass, returns the loss: one number.
         optimizer: Anything with `param_groups` and `step`: a torch.optim optimizer, a wrapper around one, or a list of
             them, stepped in order. One that needs a closure (LBFGS, SAM) gets it, and each of its evaluations begins
-            with `.grad` as it stood.
+            with `.grad` as it stood. Optimizers that step in hooks of the backward pass must be listed too.
 
     Returns:
         A Trial: for each tensor how many entries moved, in which rows, and how far.
 
     Raises:
         ProbeError: The loss is not one number, or depends on nothing that learns.
-        TypeError: `optimizer` is no optimizer.
+        TypeError: `model` is no module, or `optimizer` no optimizer.
         Exception: Whatever `loss_fn` or a step raises, after everything is back.
 
     Cost: a step, and a copy of the parameters, of the optimizer's state, of gradients and buffers while it runs.
@@ -111,6 +111,8 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         >>> optimizer.state_dict()["state"]
         {}
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: {type(model).__name__}, but it must be an nn.Module.")
     optimizers = _optimizers(optimizer)
     plain = unwrapped(model)
     found = find_tensors(plain)
@@ -156,6 +158,8 @@ def _inside_ddp(model: nn.Module) -> nn.Module | None:
 
 def _optimizers(optimizer: Any) -> list[Any]:
     optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
+    if not optimizers:
+        raise TypeError("optimizer: an empty list, so nothing would step. Pass the optimizer(s) of the training run.")
     for one in optimizers:
         if not (hasattr(one, "param_groups") and hasattr(one, "step")):
             raise TypeError(f"optimizer: {type(one).__name__} has no `param_groups` and `step`. Pass the optimizer(s).")

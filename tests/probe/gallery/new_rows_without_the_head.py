@@ -1,8 +1,8 @@
 """A plan for the new rows of the embedding forgets the head, which is not tied.
 
-Seen: a new token is read and can never be written.
+Seen: "you freeze all the layers: how does next-token prediction of the new token train?"
 Fix: name the rows of the head too, and its bias.
-Source: https://github.com/huggingface/peft/issues/3649
+Source: https://github.com/kohjingyu/fromage/issues/31
 """
 
 import torch

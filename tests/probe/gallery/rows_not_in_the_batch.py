@@ -1,8 +1,8 @@
 """Rows are chosen, and the batch has none of them.
 
-Seen: the plan says that rows learn, and after the epoch they have not moved.
+Seen: tokens were added and the table resized, and that was taken for enough.
 Fix: see which ids the data has; a row that is not looked up has a gradient of zero.
-Source: https://github.com/pytorch/torchrec/issues/2908
+Source: https://github.com/huggingface/transformers/issues/7879
 """
 
 import torch
