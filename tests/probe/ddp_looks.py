@@ -1,0 +1,78 @@
+"""Train under DistributedDataParallel, never looked at and looked at from one process only; say whether that differs.
+
+Started by test_ddp.py, in one process or by torchrun in two. Writes a JSON file for each process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+import frostline as fl
+
+OPTIONS = {
+    "plain": {},
+    "find unused": {"find_unused_parameters": True},
+    "static graph": {"static_graph": True},
+    "views": {"gradient_as_bucket_view": True},
+}
+
+
+def train(options: dict[str, bool], looks: bool) -> tuple[list[float], dict[str, Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    fl.train_only(net, {"*": fl.everything, "0.weight": fl.rows([1, 5, 7])})
+    model = DistributedDataParallel(net, **options)
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05)
+    torch.manual_seed(dist.get_rank())
+    losses, seen = [], []
+
+    def look() -> None:
+        if looks and dist.get_rank() == 0:
+            for masks in ("same", "fresh"):
+                seen.append(fl.gradients(lambda: loss_of(torch.arange(6)), [net[0].weight, net[1]], masks=masks)[0])
+
+    def loss_of(words: Tensor) -> Tensor:
+        return model(words).square().mean()
+
+    for _ in range(5):
+        words = torch.randint(9, (6,))
+        look()
+        optimizer.zero_grad()
+        loss = loss_of(words)
+        look()
+        loss.backward()
+        look()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, net.state_dict(), seen
+
+
+def main() -> None:
+    os.environ.setdefault("RANK", "0")
+    os.environ.setdefault("WORLD_SIZE", "1")
+    dist.init_process_group("gloo")
+    found = {}
+    for name, options in OPTIONS.items():
+        plain, state, _ = train(options, looks=False)
+        looked, same_state, seen = train(options, looks=True)
+        found[name] = {
+            "same losses": plain == looked,
+            "same state": all(torch.equal(state[key], same_state[key]) for key in state),
+            "moved": len(set(plain)) == len(plain),
+            "looks": sum(bool((gradient != 0).any()) for gradient in seen),
+        }
+    Path(sys.argv[1], f"{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
