@@ -20,10 +20,10 @@ from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.groups import Groups
 from frostline.probe.keep import kept
 from frostline.probe.observe import Observed, extremes
-from frostline.probe.reasons import part_of, reason_for
+from frostline.probe.reasons import reason_for
 from frostline.probe.step import Before, changed, take_step, taken_back
 from frostline.probe.trial import unwrapped
-from frostline.probe.verdicts import TWICE, Seen, words_for
+from frostline.probe.verdicts import BY_PLAN, IN_PART, LEARNS, MOVES_ANYWAY, TWICE, ZERO, Seen, words_for
 
 
 def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = None) -> Explanation:
@@ -86,7 +86,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         torch.enable_grad(),
     ):
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        seen = Observed(tensors, loss_fn)
+        seen = Observed(tensors, loss_fn, {place for place, one in enumerate(found) if one.layout is not None})
         moving = [name for name, one in model.named_buffers() if name not in buffers or _differs(buffers[name], one)]
         remarks += [] if seen.connected else [_NOT_CONNECTED]
         try:
@@ -156,8 +156,30 @@ def _finding(place: int, one: Found, observed: Observed, groups: Groups, movemen
     reason, where = reason_for(words[0], place, seen, observed, not_finite, one)
     twice = [TWICE] if (seen.held or 0) > 1 else []
     return Finding(
-        one.names[0], tuple(one.names[1:]), tuple(one.tensor.shape), (*words, *twice), reason, where, part_of(one)
+        one.names[0],
+        tuple(one.names[1:]),
+        tuple(one.tensor.shape),
+        (*words, *twice),
+        reason,
+        where,
+        _groups(one, words, seen, brought.rows),
     )
+
+
+def _groups(one: Found, words: Sequence[str], seen: Seen, with_gradient: int) -> dict[str, int] | None:
+    """How many rows or entries of a partial tensor each verdict holds for; None for one that is whole."""
+    if one.layout is None:
+        return None
+    learned = len(one.layout)
+    rest = (one.tensor.shape[0] if one.layout.kind == "rows" else one.tensor.numel()) - learned
+    word = words[1] if seen.frozen_part_moved else words[0]
+    if word in (LEARNS, IN_PART):
+        counts = {LEARNS: with_gradient, ZERO: learned - with_gradient}
+    else:
+        counts = {word: learned}
+    still = MOVES_ANYWAY if seen.frozen_part_moved else BY_PLAN
+    counts[still] = counts.get(still, 0) + rest
+    return {word: count for word, count in counts.items() if count}
 
 
 def _differs(before: Tensor, after: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ class Finding:
         words: Every word that holds for it, the verdict first.
         reason: Why, in one line.
         where: The line of code that is the reason, as `file:line`; None where no line is.
-        part: How much of it learns, such as "3 of 400 rows"; None unless it is a partial tensor.
+        groups: Of a partial tensor: verdict -> how many of its rows, or entries, it holds for; None for others.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Finding:
     words: tuple[str, ...]
     reason: str
     where: str | None = None
-    part: str | None = None
+    groups: Mapping[str, int] | None = None
 
     @property
     def verdict(self) -> str:
@@ -76,7 +76,8 @@ class Explanation:
 
         Returns:
             Name -> `verdict` (one of the words), `reason`, `where` ("file:line" or None), `notes` (words that hold as
-            well, "tied", "listed twice"), `tied` (the other names), `part` ("3 of 400 rows" or None).
+            well, "tied", "listed twice"), `tied` (the other names), `groups` (of a partial tensor: verdict -> how many
+            of its rows or entries it holds for; None for others).
         """
         return {
             finding.name: {
@@ -85,7 +86,7 @@ class Explanation:
                 "where": finding.where,
                 "notes": finding.notes,
                 "tied": list(finding.tied),
-                "part": finding.part,
+                "groups": None if finding.groups is None else dict(finding.groups),
             }
             for finding in self.findings
         }

@@ -8,8 +8,8 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -28,10 +28,12 @@ class Brought:
     Attributes:
         gradient: Nothing at all, exact zeros, or numbers.
         not_finite: What holds NaN or Inf: "its gradient", "it" or "the loss"; empty if nothing does.
+        rows: How many of its rows, (R, *), or entries, (n,), got a gradient that is not zero.
     """
 
     gradient: Literal["none", "zero", "numbers"]
     not_finite: str
+    rows: int = 0
 
 
 class Observed:
@@ -46,7 +48,8 @@ class Observed:
         connected: Whether the loss requires a gradient at all.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], loss_fn: Callable[[], Tensor]) -> None:
+    def __init__(self, tensors: Sequence[Tensor], loss_fn: Callable[[], Tensor], in_parts: Container[int] = ()) -> None:
+        """Run `loss_fn` and its backward; `in_parts`: places of the tensors whose rows are counted."""
         start = next_sequence_number()
         with _eager(), Trace(tensors) as self.trace:
             loss = loss_fn()
@@ -57,10 +60,13 @@ class Observed:
         with contextlib.ExitStack() as stack:
             if self.connected:
                 self._backward(loss, tensors, start, hooked, stack)
-            self.brought = [_brought(one, one.grad if one.grad is not None else hooked.get(id(one))) for one in tensors]
+            self.brought = [
+                _brought(one, one.grad if one.grad is not None else hooked.get(id(one)), place in in_parts)
+                for place, one in enumerate(tensors)
+            ]
         if not finite:
             self.brought = [
-                one if one.not_finite or one.gradient == "none" else Brought(one.gradient, "the loss")
+                one if one.not_finite or one.gradient == "none" else replace(one, not_finite="the loss")
                 for one in self.brought
             ]
         missing = sum(1 << place for place, one in enumerate(self.brought) if one.gradient == "none")
@@ -102,12 +108,19 @@ def extremes(tensor: Tensor) -> tuple[bool, bool]:
     return least == most == 0, math.isfinite(least) and math.isfinite(most)
 
 
-def _brought(tensor: Tensor, gradient: Tensor | None) -> Brought:
+def _brought(tensor: Tensor, gradient: Tensor | None, count_rows: bool) -> Brought:
     spoilt = "" if not tensor.requires_grad or extremes(tensor)[1] else "it"
     if gradient is None:
         return Brought("none", spoilt)
     zero, finite = extremes(gradient)
-    return Brought("zero" if zero and tensor.numel() else "numbers", spoilt if finite else "its gradient")
+    rows = _rows_with_numbers(gradient) if count_rows else 0
+    return Brought("zero" if zero and tensor.numel() else "numbers", spoilt if finite else "its gradient", rows)
+
+
+def _rows_with_numbers(gradient: Tensor) -> int:
+    """How many rows of a gradient (R, *), or entries of one (n,), are not all zero."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return int((values != 0).reshape(len(values), -1).any(1).sum()) if values.numel() else 0
 
 
 def _is_finite_loss(loss: Any) -> bool:

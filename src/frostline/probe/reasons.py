@@ -31,6 +31,8 @@ def reason_for(
         return _why_unused(place, observed)
     if word == MOVES_ANYWAY:
         return _why_it_moves(seen), None
+    if word == IN_PART:
+        return _how_much(place, observed, one), None
     return {
         BY_PLAN: "train_only",
         FROZEN: "requires_grad is False",
@@ -39,16 +41,14 @@ def reason_for(
         RATE_0: "the learning rate of its group is 0",
         ZERO: "its gradient is exactly zero everywhere",
         ROUNDS_AWAY: f"the step changes no bit: it is below the resolution of {str(tensor.dtype).partition('.')[2]}",
-        IN_PART: part_of(one) or "",
     }.get(word, ""), None
 
 
-def part_of(one: Found) -> str | None:
-    """How much of a partial tensor learns; None for one that is whole."""
-    if one.layout is None:
-        return None
+def _how_much(place: int, observed: Observed, one: Found) -> str:
+    assert one.layout is not None
+    learned, now = len(one.layout), observed.brought[place].rows
     whole = one.tensor.shape[0] if one.layout.kind == "rows" else one.tensor.numel()
-    return f"{len(one.layout):,} of {whole:,} {one.layout.kind}"
+    return f"{learned:,} of {whole:,} {one.layout.kind}" + (f", {now:,} with a gradient now" if now < learned else "")
 
 
 def _why_cut(place: int, observed: Observed) -> tuple[str, str | None]:

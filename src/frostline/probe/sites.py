@@ -53,8 +53,8 @@ class Site:
 
     @property
     def source(self) -> str:
-        """The text of the line; empty where it cannot be read."""
-        return linecache.getline(self.path, self.line).strip()
+        """The text of the line without its comment; empty where it cannot be read."""
+        return linecache.getline(self.path, self.line).partition("  # ")[0].strip()
 
 
 @functools.cache

@@ -1,0 +1,122 @@
+"""What does it cost to ask why a parameter does not train?
+
+Compares, on models from 0.01 to 100 million parameters,
+    pass      one forward and backward
+    step      one forward, backward and AdamW step
+    explain   fl.explain, with the optimizer: a watched pass, a step, everything taken back
+Each model has a layer that is cut off by `detach`; explain must name exactly its parameters, and leave every weight as it
+was, before anything is timed.
+
+Run:    python benchmarks/explain.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import frostline as fl
+
+# name -> vocabulary, width, layers, sequences, words in each
+SIZES = {
+    "0.01 million": (100, 16, 2, 2, 8),
+    "1 million": (2_000, 128, 3, 8, 32),
+    "20 million": (20_000, 384, 6, 8, 64),
+    "100 million": (30_000, 768, 9, 2, 32),
+}
+
+
+class Model(nn.Module):
+    """Words -> a cut-off layer -> transformer layers -> words."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.cut_off = nn.Linear(width, width)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True) for _ in range(layers)
+        )
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids (B, T) -> logits (B, T, V)."""
+        h = self.embed(ids)
+        h = h + self.cut_off(h).detach()
+        for layer in self.layers:
+            h = layer(h)
+        logits: Tensor = self.head(h)
+        return logits
+
+
+def timed(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way; they take turns."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - began)
+    return times
+
+
+def measure(size: tuple[int, int, int, int, int], repeats: int) -> tuple[int, dict[str, list[float]]]:
+    """The number of parameters, and the seconds of each way."""
+    vocabulary, width, layers, sequences, words = size
+    torch.manual_seed(0)
+    model = Model(vocabulary, width, layers)
+    ids = torch.randint(vocabulary, (sequences, words))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def loss_fn() -> Tensor:
+        return F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
+
+    def one_pass() -> None:
+        optimizer.zero_grad()
+        loss_fn().backward()
+
+    def one_step() -> None:
+        one_pass()
+        optimizer.step()
+
+    one_step()  # the optimizer's state is there, as in the middle of a run
+    optimizer.zero_grad()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    explanation = fl.explain(model, loss_fn, optimizer)
+    assert explanation.alarms == ["cut_off.weight", "cut_off.bias"], explanation
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    ways = {"pass": one_pass, "step": one_step, "explain": lambda: fl.explain(model, loss_fn, optimizer)}
+    return sum(old.numel() for old in before), timed(ways, repeats)
+
+
+def main() -> None:
+    """Measure every size, print a table."""
+    parser = argparse.ArgumentParser(description="What does it cost to ask why a parameter does not train?")
+    parser.add_argument("--quick", action="store_true", help="two small sizes, a few repeats")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    names = list(SIZES)[:2] if arguments.quick else list(SIZES)
+    print(f"torch {torch.__version__}, one thread; milliseconds, median (least - most)\n")
+    print("| parameters | pass | step | explain | explain / pass |")
+    print("| --: | --: | --: | --: | --: |")
+    for name in names:
+        count, times = measure(SIZES[name], 2 if arguments.quick else arguments.repeats)
+        cells = [
+            f"{1000 * statistics.median(some):,.1f} ({1000 * min(some):,.1f} - {1000 * max(some):,.1f})"
+            for some in times.values()
+        ]
+        ratio = statistics.median(times["explain"]) / statistics.median(times["pass"])
+        print(f"| {count:,} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
