@@ -93,7 +93,7 @@ def test_what_training_leaves_for_the_report_is_what_it_printed(trained: SimpleN
     losses = re.findall(r"loss ([\d.]+)", trained.printed)
     assert [f"{point['loss']:.4f}" for point in run.curves] == losses
     assert run.movement is not None
-    assert sorted(run.movement.words[:2]) == ["<unk>", "nowhere"]
+    assert sorted(run.movement.words[:2]) == ["<unk>", "Nowhere"]
     assert run.movement.learns.sum() == 2
     stands = ~run.movement.learns
     assert torch.equal(run.movement.after[stands], run.movement.before[stands])
