@@ -85,6 +85,13 @@ def test_a_branch_that_some_batches_leave_out_learns_as_in_one_process(
         assert torch.equal(second[name], one[name])
 
 
+def test_uneven_inputs_teach_what_they_teach_in_one_process(folder: Path) -> None:
+    one = _saw(folder, "one, uneven")
+    for rank in (0, 1):
+        for name in ("table", "head"):
+            assert torch.equal(_saw(folder, "ddp, uneven", rank)[name], one[name])
+
+
 @pytest.mark.parametrize("way", [*SPARSE, "side", "uneven"])
 def test_frozen_rows_keep_every_bit_and_learned_ones_are_the_same_everywhere(
     folder: Path, untrained: dict[str, Tensor], way: str
@@ -113,7 +120,7 @@ def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
         ("row optimizer", "ValueError: params: a DTensor, but it must be a tensor of this process alone;"),
         (
             "early optimizer",
-            "StaleOptimizerError: optimizer: SGD holds a learned part of shape (3, 4) that fully_shard",
+            "StaleOptimizerError: optimizer: SGD holds a learned part of shape (3, 4) that fully_",
         ),
         ("merge", "is sharded. Plans change before fully_shard only:"),
         ("plan of sharded", "is sharded. Plans change before fully_shard only:"),

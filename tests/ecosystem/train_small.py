@@ -105,6 +105,14 @@ def one_process(folder: Path) -> None:
         write(folder, f"one, {name}", 0, model, *train(model, optimizer, lambda step: list(ids[step])))
     model = make(side=True)
     write(folder, "one, side", 0, model, *train(model, torch.optim.AdamW, lambda step: list(ids[step]), side=True))
+    model = make()
+    optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+    for step, shares in enumerate(ids):
+        optimizer.zero_grad()
+        for share in shares if step < 2 else shares[1:]:
+            (model(share) / 2).backward()
+        optimizer.step()
+    write(folder, "one, uneven", 0, model, torch.zeros(1), False)
 
 
 def two_processes(folder: Path) -> None:

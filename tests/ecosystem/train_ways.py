@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def train(
     shares: list[list[Tensor]],
     clip: Clip | None = None,
     optimizer: Any = torch.optim.AdamW,
-    backward: Callable[[Any, bool], Any] | None = None,
+    around: Callable[[Any, bool], AbstractContextManager[Any]] = lambda model, last: nullcontext(),
 ) -> tuple[Tensor, list[float]]:
     """Each step: the gradients of its shares of the batch, added up; (loss of every step, norms before clipping)."""
     optimizer = optimizer(plan.parameters(), lr=0.02, weight_decay=0.1)
@@ -67,10 +68,9 @@ def train(
         optimizer.zero_grad()
         total = torch.zeros(())
         for number, ids in enumerate(share):
-            if backward is not None:
-                backward(model, number == len(share) - 1)
-            loss = model(input_ids=ids, labels=ids).loss / len(share)
-            loss.backward()
+            with around(model, number == len(share) - 1):
+                loss = model(input_ids=ids, labels=ids).loss / len(share)
+                loss.backward()
             total = total + loss.detach().float()
         if clip is not None:
             norms.append(float(clip(plan.parameters())))
@@ -150,23 +150,22 @@ def two_processes(folder: Path) -> None:
     beside_tensor_parallelism(folder, rank)
 
 
+def sync_at_last(model: Any, last: bool) -> AbstractContextManager[Any]:
+    if isinstance(model, DistributedDataParallel):
+        return nullcontext() if last else model.no_sync()
+    model.set_requires_gradient_sync(last)
+    return nullcontext()
+
+
 def accumulated(rank: int, run: Any) -> None:
     """One sentence at a time, without talking to the other process before the last."""
     sentences = [list(ids.chunk(2)) for ids in batches(rank, 2)]
     model = make_model()
     plan = choose(model)
-    run("fsdp, accumulated", shard(model), plan, sentences, backward=lambda m, last: m.set_requires_gradient_sync(last))
+    run("fsdp, accumulated", shard(model), plan, sentences, around=sync_at_last)
     model = make_model()
     plan = choose(model)
-    wrapped = DistributedDataParallel(model)
-    # What `with no_sync()` sets, so that both ways share one loop.
-    run(
-        "ddp, accumulated",
-        wrapped,
-        plan,
-        sentences,
-        backward=lambda m, last: setattr(m, "require_backward_grad_sync", last),
-    )
+    run("ddp, accumulated", DistributedDataParallel(model), plan, sentences, around=sync_at_last)
 
 
 def with_accelerate(folder: Path, name: str, rank: int, shares: list[list[Tensor]], options: dict[str, Any]) -> None:
