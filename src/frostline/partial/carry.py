@@ -7,7 +7,7 @@ it is worked out, and what cannot be is refused, before anything changes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,20 @@ class Move:
     as_it_was: dict[Tensor, Tensor]
 
 
-def carry(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None) -> None:
-    """Let `optimizers` drive what learns in `model` now; see `Plan.carry`."""
+def carry(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None, begins: Set[str]) -> None:
+    """Let `optimizers` drive what learns in `model` now; see `Plan.carry`. `begins`: names of what nobody can hold."""
     _refuse_what_cannot_be_carried(model, optimizers, group)
     found = find_tensors(model)
     held = [[_held(one, optimizer) for one in found] for optimizer in optimizers]
     for optimizer, parts in zip(optimizers, held, strict=True):
-        if not any(parts):
+        if not any(parts) and any(options["params"] for options in optimizer.param_groups):
             raise StaleOptimizerError(
                 f"optimizer: {_name(optimizer)} holds no parameter of this model. Pass the one that trained it."
             )
     # Everything is worked out before anything changes.
     moves = [_move(optimizer, found, parts) for optimizer, parts in zip(optimizers, held, strict=True)]
     joining = [one for one, *parts in zip(found, *held, strict=True) if not any(parts)]
-    _join(moves, joining, group)
+    _join(moves, joining, group, begins)
     listings = [_listings(model, move) for move in moves]
     for move, listing in zip(moves, listings, strict=True):
         _refuse_to_change_a_common_history(move, listing)
@@ -106,15 +106,20 @@ def _move(optimizer: Optimizer, found: Sequence[Found], held: Sequence[list[tupl
     return move
 
 
-def _join(moves: Sequence[Move], joining: Sequence[Found], group: int | None) -> None:
-    """Give what learns now and no optimizer held a place: in `group` of the first, or the only one there is."""
+def _join(moves: Sequence[Move], joining: Sequence[Found], group: int | None, begins: Set[str]) -> None:
+    """Give what learns now and no optimizer holds a place: in `group` of the first, or in the only one there is."""
     parts = {one.names[0]: part for one in joining if (part := _now(one)) is not None}
-    count = len(moves[0].optimizer.param_groups)
-    if parts and group is None and (len(moves) > 1 or count > 1):
-        names = ", ".join(list(parts)[:4]) + (", ..." if len(parts) > 4 else "")
+    first, count = _name(moves[0].optimizer), len(moves[0].optimizer.param_groups)
+    names = ", ".join(list(parts)[:4]) + (", ..." if len(parts) > 4 else "")
+    if group is None and parts.keys() - begins:
         raise StaleOptimizerError(
-            f"optimizer: {names} was in none, so which group it is to join is open. "
-            f"Pass group=, 0 to {count - 1} of {_name(moves[0].optimizer)}, or take it out of the plan."
+            f"optimizer: {' and '.join(_name(move.optimizer) for move in moves)} held no part of {names}, which "
+            "learned before. Pass the optimizer that did as well: plan.carry(first, second); or group=0, if none did."
+        )
+    if group is None and parts and (len(moves) > 1 or count > 1):
+        raise StaleOptimizerError(
+            f"optimizer: {names} begins to learn, and there are several groups. "
+            f"Pass the one that it belongs to: group=0 to {count - 1} of {first}."
         )
     moves[0].groups.update({part.parameter: group or 0 for part in parts.values()})
 

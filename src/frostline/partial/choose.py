@@ -88,6 +88,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
         refuse_outside_ties(model, one)
         refuse_to_forget(one, wish.layout)
     _make_classes(found, wishes)
+    frozen = {one.names[0] for one in found if one.learned is None and not one.tensor.requires_grad}
     # From here on nothing is refused.
     for module in model.modules():
         _remember(module)
@@ -100,7 +101,8 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
     norms = {name: module for name, module in model.named_modules() if _moves_though_frozen(module)}
     _set_classes(model, held=set(norms.values()) if hold_statistics else set())
     lines = [_line(one, wish.layout) for one, wish in zip(found, wishes, strict=True)]
-    return Plan(model, lines, () if hold_statistics else tuple(norms), tuple(norms) if hold_statistics else ())
+    begins = {line.name for line in lines if line.learned} & frozen
+    return Plan(model, lines, () if hold_statistics else tuple(norms), tuple(norms) if hold_statistics else (), begins)
 
 
 def merge(model: nn.Module) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,8 +53,16 @@ class Plan:
         held: Names of modules whose running statistics are held.
     """
 
-    def __init__(self, model: nn.Module, lines: Sequence[Line], moving: Sequence[str], held: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        lines: Sequence[Line],
+        moving: Sequence[str],
+        held: Sequence[str],
+        begins: Set[str] = frozenset(),
+    ) -> None:
         self._model = model
+        self._begins = set(begins)  # names of what learns now and did not before; no optimizer can hold it yet
         self.lines = tuple(lines)
         self.moving = tuple(moving)
         self.held = tuple(held)
@@ -79,15 +87,15 @@ class Plan:
 
         Args:
             optimizer: The optimizer that holds what learned before.
-            others: Further optimizers of the same model. Pass all of them: what one of them holds stays with it, but
-                what an optimizer that is not passed holds would be given to the first.
-            group: Index of the group of `optimizer` that gets tensors which nobody held before. It may be left out
-                where there is one optimizer and one group.
+            others: Further optimizers of the same model, all of them: what one of them holds stays with it.
+            group: Index of the group of `optimizer` that gets what none of them holds. It may be left out for tensors
+                that begin to learn with this plan, where there is one optimizer and one group.
 
         Raises:
-            StaleOptimizerError: The optimizer is not this model's, or wraps another, or keeps state that mixes entries
-                (the factors of Adafactor, the history of LBFGS) for a tensor of which other entries learn now. Nothing
-                has changed then.
+            StaleOptimizerError: The optimizer is not this model's, or wraps another; or a tensor learns that none of
+                them holds, and it is open where it belongs; or state mixes entries (the factors of Adafactor, the
+                history of LBFGS) of a tensor of which other entries learn now. Nothing has changed then.
+            ValueError: `group` is out of its range.
             PartialTensorError: The model is sharded (FSDP2).
 
         Cost: one copy of the state of what learns, and one step on a copy of it; where single entries learn, or did,
@@ -108,7 +116,8 @@ class Plan:
             >>> [round(value, 4) for value in table.weight.flatten().tolist()]
             [-0.25, -0.1, -0.1, 0.0]
         """
-        carry(self._model, [optimizer, *others], group)
+        carry(self._model, [optimizer, *others], group, self._begins)
+        self._begins.clear()
 
     @property
     def learned(self) -> int:

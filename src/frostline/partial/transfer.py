@@ -8,9 +8,9 @@ Each entry of the new part has a place in the old one, from which its state come
 optimizer begins with.
 
 No list of optimizers says which state belongs to entries. The optimizer itself does, in the state that it begins with
-for a stand-in, some rows longer than the new part, so that none of its sizes is like another. State of that shape
-belongs to entries; of that length and one number wide, to rows; a single number, to the part as a whole. Any other
-state mixes entries (the factors of Adafactor) and is refused.
+for a stand-in: the rows in which something joins, and more, until the number of rows is like no other size. State of
+the stand-in's shape belongs to entries; of its length and one number wide, to rows; a single number, to the part as a
+whole. Any other state mixes entries (the factors of Adafactor) and is refused.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ def transferred(
     source = _source(one.tensor, old, new)
     if not bool((source >= 0).any()):
         return {}
-    longer = _longer(new.parameter)
-    begins = fresh_state(optimizer, options, longer)
+    joining = (source < 0).reshape(len(source), -1).any(1).nonzero().squeeze(1)
+    stand_in = _stand_in(new.parameter, joining)
+    begins = fresh_state(optimizer, options, stand_in)
     who = f"optimizer: {type(optimizer).__name__}: {one.names[0]}"
-    placing = _Placing(old, new, source, len(longer), by_rows=old.by_rows(one.tensor) and new.by_rows(one.tensor))
+    by_rows = old.by_rows(one.tensor) and new.by_rows(one.tensor)
+    placing = _Placing(old.parameter, new.parameter, source, joining, stand_in.shape, by_rows)
     return {key: placing.state(value, begins.get(key), f"{who}: its state {key!r}") for key, value in state.items()}
 
 
@@ -81,13 +83,12 @@ def _source(whole: Tensor, old: Part, new: Part) -> Tensor:
     return slots[now]
 
 
-def _longer(part: Tensor) -> Tensor:
-    """The values of a part (R', *), of which the last row is repeated until no other size is the number of rows."""
-    values = part.detach()
-    length = len(values)
-    while length in (0, 1, *values.shape[1:]):
-        length += 1
-    return torch.cat([values, values[-1:].expand(length - len(values), *values.shape[1:])])
+def _stand_in(part: Tensor, joining: Tensor) -> Tensor:
+    """The rows of a part (R', *) in which something joins, and more, so many that no other size is like theirs."""
+    rows = joining.tolist()
+    while len(rows) in (0, 1, *part.shape[1:]):
+        rows.append(0)
+    return part.detach()[torch.tensor(rows, device=part.device)]
 
 
 @dataclass(frozen=True)
@@ -95,14 +96,17 @@ class _Placing:
     """The way of state from an old part to a new one.
 
     Attributes:
+        old, new: The two parts.
         source: From `_source`; for rows if `by_rows`, else for entries.
-        length: Rows of the stand-in for the new part.
+        joining: The rows of the new part in which something joins.
+        stand_in: Shape of the stand-in, whose first rows are these.
     """
 
-    old: Part
-    new: Part
+    old: Tensor
+    new: Tensor
     source: Tensor
-    length: int
+    joining: Tensor
+    stand_in: torch.Size
     by_rows: bool
 
     def state(self, value: Any, begins: Any, what: str) -> Any:
@@ -117,33 +121,27 @@ class _Placing:
         raise StaleOptimizerError(f"{what} belongs to no single rows or entries and cannot follow them. {ANEW}")
 
     def _tensor(self, value: Tensor, begins: Tensor) -> Tensor | None:
-        was, now = self.old.parameter.shape, self.new.parameter.shape
-        stand_in = (self.length, *now[1:])
-        of_rows = begins.ndim > 0 and begins.numel() == len(begins) == self.length
-        if begins.is_sparse or not (begins.shape == stand_in or of_rows):
+        of_entries = begins.shape == self.stand_in
+        of_rows = begins.ndim > 0 and begins.numel() == len(begins) == self.stand_in[0]
+        if begins.is_sparse or not (of_entries or of_rows):
             return None
-        dtype = value.dtype if self.old.parameter.dtype == self.new.parameter.dtype else begins.dtype
-        result = begins[: now[0]].to(dtype, copy=True)
+        dtype = value.dtype if self.old.dtype == self.new.dtype else begins.dtype
+        result = begins.new_zeros(len(self.new), *begins.shape[1:], dtype=dtype)
+        result[self.joining] = begins[: len(self.joining)].to(dtype)
         value = value.to(result.device)
         if self.by_rows:
-            if len(value) != was[0] or value.shape[1:] != result.shape[1:]:
+            if len(value) != len(self.old) or value.shape[1:] != result.shape[1:]:
                 return None
-            return self._rows_of_sparse(value, dtype) if value.is_sparse else self._place(result, value)
+            return self._rows_of_sparse(value, dtype) if value.is_sparse else _place(result, value, self.source)
         if value.is_sparse:
             return None
-        if begins.shape != stand_in:
+        if not of_entries:
             return self._in_common(result, value)
-        if value.shape != was:
-            if value.numel() != was[0]:
+        if value.shape != self.old.shape:
+            if value.numel() != len(self.old):
                 return None
-            value = value.reshape(was[0], *(1 for _ in was[1:])).expand(was)
-        return self._place(result.flatten(), value.flatten(), self.source.flatten()).view(now)
-
-    def _place(self, result: Tensor, value: Tensor, source: Tensor | None = None) -> Tensor:
-        source = self.source if source is None else source
-        goes_on = source >= 0
-        result[goes_on] = value[source[goes_on]].to(result.dtype)
-        return result
+            value = value.reshape(-1, *(1 for _ in self.old.shape[1:])).expand(self.old.shape)
+        return _place(result.flatten(), value.flatten(), self.source.flatten()).view(result.shape)
 
     def _in_common(self, result: Tensor, value: Tensor) -> Tensor | None:
         """What entries (n,) of each row kept, as what the row keeps, where they agree."""
@@ -163,5 +161,11 @@ class _Placing:
         slots[self.source[goes_on]] = goes_on.nonzero().squeeze(1)
         ids = slots[value._indices()[0]]
         entries = value._values()[ids >= 0].to(dtype)
-        shape = (len(self.new.parameter), *value.shape[1:])
+        shape = (len(self.new), *value.shape[1:])
         return torch.sparse_coo_tensor(ids[ids >= 0][None], entries, shape, check_invariants=False)
+
+
+def _place(result: Tensor, value: Tensor, source: Tensor) -> Tensor:
+    goes_on = source >= 0
+    result[goes_on] = value[source[goes_on]].to(result.dtype)
+    return result
