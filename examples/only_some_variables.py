@@ -4,14 +4,15 @@ Run:  python examples/only_some_variables.py [--out FOLDER]
 
 The loss is mean((x @ w1 - x @ (w2 * w3))^2). Left alone, gradient descent moves all three to meet in the middle. There
 are two ways to say that only w1 goes: name what learns (`fl.train_only`), or stop the gradient on the way into the
-product (`fl.stop_gradient`). They give the same run, bit for bit. The picture shows the five entries of w1 arriving at
-those of w2 * w3.
+product (`fl.stop_gradient`). They give the same run, bit for bit. A Recorder keeps the way of each vector; the picture
+is drawn from its record and shows the five entries of w1 arriving at those of w2 * w3.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -19,15 +20,15 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.partial import Selection
+from frostline.probe import Recorded, describe_run, read_record
 
 
 class Chase(nn.Module):
     """Three columns of five numbers, and the distance of w1 from w2 * w3 on a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, columns: Iterable[Tensor]) -> None:
         super().__init__()
-        torch.manual_seed(1)
-        self.w1, self.w2, self.w3 = (nn.Parameter(torch.randn(5, 1)) for _ in range(3))
+        self.w1, self.w2, self.w3 = (nn.Parameter(column.clone()) for column in columns)
 
     def forward(self, x: Tensor, stop: bool) -> Tensor:
         """The loss on a batch x of shape (16, 5); `stop` stops the gradient into the product."""
@@ -35,32 +36,38 @@ class Chase(nn.Module):
         return (x @ self.w1 - x @ (fl.stop_gradient(product) if stop else product)).pow(2).mean()
 
 
-def train(learns: dict[str, Selection], stop: bool = False) -> tuple[Chase, Tensor]:
-    """Sixty steps of SGD; return the model and, for each step, w1, w2 and w3 as columns: (61, 5, 3)."""
-    model = Chase()
-    optimizer = torch.optim.SGD(fl.train_only(model, learns).parameters(), lr=0.05)
-    path = [torch.cat([model.w1, model.w2, model.w3], dim=1).detach()]
-    for _ in range(60):
-        loss = model(torch.randn(16, 5), stop)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        path.append(torch.cat([model.w1, model.w2, model.w3], dim=1).detach())
-    return model, torch.stack(path)
+def train(
+    columns: Iterable[Tensor], batches: Tensor, learns: dict[str, Selection], folder: Path, stop: bool = False
+) -> dict[str, Recorded]:
+    """One step of SGD for each batch, (steps, 16, 5); return what was recorded in `folder` before and after each."""
+    model = Chase(columns)
+    plan = fl.train_only(model, learns)
+    optimizer = torch.optim.SGD(plan.parameters(), lr=0.1)
+    describe_run(folder, plan=plan)
+    watched = {"w1": model.w1, "w2": model.w2, "w3": model.w3, "w2 * w3": lambda: model.w2 * model.w3}
+    with fl.Recorder(folder, watched) as recorder:
+        recorder()
+        for x in batches:
+            loss = model(x, stop)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder(loss=loss)
+    return read_record(folder)
 
 
-def draw(path: Tensor, file: Path) -> None:
-    """Draw the path of every entry into a PNG file."""
+def draw(record: dict[str, Recorded], file: Path) -> None:
+    """Draw the way of every entry into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    product = path[:, :, 1] * path[:, :, 2]
+    ways = {name: record[name].values.flatten(1) for name in ("w1", "w2", "w3", "w2 * w3")}  # (steps + 1, 5)
     for entry in range(5):
-        (line,) = left.plot(path[:, entry, 0], label=f"entry {entry}")
-        left.plot(product[:, entry], linestyle="--", color=line.get_color())
-        right.plot(path[:, entry, 1], color=line.get_color())
-        right.plot(path[:, entry, 2], color=line.get_color(), linestyle=":")
+        (line,) = left.plot(record["w1"].steps, ways["w1"][:, entry], label=f"entry {entry}")
+        left.plot(record["w2 * w3"].steps, ways["w2 * w3"][:, entry], linestyle="--", color=line.get_color())
+        right.plot(record["w2"].steps, ways["w2"][:, entry], color=line.get_color())
+        right.plot(record["w3"].steps, ways["w3"][:, entry], color=line.get_color(), linestyle=":")
     left.set(title="w1 (solid) arrives at w2 * w3 (dashed)", xlabel="step", ylabel="value")
     right.set(title="w2 (solid) and w3 (dotted) stand still", xlabel="step")
     left.legend(fontsize="small")
@@ -71,22 +78,30 @@ def draw(path: Tensor, file: Path) -> None:
 def main() -> None:
     """Run it and print what it shows."""
     parser = argparse.ArgumentParser(description="w1 runs after w2 * w3, and the product stands still.")
-    parser.add_argument("--out", type=Path, help="folder of the picture (a fresh temporary one if left out)")
+    parser.add_argument("--out", type=Path, help="folder of the runs (a fresh temporary one if left out)")
     out = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="only-some-variables-"))
-    out.mkdir(parents=True, exist_ok=True)
 
-    _, named = train({"w1": fl.everything})
-    _, stopped = train({"*": fl.everything}, stop=True)
-    _, plain = train({"*": fl.everything})
-    for title, path in {"only w1 named": named, "product stopped": stopped, "neither": plain}.items():
-        w1, w2, w3 = (path[-1] - path[0]).abs().max(dim=0).values.tolist()
-        gap = (path[-1, :, 0] - path[-1, :, 1] * path[-1, :, 2]).abs().max()
+    torch.manual_seed(1)
+    columns, batches = torch.randn(3, 5, 1).unbind(), torch.randn(200, 16, 5)
+    runs = {
+        "only w1 named": train(columns, batches, {"w1": fl.everything}, out / "named"),
+        "product stopped": train(columns, batches, {"*": fl.everything}, out / "stopped", stop=True),
+        "neither": train(columns, batches, {"*": fl.everything}, out / "neither"),
+    }
+    for title, record in runs.items():
+        w1, w2, w3 = (
+            float((record[name].values[-1] - record[name].values[0]).abs().max()) for name in ("w1", "w2", "w3")
+        )
+        gap = (record["w1"].values[-1] - record["w2 * w3"].values[-1]).abs().max()
         print(f"{title:16s} moved: w1 {w1:.4f}, w2 {w2:.4f}, w3 {w3:.4f}; from w1 to w2 * w3: {gap:.1e}")
-    print("naming and stopping are the same run:", torch.equal(named, stopped))
+    named, stopped = runs["only w1 named"], runs["product stopped"]
+    same = all(torch.equal(named[name].values, stopped[name].values) for name in named)
+    print("naming and stopping are the same run:", same)
     try:
         draw(named, out / "only_some_variables.png")
     except ImportError:
         print("no picture: pip install matplotlib")
+    print(f"its page: frostline report {out / 'named'}")
 
 
 if __name__ == "__main__":

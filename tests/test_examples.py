@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from frostline.probe import read_record
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -64,6 +66,8 @@ def test_w1_arrives_and_w2_and_w3_stand_still_unless_nothing_stops_them(run, tmp
     picture = tmp_path / "pictures" / "only_some_variables.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert str(picture) in out
+    assert read_record(tmp_path / "pictures" / "named")["w1"].steps == list(range(201))
+    assert f"frostline report {tmp_path / 'pictures' / 'named'}" in out
 
 
 def test_of_the_table_only_rows_0_and_3_change(run):

@@ -5,7 +5,10 @@ loss = mean((x @ w1 - x @ (w2 * w3))^2), with w1, w2, w3 of shape (5, 1). `stop`
 compared after 1, 30 and 60 steps. TensorFlow's Adam adds its epsilon before the bias correction ("epsilon hat").
 """
 
+import os
+import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from torch import nn
 
 import frostline as fl
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+SHARED = Path(os.environ.get("FROSTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "oracles"
 DATA = dict(np.load(Path(__file__).parent / "data" / "o2_w1w2w3.npz"))
 X = torch.tensor(DATA["x"])  # (60, 16, 5)
 KINDS = ["stop", "varlist", "plain", "stop_adam", "plain_adam"]
@@ -78,3 +83,40 @@ def test_naming_what_learns_and_stopping_the_rest_are_the_same_run():
     named, stopped = train("varlist"), train("stop")
     assert torch.equal(named[0]["w1"], stopped[0]["w1"])
     assert torch.equal(named[1], stopped[1])
+
+
+@pytest.fixture(scope="module")
+def example():
+    return SimpleNamespace(**runpy.run_path(str(EXAMPLES / "only_some_variables.py")))
+
+
+def run_of_the_example(example, kind, reference, folder):
+    """The example's own training on the reference's weights and batches."""
+    learns = {"w1": fl.everything} if kind == "varlist" else {"*": fl.everything}
+    columns = [torch.tensor(reference[f"w{i}_init"]) for i in (1, 2, 3)]
+    return example.train(columns, torch.tensor(reference["x"]), learns, folder, stop=kind == "stop")
+
+
+@pytest.mark.parametrize("kind", ["stop", "varlist", "plain"])
+def test_the_record_of_the_example_is_the_reference(example, kind, tmp_path):
+    record = run_of_the_example(example, kind, DATA, tmp_path)
+    assert record["w1"].steps == list(range(61))
+    torch.testing.assert_close(record["loss"].values.float(), torch.tensor(DATA[f"{kind}_loss"]), rtol=0, atol=2e-6)
+    for name in ("w1", "w2", "w3"):
+        at = record[name].values[[1, 30, 60]]
+        torch.testing.assert_close(at, torch.tensor(DATA[f"{kind}_{name}"]), rtol=0, atol=2e-6)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared reference files are missing: {SHARED}")
+@pytest.mark.parametrize("kind", ["stop", "varlist", "plain"])
+def test_the_record_of_the_example_is_the_whole_way_of_the_reference(example, kind, tmp_path):
+    whole = dict(np.load(SHARED / "o2_w1w2w3.npz"))
+    record = run_of_the_example(example, kind, whole, tmp_path)
+    for name in ("w1", "w2", "w3"):
+        way = torch.tensor(whole[f"{kind}_{name}"])
+        assert way.shape == (201, 5, 1)
+        torch.testing.assert_close(record[name].values, way, rtol=0, atol=2e-6)
+    product = record["w2 * w3"].values
+    assert (
+        (record["w1"].values[-1] - product[-1]).abs().max() < 1e-5 < (record["w1"].values[0] - product[0]).abs().max()
+    )

@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from frostline.errors import RunFolderError, SelectionError, ShapeError
 from frostline.probe.record_file import FILE, STEPS, Kind, Recorded, read_record, write_record
 from frostline.probe.trajectory import Trajectory
-from frostline.probe.watched import Watched, What
+from frostline.probe.watched import Watched
 
 POINTS, NUMBERS = 1024, 1 << 22  # at most so many points of one thing, and so many numbers
 _PAUSE = 10.0  # seconds between two writes
@@ -75,7 +76,7 @@ class Recorder:
     """
 
     def __init__(
-        self, run_folder: str | os.PathLike[str], watched: Mapping[str, What] | None = None, *, step: int = 0
+        self, run_folder: str | os.PathLike[str], watched: Mapping[str, Any] | None = None, *, step: int = 0
     ) -> None:
         if type(step) is not int or step < 0:
             raise ValueError(f"step: {step!r} is no step. Pass the number of the first call, 0 or more.")
