@@ -38,6 +38,7 @@ def test_the_public_names_are_pinned():
         "Trial",
         "VectorFileError",
         "add_tokens",
+        "adversarial",
         "clip_grad_norm_",
         "entries",
         "everything",

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from frostline import optim, probe, tagger, vectors
+    from frostline import adversarial, optim, probe, tagger, vectors
     from frostline.errors import (
         DataFileError,
         FileError,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ROOMS = {
+    "adversarial": [],
     "errors": [
         "DataFileError",
         "FileError",
@@ -110,6 +111,7 @@ __all__ = [
     "Trial",
     "VectorFileError",
     "add_tokens",
+    "adversarial",
     "clip_grad_norm_",
     "entries",
     "everything",

@@ -135,6 +135,7 @@ LOOKS_AT: dict[str, Callable[[Run, str], object]] = {
     "the table": lambda run, masks: fl.gradients(run.loss, [run.model.embed.weight], masks=masks),
     "an output": lambda run, masks: fl.gradients(lambda: run.loss(), [run.model.mix, run.model.head], masks=masks),
     "in eval mode": lambda run, masks: fl.gradients(lambda: _evaluates(run), [run.model.norm], masks=masks),
+    "an attack": lambda run, masks: fl.adversarial.perturb(run.loss, run.model.mix, radius=0.5, steps=2),
     "raises": lambda run, masks: fl.gradients(lambda: _fails(run), _learned(run), masks=masks),
 }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from frostline.errors import ProbeError
 from frostline.partial.tensor import PartialTensor, PartialView
-from frostline.probe.keep import kept
+from frostline.probe.keep import hooks_run, kept
 
 _calls = itertools.count(1)
 
@@ -80,8 +79,8 @@ def gradients(
         stack.enter_context(kept(models, function=loss_fn, tensors=leaves, generators=generators))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if outputs and "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))  # compiled code runs no hooks
+        if outputs:
+            stack.enter_context(hooks_run())
         for module, output in outputs.items():
             stack.callback(module.register_forward_hook(output).remove)
         for leaf in leaves:

@@ -308,10 +308,19 @@ def _random_numbers() -> Iterator[None]:
                 generator.manual_seed(generator.initial_seed())
 
 
-def _eager_where_not_compiled() -> Any:
+def _eager_where_not_compiled() -> contextlib.AbstractContextManager[Any]:
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("eager_on_recompile")
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("eager_on_recompile")
+    return stance
+
+
+def hooks_run() -> contextlib.AbstractContextManager[Any]:
+    """Let compiled code run eagerly in the block, because it runs no hooks."""
+    if "torch._dynamo" not in sys.modules:
+        return contextlib.nullcontext()
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _run_alone(ddp: Any) -> None:
