@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,24 @@ def test_the_partial_step_benchmark_compares_every_way_with_a_frozen_table() -> 
 def test_the_partial_step_benchmark_notices_a_way_that_disagrees() -> None:
     wrong = "import partial_step as b, ways; ways.WAYS['restore'] = ways.frozen; b.check(['restore'])"
     with pytest.raises(AssertionError, match="not close"):
+        run("-c", wrong)
+
+
+def test_the_compiled_step_benchmark_compares_partial_tables_with_a_frozen_one() -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler here, which torch.compile needs")
+    printed = run("compiled_step.py", "--quick")
+    assert printed.startswith("All agree.")
+    for way in ("frozen", "few", "1 %"):
+        assert len(re.findall(rf"^\| {way} \| .*$", printed, re.MULTILINE)) == 1
+
+
+def test_the_compiled_step_benchmark_notices_rows_that_stand_still() -> None:
+    wrong = (
+        "import compiled_step as b; real = b.choices; b.Way.step = lambda *_: 0.0;"
+        "b.choices = lambda rows: {'few': real(rows)['few']}; b.check()"
+    )
+    with pytest.raises(AssertionError, match="rows that learn stood still"):
         run("-c", wrong)
 
 

@@ -1,0 +1,178 @@
+"""Under torch.compile, does a step with some rows learning cost more than one in which nothing of the table learns?
+
+One forward + backward + optimizer step of a small Llama-shaped model, compiled whole (`fullgraph=True`, inductor): its
+table of V rows looks tokens up and, tied, predicts the next ones. The norms always learn; of the table
+    frozen    nothing learns                      (the floor)
+    few       16 rows learn
+    1 %       one row of a hundred learns
+First compiled and eager losses must agree, and frozen rows must keep every bit; then the models take turns.
+
+Run:    python benchmarks/compiled_step.py [--quick]      (needs a C++ compiler; some minutes)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # an idle thread gives its core back: others may need it
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import frostline as fl
+
+WIDTH, LAYERS, HEADS, BATCH, LENGTH, FEW = 512, 2, 8, 2, 64, 16
+
+
+class Block(nn.Module):
+    """Attention and a gated product, each after a norm and beside a residual: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.norm2 = nn.RMSNorm(width), nn.RMSNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(2 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the block."""
+        query, key, value = self.qkv(self.norm(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)  # (B, heads, T, d)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        gate, up = self.up(self.norm2(x)).chunk(2, -1)
+        out: Tensor = x + self.down(F.silu(gate) * up)
+        return out
+
+
+class Language(nn.Module):
+    """A decoder of which the table is also the head: ids (B, T) -> loss of each next token."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(rows, width)
+        self.blocks = nn.Sequential(*(Block(width) for _ in range(LAYERS)))
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, rows, bias=False)
+        self.head.weight = self.embed.weight
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up, run the blocks, predict."""
+        logits = self.head(self.norm(self.blocks(self.embed(ids))))
+        return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+@dataclass
+class Way:
+    """One model, its rows that learn (None: no row does), its optimizer and what was measured."""
+
+    rows: Tensor | None
+    model: Language
+    step_of: Callable[[Tensor], Tensor] = field(init=False)
+    seconds: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        chosen = fl.nothing if self.rows is None else fl.rows(self.rows)
+        plan = fl.train_only(self.model, {"*norm*": fl.everything, "embed.weight": chosen})
+        self.optimizer = torch.optim.AdamW(plan.parameters(), lr=1e-3, weight_decay=0.1)
+        self.step_of = torch.compile(self.model, fullgraph=True)
+
+    def step(self, ids: Tensor) -> float:
+        """One step; returns the loss."""
+        self.optimizer.zero_grad()
+        loss = self.step_of(ids)
+        loss.backward()
+        self.optimizer.step()
+        return float(loss.detach())
+
+
+def choices(rows: int) -> dict[str, Tensor | None]:
+    """Which rows of a table of `rows` learn, in each way."""
+    every = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
+    return {"frozen": None, "few": every[:FEW], "1 %": every[: rows // 100]}
+
+
+def language(rows: int, width: int) -> Language:
+    """The model, the same every time."""
+    torch.manual_seed(0)
+    return Language(rows, width)
+
+
+def batches(rows: int, count: int) -> list[Tensor]:
+    """Ids (B, T), a tenth of them among the few that learn, so that these are in use."""
+    few = choices(rows)["few"]
+    assert few is not None
+    generator = torch.Generator().manual_seed(2)
+    made = []
+    for _ in range(count):
+        ids = torch.randint(rows, (BATCH, LENGTH), generator=generator)
+        ids[:, ::10] = few[torch.randint(len(few), ids[:, ::10].shape, generator=generator)]
+        made.append(ids)
+    return made
+
+
+def check(rows: int = 2_000, width: int = 64) -> None:
+    """Prove on a small table that compiled steps are eager ones, and that what is frozen keeps every bit."""
+    before = language(rows, width).embed.weight.detach().clone()
+    for name, learn in choices(rows).items():
+        way, eager = Way(learn, language(rows, width)), Way(learn, language(rows, width))
+        eager.step_of = eager.model
+        for ids in batches(rows, 3):
+            compiled_loss, eager_loss = way.step(ids), eager.step(ids)
+            assert abs(compiled_loss - eager_loss) < 1e-3, f"{name}: {compiled_loss} compiled, {eager_loss} eager"
+        after = way.model.embed.weight.detach().clone()
+        learns = torch.zeros(len(after), dtype=torch.bool)
+        if learn is not None:
+            learns[learn] = True
+        assert torch.equal(after[~learns], before[~learns]), f"{name}: frozen rows moved"
+        assert bool((after[learns] != before[learns]).all()), f"{name}: rows that learn stood still"
+
+
+def measure(rows: int, width: int, rounds: int) -> dict[str, Way]:
+    """Time the ways in turns."""
+    torch._dynamo.reset()
+    ways = {name: Way(learn, language(rows, width)) for name, learn in choices(rows).items()}
+    made = batches(rows, 8)
+    for turn in range(rounds + 3):
+        for way in ways.values():
+            start = time.perf_counter()
+            way.step(made[turn % len(made)])
+            if turn >= 3:  # the first ones compile, make state and warm up
+                way.seconds.append(time.perf_counter() - start)
+    return ways
+
+
+def table_of(ways: dict[str, Way]) -> str:
+    """The figures as a Markdown table."""
+    floor = statistics.median(ways["frozen"].seconds)
+    lines = ["| way | ms a step: median (least - most) | x frozen |", "| --- | --: | --: |"]
+    for name, way in ways.items():
+        least, middle, most = (1e3 * f(way.seconds) for f in (min, statistics.median, max))
+        lines.append(f"| {name} | {middle:,.1f} ({least:,.1f} - {most:,.1f}) | {middle / 1e3 / floor:.3f} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prove that compiled steps are right, time them, print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="a small table and few rounds: does it run?")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    check()
+    print(f"All agree. {BATCH} x {LENGTH} ids a step, {args.threads} thread(s), torch {torch.__version__}, inductor.")
+    sizes = [(2_000, 64, 3)] if args.quick else [(32_000, WIDTH, args.rounds), (128_256, WIDTH, args.rounds)]
+    for rows, width, rounds in sizes:
+        print(f"\n### V = {rows:,}, D = {width}\n", flush=True)
+        print(table_of(measure(rows, width, rounds)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
