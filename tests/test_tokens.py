@@ -504,13 +504,16 @@ def test_given_values_reach_a_row_that_is_learning_already(tokenizer: Any) -> No
     assert torch.equal(model.get_input_embeddings().weight.learned, torch.full((2, 16), 7.0))
 
 
-def test_special_tokens_are_left_out_when_decoding_and_ordinary_ones_are_not(tokenizer: Any) -> None:
+def test_special_tokens_are_left_out_when_decoding_and_ordinary_ones_are_not(tokenizer: Any, tmp_path: Path) -> None:
     model = make("llama", len(tokenizer))
     fl.add_tokens(model, tokenizer, ["<tool>"])
     fl.add_tokens(copy.deepcopy(make("llama", len(tokenizer))), tokenizer, ["<hidden>"], special=True)
     ids = tokenizer("cat<tool><hidden>", add_special_tokens=False).input_ids
     assert len(ids) == 3
     assert tokenizer.decode(ids, skip_special_tokens=True) == "cat<tool>"
+    tokenizer.save_pretrained(tmp_path)
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.decode(ids, skip_special_tokens=True) == "cat<tool>"
 
 
 def test_added_token_objects_are_taken(tokenizer: Any) -> None:
@@ -580,6 +583,8 @@ def test_everything_may_learn_beside_the_new_rows(tokenizer: Any) -> None:
         ({"tokens": ["<a>", "<pad>"]}, fl.SelectionError, "tokens: '<pad>' is the padding token"),
         ({"init": "zeros"}, fl.SelectionError, "init: 'zeros' is not known. Pass 'pieces', 'mean'"),
         ({"init": torch.zeros(1, 16)}, fl.SelectionError, "init: shape (1, 16). Pass shape (2, 16)"),
+        ({"init": torch.full((2, 16), torch.nan)}, fl.SelectionError, "init: holds NaN or Inf"),
+        ({"init": [[0.0] * 16] * 2}, fl.SelectionError, "is not known. Pass 'pieces', 'mean', or a tensor"),
         ({"init": torch.zeros(2, 15)}, fl.SelectionError, "init: shape (2, 15). Pass shape (2, 16)"),
         ({"pad_to_multiple_of": 0}, fl.SelectionError, "pad_to_multiple_of: 0 is no multiple"),
         ({"pad_to_multiple_of": 8.0}, fl.SelectionError, "pad_to_multiple_of: 8.0 is no multiple"),
@@ -628,8 +633,61 @@ def test_a_quantized_head_is_refused(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama-untied", v)
     model.lm_head.weight = nn.Parameter(torch.zeros(v, 16, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(fl.PartialTensorError, match="the weight of its Linear is not a plain tensor of numbers"):
+    with pytest.raises(fl.PartialTensorError, match="the weight of its Linear is not a plain tensor of numbers here"):
         fl.add_tokens(model, tokenizer, NEW)
+
+
+def test_an_offloaded_table_is_refused(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v).to("meta")
+    with pytest.raises(fl.PartialTensorError, match="out of quantization, offloading"):
+        fl.add_tokens(model, tokenizer, NEW)
+    assert len(tokenizer) == v
+
+
+def test_a_head_without_a_row_for_a_known_token_is_refused(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama-untied", v)
+    model.lm_head = nn.Linear(16, v - 1, bias=False)
+    with pytest.raises(fl.PartialTensorError, match=f"lm_head.weight has {v - 1} rows"):
+        fl.add_tokens(model, tokenizer, ["cat"])
+
+
+class BytesTokenizer:
+    """No tokenizer of the tokenizers library behind it: a token for each letter, which takes no upper case."""
+
+    unk_token_id = None
+
+    def __init__(self) -> None:
+        self.known = {chr(i): i for i in range(123)}
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self.known)
+
+    def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
+        for token in tokens:
+            self.known.setdefault(token.lower(), len(self.known))
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [self.known[text]] if text in self.known else [self.known[c] for c in text]}
+
+
+def test_a_tokenizer_of_another_make_will_do() -> None:
+    model, tokenizer = make("llama", 123), BytesTokenizer()
+    before = table(model)
+    fl.add_tokens(model, tokenizer, ["tool", "the cat"])
+    assert torch.equal(table(model)[123], before[[ord(c) for c in "tool"]].mean(0))
+    assert torch.equal(table(model)[124], before[[ord(c) for c in "the cat"]].mean(0))
+
+
+def test_a_token_that_the_tokenizer_changes_is_refused() -> None:
+    model, tokenizer = make("llama", 123), BytesTokenizer()
+    with pytest.raises(fl.SelectionError, match="tokens: the tokenizer does not take 'AT' as it stands"):
+        fl.add_tokens(model, tokenizer, ["AT"])
+    assert len(table(model)) == 123
 
 
 def test_a_pattern_that_fits_nothing_says_so_and_the_next_call_goes_on(tokenizer: Any) -> None:

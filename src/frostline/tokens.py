@@ -4,27 +4,24 @@ Letters used for shapes in this file:
     V  rows of the table          D  width of a row
     n  tokens that are listed
 
-The idea: grow the tensors where they are. The Parameters and the modules that hold them stay the same objects, so a
-tied head stays tied, and hooks, subclasses and biases stay what they were. Nothing is drawn at random: the same call on
-the same model gives the same bits, and what was learned fits there. transformers is never imported; any model with
-`get_input_embeddings()` will do.
+The idea: grow the tensors where they are (vocabulary.py), and plan for the new rows alone. Nothing is drawn at random:
+the same call on the same model gives the same bits, and what was learned fits there. transformers is never imported;
+any model with `get_input_embeddings()` will do.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from frostline.errors import PartialTensorError, SelectionError
+from frostline.errors import SelectionError
 from frostline.partial import Plan, Selection, rows, train_only
-from frostline.partial.find import Found, find_tensors
-from frostline.partial.layout import writable
 from frostline.partial.refuse import refuse_wrapped
+from frostline.vocabulary import follow, grow, put, refuse_to_grow, tables, whole
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -88,31 +85,26 @@ def add_tokens(
     """
     texts = _texts(tokens)
     refuse_wrapped(model)
-    found = _tables(model)
-    known = _vocabulary(tokenizer)
+    found, known = tables(model), _vocabulary(tokenizer)
     before = len(found[0].tensor)
     _refuse_init(init, len(texts), found[0].tensor)
     _refuse_padding_token(texts, known, model.get_input_embeddings())  # type: ignore[operator]
-    news = [token for token, text in zip(tokens, texts, strict=True) if text not in known]
-    size = _rounded(max(before, len(tokenizer) + len(news)), pad_to_multiple_of)
-    if size > before:
-        _refuse_to_grow(model, found, size)
-    pieces = [_pieces(tokenizer, text) if init != "mean" else [] for text in texts]
+    new = [token for token, text in zip(tokens, texts, strict=True) if text not in known]
+    refuse_to_grow(model, found, _rounded(max(before, len(tokenizer) + len(new)), pad_to_multiple_of))
+    pieces = [[] if isinstance(init, str) and init == "mean" else _pieces(tokenizer, text) for text in texts]
 
-    tokenizer.add_tokens(news, special_tokens=special)
-    ids = [_vocabulary(tokenizer)[text] for text in texts]
-    size = _rounded(max(before, len(tokenizer), *(i + 1 for i in ids)), pad_to_multiple_of)
+    tokenizer.add_tokens(new, special_tokens=special)
+    ids = _ids(tokenizer, texts)
+    size = _rounded(max(before, len(tokenizer), max(ids) + 1), pad_to_multiple_of)
     fresh = [k for k, text in enumerate(texts) if text not in known or ids[k] >= before]
     with torch.no_grad():
         for one in found:
-            mean, values = _starts(_whole(one), pieces)
+            mean, starts = _starts(whole(one), pieces)
             given = isinstance(init, Tensor) and one is found[0]
-            chosen = list(range(len(texts))) if given else fresh
-            values = cast(Tensor, init).to(values) if given else values
-            _grow(one, size, mean)
-            _put(one, [ids[k] for k in chosen], values[chosen])
-    if size > before:
-        _follow(model, before, size)
+            chosen = range(len(texts)) if given else fresh
+            grow(one, size, mean)
+            put(one, {ids[k]: cast(Tensor, init)[k] if given else starts[k] for k in chosen})
+    follow(model, before, size)
     ours = {one.names[0]: rows(ids, dtype=torch.float32 if one.tensor.dtype in _HALF else None) for one in found}
     return train_only(model, {**ours, **(also or {})})
 
@@ -131,28 +123,6 @@ def _texts(tokens: Sequence[Any]) -> list[str]:
     return texts
 
 
-def _tables(model: Any) -> list[Found]:
-    """The input embedding, then the weight of a head that is not tied to it, and the head's bias."""
-    if not hasattr(model, "get_input_embeddings"):
-        raise TypeError(f"model: a {type(model).__name__} has no get_input_embeddings(). Pass a language model.")
-    embedding = model.get_input_embeddings()
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    wanted = [(embedding, "weight")]
-    if head is not None:
-        wanted += [(head, "weight")] + [(head, "bias")] * (getattr(head, "bias", None) is not None)
-    found: dict[int, Found] = {}
-    everywhere = find_tensors(model)
-    for module, name in wanted:
-        one = next((one for one in everywhere if (module, name) in one.owners), None)
-        if one is None or not one.tensor.is_floating_point():
-            raise PartialTensorError(
-                f"model: the {name} of its {type(module).__name__} is not a plain tensor of numbers, so no rows can be "
-                "added. Leave embedding and head out of quantization and of an adapter's target_modules."
-            )
-        found[id(one.tensor)] = one
-    return list(found.values())
-
-
 def _vocabulary(tokenizer: Any) -> dict[str, int]:
     if not hasattr(tokenizer, "get_vocab"):
         raise TypeError(
@@ -161,14 +131,25 @@ def _vocabulary(tokenizer: Any) -> dict[str, int]:
     return cast(dict[str, int], tokenizer.get_vocab())
 
 
+def _ids(tokenizer: Any, texts: list[str]) -> list[int]:
+    known = _vocabulary(tokenizer)
+    if missing := [text for text in texts if text not in known]:
+        raise SelectionError(
+            f"tokens: the tokenizer does not take {missing[0]!r} as it stands. Spell it in its own way."
+        )
+    return [known[text] for text in texts]
+
+
 def _refuse_init(init: object, count: int, table: Tensor) -> None:
     if isinstance(init, Tensor):
+        if not init.isfinite().all():
+            raise SelectionError("init: holds NaN or Inf, which every logit would show. Pass finite values.")
         if tuple(init.shape) != (count, *table.shape[1:]):
             raise SelectionError(
                 f"init: shape {tuple(init.shape)}. Pass shape {(count, *table.shape[1:])}, "
                 "one row for each listed token, known ones included."
             )
-    elif init not in ("pieces", "mean"):
+    elif not isinstance(init, str) or init not in ("pieces", "mean"):
         raise SelectionError(
             f"init: {init!r} is not known. Pass 'pieces', 'mean', or a tensor of one row for each token."
         )
@@ -179,28 +160,6 @@ def _refuse_padding_token(texts: list[str], known: dict[str, int], embedding: nn
     for text in texts:
         if padding is not None and known.get(text) == padding:
             raise SelectionError(f"tokens: {text!r} is the padding token, which gets no gradient. Leave it out.")
-
-
-def _refuse_to_grow(model: nn.Module, found: list[Found], size: int) -> None:
-    before = len(found[0].tensor)
-    for one in found:
-        if one.layout is not None or one.mapped:
-            raise PartialTensorError(
-                f"model: {one.names[0]} learns in part or is mapped, so it cannot grow to {size:,} rows. "
-                "Call fl.merge(model) first."
-            )
-        if len(one.tensor) != before:
-            raise PartialTensorError(
-                f"model: {one.names[0]} has {len(one.tensor):,} rows and {found[0].names[0]} {before:,}, so one "
-                "vocab_size cannot fit both after they have grown. Resize one to the other's rows first."
-            )
-    grows = {module for one in found for module, _ in one.owners}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == before and module not in grows:
-            raise PartialTensorError(
-                f"model: {name} has a row for each token too, and would not grow. Call model.resize_token_embeddings"
-                f"({size}) first; then add_tokens has nothing to grow."
-            )
 
 
 def _rounded(size: int, multiple: int | None) -> int:
@@ -223,55 +182,9 @@ def _pieces(tokenizer: Any, text: str) -> list[int]:
     return [i for i in ids if i != tokenizer.unk_token_id]
 
 
-def _whole(one: Found) -> Tensor:
-    """The tensor as its module shows it: a partial one with what it has learned."""
-    module, name = one.owners[0]
-    return cast(Tensor, getattr(module, name)).detach()
-
-
 def _starts(table: Tensor, pieces: list[list[int]]) -> tuple[Tensor, Tensor]:
     """The mean of all rows of `table` (V, *), shape (*), and the mean of each list of rows, shape (n, *)."""
     dtype = torch.promote_types(table.dtype, torch.float32)
     mean = table.mean(0, dtype=dtype)
     inside = [[i for i in ids if i < len(table)] for ids in pieces]
     return mean, torch.stack([table[ids].mean(0, dtype=dtype) if ids else mean for ids in inside])
-
-
-def _grow(one: Found, size: int, filler: Tensor) -> None:
-    """Give the tensor `size` rows, the new ones `filler`; it stays the same Parameter, so it stays tied."""
-    tensor = one.tensor
-    if len(tensor) >= size:
-        return
-    more = filler.to(tensor.dtype).expand(size - len(tensor), *tensor.shape[1:])
-    tensor.data, tensor.grad = torch.cat([tensor.data, more]), None
-    for module, _ in one.owners:
-        for count in ("num_embeddings", "out_features"):
-            if hasattr(module, count):
-                setattr(module, count, size)
-
-
-def _put(one: Found, ids: list[int], values: Tensor) -> None:
-    module, name = one.owners[0]
-    target: Tensor = writable(one.tensor) if one.layout is None else getattr(module, name)
-    if ids:
-        target[ids] = values.to(target.dtype)
-
-
-def _follow(model: Any, before: int, size: int) -> None:
-    """Let the rest of the model know that its vocabulary has `size` entries, no longer `before`."""
-    for module in model.modules():
-        for holder in (module, *_configs(module)):
-            for name in ("vocab_size", "decoder_vocab_size"):
-                if getattr(holder, name, None) == before:
-                    setattr(holder, name, size)
-        bias = module._buffers.get("final_logits_bias")
-        if bias is not None and bias.shape[-1] == before:
-            module.final_logits_bias = F.pad(bias, (0, size - before))
-    for config in _configs(model):
-        config.vocab_size = size
-
-
-def _configs(module: Any) -> Iterator[Any]:
-    """The configuration of the text part of `module`, if it has one."""
-    if (config := getattr(module, "config", None)) is not None:
-        yield config.get_text_config() if hasattr(config, "get_text_config") else config
