@@ -743,6 +743,45 @@ def test_finding_what_an_optimizer_begins_with_runs_no_hook_draws_no_number_and_
     assert called == ["own"]
 
 
+class Random(torch.optim.Optimizer):
+    """One that draws numbers of its own, counts in a tensor and a list, and keeps what is nobody's under a name."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.1, "count": torch.zeros(())})
+        self.generator, self.seen = torch.Generator().manual_seed(5), []
+        self.state["all"] = {"steps": 0}
+
+    @torch.no_grad()
+    def step(self):
+        self.state["all"]["steps"] += 1
+        for group in self.param_groups:
+            group["count"] += 1
+            for p in group["params"]:
+                self.seen.append(p.shape)
+                state = self.state[p]
+                if not state:
+                    self.state[p] = state = {
+                        "noise": torch.rand(p.shape, generator=self.generator) + torch.rand(p.shape)
+                    }
+                p.sub_(state["noise"])
+
+
+def test_an_optimizer_that_keeps_its_own_counts_and_generators_keeps_them():
+    model = Net()
+    optimizer = Random(fl.train_only(model, EMBED).parameters())
+    steps(model, optimizer)
+    (was,) = (s["noise"] for p, s in optimizer.state.items() if p != "all")
+    random, own = torch.get_rng_state(), optimizer.generator.get_state()
+    fl.train_only(model, {"embed.weight": fl.rows([1, 7])}).carry(optimizer)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(optimizer.generator.get_state(), own)
+    assert (optimizer.state["all"], len(optimizer.seen)) == ({"steps": 3}, 3)
+    assert optimizer.param_groups[0]["count"].item() == 3
+    noise = optimizer.state[model.embed.weight.learned]["noise"]
+    assert torch.equal(noise[1], was[0])
+    assert (noise[0] > 0).all()
+
+
 def test_a_row_that_joins_under_adam_shares_the_count_and_under_row_adamw_starts_afresh():
     """Its first move: lr * (1 - b1) / sqrt(1 - b2) where the count of steps is large, lr where it is its own."""
     moves = {}

@@ -8,8 +8,9 @@ on.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Mapping
+from copy import copy, deepcopy
 from typing import Any
 
 import torch
@@ -39,10 +40,10 @@ def fresh_state(optimizer: Optimizer, group: Mapping[str, Any], values: Tensor) 
     for sparse in (False, True):
         parameter = nn.Parameter(values.detach().clone())
         parameter.grad = _no_gradient(parameter, sparse)
-        copy, state = _copy(optimizer, {**group, "params": [parameter]})
+        other, state = _copy_of(optimizer, {**group, "params": [parameter]})
         try:
             with torch.random.fork_rng([values.device] if values.is_cuda else []):
-                _unhooked(type(optimizer).step)(copy)
+                _unhooked(type(optimizer).step)(other)
             return state.first
         except Exception as error:
             refusals.append(f"{error}")
@@ -73,29 +74,44 @@ class _Noted(dict[str, Any]):
         return self[key]
 
 
-class _OneState(defaultdict[Any, Any]):
-    """The `state` of an optimizer of one parameter, also where it is set as a whole."""
+class _OneState(dict[Any, Any]):
+    """The `state` of an optimizer of one parameter; what is kept under other keys is a copy of the optimizer's own."""
 
-    def __init__(self, noted: _Noted) -> None:
-        super().__init__(lambda: noted)
+    def __init__(self, noted: _Noted, others: Mapping[Any, Any]) -> None:
+        super().__init__(deepcopy({key: value for key, value in others.items() if not isinstance(key, Tensor)}))
         self.noted = noted
 
-    def __setitem__(self, parameter: Any, state: Any) -> None:
-        if state is not self.noted:
-            self.noted.update(state)
-        super().__setitem__(parameter, self.noted)
+    def __missing__(self, key: Any) -> Any:
+        return dict.setdefault(self, key, self.noted if isinstance(key, Tensor) else {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, Tensor) and value is not self.noted:
+            self.noted.update(value)
+            value = self.noted
+        super().__setitem__(key, value)
 
 
-def _copy(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Optimizer, _Noted]:
+def _copy_of(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Optimizer, _Noted]:
     """`optimizer` over one group alone, with nothing that reaches back to the one it was copied from."""
-    group = {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items()}
+    group = {key: value if key == "params" else _apart(value) for key, value in group.items()}
     if "weight_decay" in group:
         group["weight_decay"] = 0.0
     noted = _Noted()
-    copy = object.__new__(type(optimizer))
-    hooks: dict[str, Any] = {name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")}
-    copy.__dict__ = {**vars(optimizer), **hooks, "param_groups": [group], "state": _OneState(noted)}
-    return copy, noted
+    other = object.__new__(type(optimizer))
+    kept = {
+        name: OrderedDict() if name.endswith("_hooks") else _apart(value) for name, value in vars(optimizer).items()
+    }
+    other.__dict__ = {**kept, "param_groups": [group], "state": _OneState(noted, optimizer.state)}
+    return other, noted
+
+
+def _apart(value: Any) -> Any:
+    """`value` so that a change in place does not reach the original."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    return copy(value) if isinstance(value, list | dict | set) else value
 
 
 def _unhooked(step: Any) -> Any:
