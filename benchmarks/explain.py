@@ -4,8 +4,8 @@ Compares, on models from 0.01 to 100 million parameters,
     pass      one forward and backward
     step      one forward, backward and AdamW step
     explain   fl.explain, with the optimizer: a watched pass, a step, everything taken back
-Each model has a layer that is cut off by `detach`; explain must name exactly its parameters, and leave every weight as it
-was, before anything is timed.
+Each model has a layer that is cut off by `detach`. Before anything is timed, explain must name exactly its parameters,
+and leave every weight as it was.
 
 Run:    python benchmarks/explain.py [--quick]
 """

@@ -7,6 +7,7 @@ the others by value alone.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -17,28 +18,32 @@ class Memory:
     """What stands in memory, by address; memory that was freed in the meantime is forgotten."""
 
     def __init__(self) -> None:
-        self._first: dict[int, tuple[StorageWeakRef, Entry]] = {}
+        self._seen: dict[int, tuple[StorageWeakRef, Entry]] = {}
         self._written: dict[int, tuple[StorageWeakRef, dict[int, Entry]]] = {}
 
     def note(self, tensor: Tensor, entry: Entry) -> None:
-        """A tensor is seen: what it carries stands in its memory, if nothing else does."""
-        address = _address(tensor)
-        if address and (address not in self._first or self._first[address][0].expired()):
-            self._first[address] = StorageWeakRef(tensor.untyped_storage()), entry
+        """A tensor is seen: what it carries stands in its memory."""
+        storage = _storage(tensor)
+        if storage is not None:
+            address = storage.data_ptr()
+            known = self._seen.get(address)
+            alive = known is not None and not known[0].expired()
+            self._seen[address] = known[0] if known is not None and alive else StorageWeakRef(storage), entry
 
     def below(self, tensor: Tensor) -> Entry:
         """What stands in the memory of a tensor that is seen for the first time, writes apart."""
         address = _address(tensor)
-        if address not in self._first or self._first[address][0].expired() or self._writes(address):
+        if address not in self._seen or self._seen[address][0].expired() or self._writes(address):
             return NOTHING
-        return self._first[address][1]
+        return self._seen[address][1]
 
     def write(self, target: Tensor, entry: Entry) -> None:
         """Something was written through `target`, which now carries what `entry` says."""
-        address = _address(target)
-        if address and not self._writes(address):
-            self._written[address] = StorageWeakRef(target.untyped_storage()), {}
-        if address:
+        storage = _storage(target)
+        if storage is not None:
+            address = storage.data_ptr()
+            if not self._writes(address):
+                self._written[address] = StorageWeakRef(storage), {}
             self._written[address][1][root(target)] = entry
 
     def read(self, tensor: Tensor, entry: Entry) -> Entry:
@@ -65,9 +70,17 @@ def root(tensor: Tensor) -> int:
     return id(tensor._base) if tensor._is_view() else id(tensor)
 
 
-def _address(tensor: Tensor) -> int:
-    """Where the memory of a tensor is; 0 where it has none of its own."""
+def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
+    """The memory of a tensor, or of the one that torch.func wraps; None where it has none of its own."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     try:
-        return tensor.untyped_storage().data_ptr()
+        storage = tensor.untyped_storage()
+        return storage if storage.data_ptr() else None
     except (RuntimeError, NotImplementedError):
-        return 0
+        return None
+
+
+def _address(tensor: Tensor) -> int:
+    storage = _storage(tensor)
+    return 0 if storage is None else storage.data_ptr()

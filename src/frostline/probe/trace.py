@@ -40,8 +40,8 @@ from frostline.probe.sites import Site, caller, site_here
 _LIKE = {f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}
 _LIKE |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new", "new_empty_strided"}
 _SHAPE_OF_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
-_NO_VALUE = {"grad", "_base", "grad_fn", "is_leaf", "requires_grad", "requires_grad_", "retain_grad"}
-_CUTS = {"detach", "detach_", "data"}  # what cuts where requires_grad cannot be asked
+_NO_VALUE = {".grad", "._base", ".grad_fn", ".is_leaf", ".requires_grad", "requires_grad_", "retain_grad"}
+_CUTS = {"detach", "detach_", ".data"}  # what cuts where requires_grad cannot be asked
 
 
 class Trace(TorchFunctionMode):
@@ -65,7 +65,7 @@ class Trace(TorchFunctionMode):
         self._known: dict[int, tuple[weakref.ref[Tensor], Entry]] = {}
         self._memory = Memory()
         self._returned: list[tuple[int, Site]] = []  # custom Functions whose backward returned None
-        self._names: dict[Any, str] = {}
+        self._names: dict[Any, str] = {torch.autograd.grad: "autograd.grad"}  # not to be taken for the attribute
         self._unlinked = 0  # how deep in code where autograd is off although gradients will flow: checkpoints
         self._no_grad_frame: int | None = None
         self._sites = 0
@@ -117,13 +117,13 @@ class Trace(TorchFunctionMode):
         return result
 
     def _name(self, func: Any) -> str:
-        """The name of a function, of the attribute that a getter reads, or that with `=` for a setter."""
+        """The name of a function: `detach`; `.data` for reading an attribute, `.data=` for setting one."""
         name = self._names.get(func)
         if name is None:
             name = getattr(func, "__name__", "")
             if name in ("__get__", "__set__"):
                 attribute = getattr(getattr(func, "__self__", None), "__name__", "")
-                name = attribute + ("=" if name == "__set__" else "")
+                name = f".{attribute}" + ("=" if name == "__set__" else "")
             self._names[func] = name
         return name
 
@@ -171,7 +171,8 @@ class Trace(TorchFunctionMode):
             if isinstance(target, PartialTensor | PartialView):
                 target = (target if isinstance(target, PartialTensor) else target.origin).learned
             flows = self._flows(name) and (self._implied() or target.requires_grad)
-            gradient = before.gradient | (inside.gradient if flows else 0)
+            keeps = target.requires_grad and name != "detach_"
+            gradient = (before.gradient if keeps else 0) | (inside.gradient if flows else 0)
             entry = self._entry(name, inside, gradient, (before, *entries))
             self._note(target, entry)
             if inside.value & ~before.value:
@@ -227,7 +228,10 @@ class Trace(TorchFunctionMode):
                 del known[key]
 
         known[key] = weakref.ref(tensor, forget), entry
-        self._memory.note(tensor, entry)
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # which is unwrapped out of sight, at the end
+            self._note(torch._C._functorch.get_unwrapped(tensor), entry)
+        else:
+            self._memory.note(tensor, entry)
 
     def apply(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
         """Run a custom autograd.Function, and note what its outputs carry."""
@@ -309,5 +313,5 @@ def _targets(name: str, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors that a call writes into."""
     in_place = name.endswith("_") and not name.endswith("__")
     in_place |= name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
-    in_place |= name in ("__setitem__", "data=") or kwargs.get("inplace") is True
+    in_place |= name in ("__setitem__", ".data=") or kwargs.get("inplace") is True
     return _tensors_in([kwargs.get("out"), args[0] if args and in_place else None])
