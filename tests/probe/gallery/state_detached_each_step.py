@@ -1,8 +1,8 @@
 """The hidden state is detached in every step, so the learned first state is never reached.
 
-Seen: `requires_grad` of the state is True once and False from then on.
+Seen: "why take the previous hidden state out of the graph?", where the gap between cuts is one step.
 Fix: detach between chunks, not inside them.
-Source: https://github.com/OpenNMT/OpenNMT-py/issues/1148
+Source: https://github.com/IC3Net/IC3Net/issues/7
 """
 
 import torch
