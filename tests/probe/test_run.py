@@ -75,11 +75,34 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
         describe_run(tmp_path / "file", title="no")
 
 
+def test_what_is_given_in_the_place_of_something_else_is_refused_and_nothing_is_written(tmp_path):
+    plan = fl.train_only(torch.nn.Linear(2, 2), {"bias": fl.everything})
+    for given in ({"explanation": plan}, {"audit": {"moved": 0}}):
+        with pytest.raises(ValueError, match="does not hold "):
+            describe_run(tmp_path / "run", title="no", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def plan_with(line):
+    return json.dumps({"tensors": {"a": line}, "learned": 1, "total": 1})
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [
         ("plan.json", '{"tensors":\n  {]', "plan.json:2: damaged: "),
-        ("about.json", "[1]", "about.json:1: holds list, not an object"),
+        ("about.json", "[1]", "about.json:1: does not hold a title and facts. Delete it"),
+        ("about.json", '{"facts": 1}', "about.json:1: does not hold a title and facts"),
+        ("plan.json", "{}", "plan.json:1: does not hold what Plan.to_dict() gives"),
+        ("plan.json", '{"tensors": {"a": 1}, "learned": 1, "total": 1}', "plan.json:1: does not hold what Plan"),
+        ("plan.json", plan_with({"shape": 1, "learned": 1, "total": 1}), "plan.json:1: does not hold what Plan"),
+        ("plan.json", plan_with({"shape": ["<"], "learned": 1, "total": 1}), "plan.json:1: does not hold what Plan"),
+        ("plan.json", plan_with({"shape": [1], "learned": "1", "total": 1}), "plan.json:1: does not hold what Plan"),
+        ("explanation.json", '{"a": 1}', "explanation.json:1: does not hold what Explanation.to_dict() gives"),
+        ("explanation.json", '{"a": {"verdict": "<b>"}}', "explanation.json:1: does not hold what Explanation"),
+        ("explanation.json", '{"a": {"verdict": "cut", "groups": {"cut": "<b>"}}}', "explanation.json:1: does not"),
+        ("audit.json", '{"frozen_moved": 0}', "audit.json:1: does not hold the counts frozen_compared, frozen_moved, "),
+        ("audit.json", '{"frozen_compared": "<b>"}', "audit.json:1: does not hold the counts"),
         ("audit.json", "\xff", "audit.json:1: damaged: "),
         ("curves.jsonl", '{"step": 1}\n{"step": 2', "curves.jsonl:2: damaged: "),
         ("curves.jsonl", '{"step": 1}\n{"loss": 2}', 'curves.jsonl:2: no point of a curve: it needs one "epoch"'),

@@ -69,7 +69,7 @@ class Explained:
 
     def to_dict(self) -> dict[str, object]:
         return {
-            "embed.weight": {"verdict": "learns in part", "reason": "3 of 40 rows", "where": None, "notes": ["tied"]},
+            "embed.weight": {"verdict": "learns in part", "reason": "3 of 40 rows", "where": None, "notes": []},
             "body.first.weight": {"verdict": "cut", "reason": "detach <here>", "where": "model.py:31", "notes": []},
             "body.first.bias": {"verdict": "frozen", "reason": "requires_grad is False", "where": None, "notes": []},
             "head.weight": {"verdict": "learns", "reason": "", "where": None, "notes": []},

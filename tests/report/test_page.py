@@ -108,6 +108,21 @@ def test_an_explanation_is_coloured_and_alarms_are_counted(explained, tmp_path):
     assert "detach &lt;here&gt;" in text
 
 
+def test_a_cut_that_explain_finds_stands_on_the_page_with_its_line(tmp_path):
+    layers = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2), "second": torch.nn.Linear(2, 1)})
+
+    def loss():
+        return layers["second"](layers["first"](torch.ones(3, 2)).detach()).sum()
+
+    line = loss.__code__.co_firstlineno + 1
+    optimizer = torch.optim.SGD(layers.parameters(), lr=0.1)
+    describe_run(tmp_path, explanation=fl.explain(layers, loss, optimizer))
+    page = write_page(tmp_path, tmp_path / "page.html")
+    assert f"test_page.py:{line}</code>" in own(page)
+    assert "2 tensors that hardly do what was meant" in words_of(page)
+    assert "2 cut 2 learns" in words_of(page)
+
+
 def test_a_trained_tagger_shows_that_no_frozen_number_moved(trained, tmp_path):
     text = words_of(write_page(trained, tmp_path / "page.html"))
     assert "0 of 30 frozen numbers moved, bit by bit" in text  # 4 known words and the padding row, 6 numbers each

@@ -5,10 +5,11 @@ import re
 import torch
 
 import frostline as fl
+from frostline.probe.verdicts import VERDICTS
 from frostline.report.tree import leaves, legend, tree
 
 EXPLAINED = {
-    "a.w": {"verdict": "cut", "reason": "detach", "where": "model.py:31", "notes": ["tied"]},
+    "a.w": {"verdict": "cut", "reason": "detach", "where": "model.py:31", "notes": ["listed twice"]},
     "a.b": {"verdict": "learns", "reason": "", "where": None, "notes": []},
     "head": {"verdict": "frozen by plan", "reason": None, "where": None, "notes": None},
 }
@@ -38,7 +39,7 @@ def test_an_explanation_has_the_last_word_and_the_plan_the_sizes():
     first, *rest = leaves(plan, EXPLAINED)
     assert (first.verdict, first.reason, first.where, first.shape, first.learned) == (
         "cut",
-        "detach; tied",
+        "detach; listed twice",
         "model.py:31",
         "2 × 2",
         4,
@@ -46,10 +47,20 @@ def test_an_explanation_has_the_last_word_and_the_plan_the_sizes():
     assert [leaf.name for leaf in rest] == ["a.b", "head"]
 
 
+def test_groups_of_rows_and_tied_names_are_reasons_but_no_note_is_said_twice():
+    said = {"verdict": "learns in part", "reason": "", "groups": {"learns": 1200, "zero gradient": 3}}
+    (leaf,) = leaves(None, {"a": said | {"notes": ["zero gradient", "tied"], "tied": ["b", "c"]}})
+    assert leaf.reason == "1,200 learns, 3 zero gradient; tied to b, c; zero gradient"
+
+
 def test_alarms_are_all_but_four_verdicts():
-    verdicts = ["learns", "learns in part", "frozen by plan", "frozen", "cut", "unused", "rounds away", "not finite"]
-    found = leaves(None, {verdict: {"verdict": verdict} for verdict in verdicts})
-    assert [leaf.verdict for leaf in found if leaf.alarm] == verdicts[4:]
+    found = leaves(None, {verdict: {"verdict": verdict} for verdict in VERDICTS})
+    assert {leaf.verdict for leaf in found if leaf.alarm} == set(VERDICTS) - {
+        "learns",
+        "learns in part",
+        "frozen by plan",
+        "frozen",
+    }
 
 
 def test_a_cut_is_marked_and_has_its_line_and_its_module_is_open():

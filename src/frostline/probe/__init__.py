@@ -14,15 +14,16 @@ trajectory.py   values over training at bounded memory
 watched.py      one thing that is looked at at each step: a tensor, rows, a function
 record.py       Recorder: called once a step
 record_file.py  the file that it writes, and reading it
-run.py          what a run leaves in its folder for `frostline report`
+run.py          what a run leaves in its folder for `frostline report` (movement.py: rows before and after)
 """
 
 from frostline.probe.explain import explain
 from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.gradients import gradients
+from frostline.probe.movement import Movement
 from frostline.probe.record import Recorder
 from frostline.probe.record_file import Recorded, read_record
-from frostline.probe.run import Movement, Run, describe_run, read_run
+from frostline.probe.run import Run, describe_run, read_run
 from frostline.probe.trial import Trial, trial_step
 
 __all__ = [

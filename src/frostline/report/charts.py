@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 BLUE, ORANGE, GREEN, GREY = "#2F86C4", "#D55E00", "#009E73", "#8A949C"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7A5C3E")
 _BARS, _LINES = 25, 40  # rows with a bar, lines of one chart
-_MAPPED, _NAMED = 200, 40  # rows on a map, words written on it
+_MAPPED, _NAMED = 150, 40  # rows on a map, words written on it
 
 
 def curves(lines: Sequence[Curve]) -> Figure:
@@ -43,6 +43,8 @@ def curves(lines: Sequence[Curve]) -> Figure:
             line={"color": colour, "width": 2}, hovertemplate=f"{line.axis} %{{x}}: %{{y:.4g}}",
         )  # fmt: skip
     figure.update_layout(showlegend=len(lines) > 1, xaxis_title=lines[0].axis)
+    if max(line.x[-1] - line.x[0] for line in lines) <= 10:
+        figure.update_xaxes(dtick=1)  # there is no half an epoch
     return figure
 
 
@@ -124,7 +126,7 @@ def travel(movement: Movement) -> Figure:
 
 
 def paths(one: Recorded) -> Figure:
-    """The map of recorded rows: the whole way of each; of many, the 200 that went furthest."""
+    """The map of recorded rows: the whole way of each; of many, the 150 that went furthest."""
     values = _rows(one)
     furthest = np.argsort(-np.linalg.norm(values[-1] - values[0], axis=1), kind="stable")[:_MAPPED]
     words = one.words or []
@@ -144,7 +146,7 @@ def plane(before: Floats, after: Floats) -> Floats:
 
     Example:
         >>> before, after = np.zeros((3, 3)), np.array([[0.0, 5, 0], [0, -1, 0], [0, 0, 1]])
-        >>> abs(plane(before, after)).T.tolist()
+        >>> abs(plane(before, after)).T.round(6).tolist()
         [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
     ways = after - before

@@ -7,11 +7,13 @@ to learn. Everything is text from the run and is escaped.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
-QUIET = ("learns", "learns in part", "frozen by plan", "frozen")  # every other verdict is an alarm
+from frostline.probe.verdicts import BY_PLAN, FROZEN, IN_PART, LEARNS, TIED
+
+_QUIET = (LEARNS, IN_PART, BY_PLAN, FROZEN)  # in the order of the legend, after the alarms
 _OPEN = 12  # a module with no more tensors than this is shown open
 
 
@@ -30,7 +32,7 @@ class Leaf:
     @property
     def alarm(self) -> bool:
         """Whether what happens to it can hardly be meant."""
-        return self.verdict not in QUIET
+        return self.verdict not in _QUIET
 
 
 @dataclass
@@ -48,7 +50,7 @@ def leaves(plan: dict[str, Any] | None, explanation: dict[str, Any] | None) -> l
 
     Args:
         plan: `Plan.to_dict()`.
-        explanation: name -> `verdict`, `reason`, `where`, `notes`.
+        explanation: `Explanation.to_dict()`.
 
     Example:
         >>> plan = {"tensors": {"w": {"shape": [9, 2], "learns": "rows", "count": 3, "learned": 6, "total": 18}}}
@@ -59,14 +61,8 @@ def leaves(plan: dict[str, Any] | None, explanation: dict[str, Any] | None) -> l
     explained = explanation or {}
     found = []
     for name in dict.fromkeys([*planned, *explained]):
-        line, said = planned.get(name), explained.get(name)
-        leaf = _planned(name, line) if line is not None else Leaf(name, "")
-        if said is not None:
-            notes = said.get("notes") or []
-            reason = "; ".join(str(part) for part in [said.get("reason"), *_listed(notes)] if part)
-            where = str(said.get("where") or "")
-            leaf = Leaf(name, str(said.get("verdict")), reason, where, leaf.shape, leaf.learned, leaf.total)
-        found.append(leaf)
+        leaf = _planned(name, planned[name]) if name in planned else Leaf(name, "")
+        found.append(_explained(leaf, explained[name]) if name in explained else leaf)
     return found
 
 
@@ -85,7 +81,7 @@ def tree(found: list[Leaf]) -> str:
 def legend(found: list[Leaf]) -> str:
     """The verdicts that occur and how often, worst first, as HTML."""
     counts = Counter(leaf.verdict for leaf in found)
-    order = sorted(counts, key=lambda verdict: (verdict in QUIET, QUIET.index(verdict) if verdict in QUIET else 0))
+    order = sorted(counts, key=lambda verdict: _QUIET.index(verdict) if verdict in _QUIET else -1)
     items = (f'<span class="key">{_dot(verdict)}{counts[verdict]:,} {escape(verdict)}</span>' for verdict in order)
     return f'<p class="legend">{"".join(items)}</p>'
 
@@ -93,19 +89,28 @@ def legend(found: list[Leaf]) -> str:
 def _planned(name: str, line: dict[str, Any]) -> Leaf:
     shape, learns = line.get("shape", []), line.get("learns", "")
     whole = shape[0] if learns == "rows" and shape else line.get("total", 0)
-    verdict = {"everything": "learns", "nothing": "frozen by plan"}.get(learns, "learns in part")
+    verdict = {"everything": LEARNS, "nothing": BY_PLAN}.get(learns, IN_PART)
     reasons = [
         f"{line['count']:,} of {whole:,} {learns}" if line.get("count") is not None else "",
-        f"tied to {', '.join(line['tied'])}" if line.get("tied") else "",
-        str(line.get("note") or ""),
+        _tied(line),
+        line.get("note", ""),
     ]
     sizes = " × ".join(f"{size:,}" for size in shape) or "scalar"
     reason = "; ".join(reason for reason in reasons if reason)
     return Leaf(name, verdict, reason, "", sizes, line.get("learned", 0), line.get("total", 0))
 
 
-def _listed(notes: object) -> list[object]:
-    return list(notes) if isinstance(notes, list | tuple) else [notes]
+def _explained(leaf: Leaf, said: dict[str, Any]) -> Leaf:
+    """`leaf` as the explanation has it: its verdict and reason, then how many rows share it, and what holds as well."""
+    groups = [f"{count:,} {verdict}" for verdict, count in (said.get("groups") or {}).items()]
+    notes = [note for note in said.get("notes") or [] if note != TIED]
+    reasons = [said.get("reason"), ", ".join(groups), _tied(said), *notes]
+    reason = "; ".join(str(reason) for reason in reasons if reason)
+    return replace(leaf, verdict=str(said["verdict"]), reason=reason, where=str(said.get("where") or ""))
+
+
+def _tied(said: dict[str, Any]) -> str:
+    return f"tied to {', '.join(map(str, said['tied']))}" if said.get("tied") else ""
 
 
 def _children(module: _Module) -> str:
@@ -149,4 +154,4 @@ def _dot(verdict: str) -> str:
 
 
 def _class(verdict: str) -> str:
-    return verdict.replace(" ", "-") if verdict in QUIET else "alarm"
+    return verdict.replace(" ", "-") if verdict in _QUIET else "alarm"
