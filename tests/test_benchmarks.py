@@ -112,3 +112,9 @@ def test_the_language_model_benchmark_notices_a_way_that_learns_something_else()
     )
     with pytest.raises(AssertionError, match="frostline disagrees"):
         run("-c", wrong)
+
+
+def test_the_explain_benchmark_names_the_cut_before_it_is_timed() -> None:
+    printed = run("explain.py", "--quick")
+    lines = re.findall(r"^\| [\d,]+ \|.*\| [\d.]+ \|$", printed, re.MULTILINE)
+    assert len(lines) == 2, "one line for each size"

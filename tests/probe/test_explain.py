@@ -727,7 +727,7 @@ def test_nan_inf_zero_and_rounding_are_told_apart():
         "learns": "learns",
     }
     assert found["nan"]["reason"] == "its gradient holds NaN or Inf"
-    assert found["rounds"]["reason"] == "the step changes no bit: it is below the resolution of bfloat16"
+    assert found["rounds"]["reason"] == "the step changes no bit: it is below bfloat16's resolution"
 
 
 def test_a_loss_that_is_not_finite_is_told():

@@ -46,6 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Explain, print, compare; return 0, 1 for an alarm or a difference, or 2 if the user's own code raised."""
     expected = None if args.expect is None else _read_expected(args.expect)
+    path = [*sys.path]
+    sys.path.insert(0, str(Path.cwd()))
     try:
         explanation = _explain(_find(args.make), args.make)
     except FrostlineError:
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     except Exception:
         traceback.print_exc()  # the user's own code: its traceback is what helps
         return 2
+    finally:
+        sys.path[:] = path
     if args.html is not None:
         _write(args.html, explanation.to_html())
     found = explanation.to_dict()
@@ -73,7 +77,6 @@ def _find(text: str) -> Callable[[], Any]:
     place, _, name = text.rpartition(":")
     if not place or not name.isidentifier():
         raise ProbeError(f"MODULE:MAKE: {text!r} names no function. Type package.module:make or file.py:make.")
-    sys.path.insert(0, str(Path.cwd()))
     try:
         if place.endswith(".py"):
             spec = spec_from_file_location(Path(place).stem, place)

@@ -40,7 +40,7 @@ def reason_for(
         NOT_HELD: "gets a gradient, and no parameter group holds it",
         RATE_0: "the learning rate of its group is 0",
         ZERO: "its gradient is exactly zero everywhere",
-        ROUNDS_AWAY: f"the step changes no bit: it is below the resolution of {str(tensor.dtype).partition('.')[2]}",
+        ROUNDS_AWAY: f"the step changes no bit: it is below {str(tensor.dtype).partition('.')[2]}'s resolution",
     }.get(word, ""), None
 
 
