@@ -6,6 +6,7 @@ must point at. `REMARK` is what else `explain` must say, where the fault is abou
 have; `RAISES` what a real step raises. `python tests/probe/test_gallery.py` writes docs/gallery-of-faults.md anew.
 """
 
+import contextlib
 import importlib.util
 import re
 from fnmatch import fnmatch
@@ -115,6 +116,18 @@ def test_a_step_that_raises_raises_in_a_trial_too(name):
     script = load(name)
     with pytest.raises(script.RAISES):
         fl.trial_step(*script.make())
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_looking_leaves_no_trace(name, everything):
+    script = load(name)
+    model, loss_fn, optimizer = script.make()
+    before = everything(model, optimizer)
+    fl.explain(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
+    with pytest.raises(script.RAISES) if hasattr(script, "RAISES") else contextlib.nullcontext():
+        fl.trial_step(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
 
 
 def test_the_gallery_is_large_and_has_every_verdict():

@@ -464,6 +464,116 @@ def gates_that_stop_a_part():
     return model, loss_fn, adam(model)
 
 
+@healthy
+def critic_with_gradient_penalty():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1)), torch.randn(8, 4)
+
+    def loss_fn():
+        between = x.clone().requires_grad_()
+        score = model(between)
+        (slope,) = torch.autograd.grad(score.sum(), between, create_graph=True)
+        return score.mean() + (slope.norm(dim=1) - 1).square().mean()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def differential_equation():
+    model, t = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)), torch.linspace(0, 1, 10)[:, None]
+
+    def loss_fn():
+        here = t.clone().requires_grad_()
+        u = model(here)
+        (first,) = torch.autograd.grad(u.sum(), here, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), here, create_graph=True)
+        return (second + u).square().mean() + first.square().mean()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def ensemble_under_vmap():
+    model, x = nn.ModuleList(nn.Linear(4, 1) for _ in range(3)), torch.randn(8, 4)
+
+    def loss_fn():
+        weights = {name: torch.stack([getattr(one, name) for one in model]) for name in ("weight", "bias")}
+        outputs = torch.vmap(lambda here: torch.func.functional_call(model[0], here, (x,)))(weights)
+        return outputs.square().mean()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def hard_examples_only():
+    model, x, y = nn.Linear(4, 3), torch.randn(8, 4), torch.randint(3, (8,))
+
+    def loss_fn():
+        losses = F.cross_entropy(model(x), y, reduction="none")
+        certain = torch.exp(-losses.detach())  # focal weights
+        return ((1 - certain) ** 2 * losses)[losses.detach().topk(4).indices].mean()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def losses_scaled_by_themselves():
+    model, x = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)]), torch.randn(8, 4)
+
+    def loss_fn():
+        one, two = (part(x).square().mean() for part in model)
+        return one / one.detach() + two / two.item()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def fed_its_own_argmax():
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 4), "out": nn.Linear(4, 5)})
+
+    def loss_fn():
+        tokens, loss = torch.zeros(3, dtype=torch.long), 0.0
+        for _ in range(6):
+            logits = model["out"](model["embed"](tokens))
+            loss = loss + F.cross_entropy(logits, (tokens + 1) % 5)
+            tokens = logits.argmax(-1)
+        return loss
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def experts_in_a_python_loop():
+    model = nn.ModuleDict({"router": nn.Linear(4, 2), "experts": nn.ModuleList(nn.Linear(4, 4) for _ in range(2))})
+    x = torch.randn(40, 4)
+
+    def loss_fn():
+        weights = model["router"](x).softmax(-1)
+        chosen = weights.argmax(-1).tolist()
+        outputs = [model["experts"][one](x[row]) * weights[row, one] for row, one in enumerate(chosen)]
+        return torch.stack(outputs).square().mean()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def written_piece_by_piece():
+    model, x = nn.ModuleList([nn.Linear(4, 2), nn.Linear(4, 2)]), torch.randn(8, 4)
+
+    def loss_fn():
+        out = torch.zeros(8, 4)
+        out[:, :2] = model[0](x)
+        out[:, 2:] = model[1](x)
+        return out[out.detach() > -9].square().mean()
+
+    return model, loss_fn, adam(model)
+
+
+@healthy
+def complex_numbers():
+    model, x = nn.ParameterDict({"filter": nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))}), torch.randn(8, 4)
+    return model, lambda: (torch.fft.fft(x) @ model["filter"]).abs().mean(), adam(model)
+
+
 # --- how people run them ----------------------------------------------------------------------------------------------
 
 
@@ -625,6 +735,15 @@ def test_a_real_step_agrees(case, agree):
     trial = fl.trial_step(model, loss_fn, optimizer)
     assert trial.moved > 0
     agree(fl.explain(model, loss_fn, optimizer), trial)
+
+
+def test_looking_leaves_no_trace(case, everything):
+    model, loss_fn, optimizer = case
+    before = everything(model, optimizer)
+    fl.explain(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
+    fl.trial_step(model, loss_fn, optimizer)
+    assert everything(model, optimizer) == before
 
 
 def test_there_are_at_least_twenty():

@@ -117,38 +117,9 @@ def really_step(optimizer, loss_fn):
     return loss
 
 
-def image(value, seen=None):
-    """All that can be told of a value: identities, bits, versions, memory; of what it holds too."""
-    seen = {} if seen is None else seen
-    if isinstance(value, torch.Tensor):
-        grad = None if not value.is_leaf or value.grad is None else image(value.grad, seen)
-        plain = value.detach().to_dense() if value.is_sparse else value.detach()
-        return (id(value), value._version, value.requires_grad, plain.double().numpy().tobytes(), grad)
-    if isinstance(value, dict):
-        return [(id(key), image(one, seen)) for key, one in value.items()]
-    if isinstance(value, list | tuple):
-        return [image(one, seen) for one in value]
-    if hasattr(value, "__dict__") and not callable(value) and id(value) not in seen:
-        seen[id(value)] = value
-        return [id(value), image(vars(value), seen)]
-    if hasattr(value, "param_groups") and id(value) not in seen:
-        seen[id(value)] = value
-        return [id(value), image(vars(value), seen)]
-    return value if isinstance(value, int | float | str | bool | None) else id(value)
-
-
-def everything(model, optimizer):
-    randomness = torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()
-    modules = [
-        (module.training, image({k: v for k, v in vars(module).items() if k != "_modules"}))
-        for module in model.modules()
-    ]
-    return image(list(model.parameters())), image(list(model.buffers())), modules, image(optimizer), randomness
-
-
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_everything_is_as_it_was(kind, steps):
+def test_everything_is_as_it_was(kind, steps, everything):
     model, loss_fn, optimizer = made(kind, steps)
     before = everything(model, optimizer)
     trial = fl.trial_step(model, loss_fn, optimizer)
@@ -248,7 +219,7 @@ class Explodes(torch.optim.SGD):
         raise ZeroDivisionError("in the step")
 
 
-def test_a_step_that_raises_leaves_everything_as_it_was():
+def test_a_step_that_raises_leaves_everything_as_it_was(everything):
     model, loss_fn, _ = made("sgd")
     optimizer = Explodes(model.parameters(), lr=0.1, momentum=0.9)
     before = everything(model, optimizer)
@@ -260,7 +231,7 @@ def test_a_step_that_raises_leaves_everything_as_it_was():
     assert everything(model, optimizer) != before
 
 
-def test_a_loss_that_raises_leaves_everything_as_it_was():
+def test_a_loss_that_raises_leaves_everything_as_it_was(everything):
     model, loss_fn, optimizer = made("adam", steps=2)
 
     def broken():
@@ -327,7 +298,7 @@ def partial(rows=True):
 
 
 @pytest.mark.parametrize(("rows", "moved"), [(True, 6), (False, 2)])
-def test_a_partial_tensor_is_one_tensor_in_whole_coordinates(rows, moved):
+def test_a_partial_tensor_is_one_tensor_in_whole_coordinates(rows, moved, everything):
     model, loss_fn, plan = partial(rows)
     optimizer = torch.optim.AdamW(plan.parameters(), lr=0.1)
     before = everything(model, optimizer)
@@ -368,7 +339,7 @@ def test_a_mapped_table_stays_in_its_file(tmp_path):
     assert trial["1.bias"].moved == 1
 
 
-def test_sparse_gradients_move_the_rows_in_use():
+def test_sparse_gradients_move_the_rows_in_use(everything):
     torch.manual_seed(0)
     model = nn.Embedding(9, 2, sparse=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)  # its buffer is sparse
@@ -407,7 +378,7 @@ def test_a_scheduler_does_not_take_it_for_a_step():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_parameters_that_the_model_does_not_have_are_put_back_too():
+def test_parameters_that_the_model_does_not_have_are_put_back_too(image):
     old = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(old.parameters(), lr=0.1, weight_decay=0.1)
     model, x = copy.deepcopy(old), torch.randn(5, 3)
@@ -462,7 +433,7 @@ def test_what_is_no_module_is_refused_in_one_line():
         fl.trial_step([weight], lambda: weight.sum(), torch.optim.SGD([weight], lr=0.1))
 
 
-def test_optimizers_that_step_in_the_backward_pass_are_taken_back():
+def test_optimizers_that_step_in_the_backward_pass_are_taken_back(everything):
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
     optimizers = {parameter: torch.optim.Adam([parameter], lr=0.1) for parameter in model.parameters()}
 
