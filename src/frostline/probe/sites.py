@@ -18,10 +18,8 @@ from types import CodeType, FrameType
 
 import torch
 
-import frostline
-
 _TORCH = str(Path(torch.__file__).parent) + os.sep
-_FROSTLINE = str(Path(frostline.__file__).parent) + os.sep
+_FROSTLINE = str(Path(__file__).parents[1]) + os.sep
 _STANDARD = (sysconfig.get_paths()["stdlib"] + os.sep, sysconfig.get_paths()["platstdlib"] + os.sep)
 _GENERATED = ("<frozen ", "<eval_with_key>")
 _GATES = _FROSTLINE + "gates.py"
