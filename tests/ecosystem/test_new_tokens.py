@@ -417,6 +417,41 @@ def test_one_small_file_holds_the_rows_and_the_adapters(case: Case, tmp_path: Pa
     assert not moved(again, tensors(adapted))
 
 
+class SaveLearned(transformers.TrainerCallback):  # type: ignore[name-defined,misc]
+    """What docs/new-tokens.md tells people to write: a Trainer's checkpoint of a PeftModel has the adapters alone."""
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        fl.save_learned(model, f"{args.output_dir}/checkpoint-{state.global_step}/learned.safetensors")
+
+
+@CHECKPOINTING
+def test_rows_beside_lora_resume_with_a_callback_and_are_lost_without_it(tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    base = make_model(len(tokenizer) + 10)  # rows to spare: PEFT sees no growth, and saves no table
+
+    def start() -> Any:
+        adapted = with_lora(copy.deepcopy(base))
+        fl.add_tokens(adapted, make_tokenizer(), NEW, also=LORA)
+        return adapted
+
+    case, options = Case(), {"save_strategy": "steps", "save_steps": 3}
+    whole, first, rest, careless = start(), start(), start(), start()
+    run = trainer(case, tmp_path / "whole", whole)
+    run.train()
+    stopped = trainer(case, tmp_path / "parts", first, **options)
+    stopped.add_callback(SaveLearned())
+    stopped.train()
+    checkpoint = tmp_path / "parts" / "checkpoint-3"
+    fl.load_learned(rest, checkpoint / "learned.safetensors")
+    resumed = trainer(case, tmp_path / "parts", rest)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert losses_of(resumed)[-3:] == losses_of(run)[-3:]
+    assert not moved(rest, tensors(whole))
+    lost = trainer(case, tmp_path / "parts", careless)
+    lost.train(resume_from_checkpoint=str(checkpoint))
+    assert {name.rpartition("model.")[2] for name in moved(careless, tensors(whole))} >= {"embed_tokens.weight"}
+
+
 @CHECKPOINTING
 @pytest.mark.parametrize("first", ["rows", "adapters"])
 def test_rows_and_adapters_merge_into_a_plain_model_in_either_order(case: Case, first: str, tmp_path: Path) -> None:
