@@ -25,6 +25,7 @@ def run(monkeypatch, capsys, tmp_path):
 
 def test_each_example_has_a_test():
     tested = {
+        "cbow_attack",
         "known_and_missing_words",
         "new_tokens",
         "only_some_variables",
@@ -82,6 +83,18 @@ def test_of_the_table_only_rows_0_and_3_change(run):
         "AdamW learns everything": str(list(range(10))),
         "AdamW learns rows([0, 3])": "[0, 3]",
     }
+
+
+def test_word_vectors_are_attacked_and_the_run_is_the_one_that_never_was(run):
+    out = run("cbow_attack")
+    differs = dict(re.findall(r"^  (\S+) +at every tenth step: losses differ from step (\S+)$", out, re.M))
+    assert differs == {"torch.autograd.grad": "9", "fl.gradients": "never", "fl.adversarial.perturb": "never"}
+    (plain,) = re.findall(r"^the loss is (\S+), a vector's length", out, re.M)
+    rows = re.findall(r"^  by (\S+): at random (\S+), one step uphill (\S+), ten steps (\S+)$", out, re.M)
+    assert [radius for radius, *_ in rows] == ["0.1", "0.5", "1.0"]
+    for _, random, one, many in rows:
+        assert float(one) - float(plain) > 3 * abs(float(random) - float(plain))
+        assert float(many) >= float(one)
 
 
 def test_the_tagger_moves_the_rows_it_used_and_stands_when_told(run):
