@@ -706,6 +706,39 @@ def test_an_optimizer_that_also_holds_frozen_parts_gives_them_up():
     assert torch.equal(optimizer.state[model.embed.weight]["exp_avg"][[7, 3, 0]], was)
 
 
+def test_the_part_that_learned_last_goes_on_where_an_optimizer_holds_several_of_one_tensor():
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters())
+    steps(model, optimizer)
+    fl.train_only(model, EMBED)
+    optimizer.add_param_group({"params": [model.embed.weight.learned], "lr": 0.5})  # by hand, beside the whole tensor
+    steps(model, optimizer, 2)
+    (was,) = (optimizer.state[p] for p in optimizer.param_groups[1]["params"])
+    assert was["step"].item() == 2
+    fl.train_only(model, {"embed.weight": fl.rows([0, 1])}).carry(optimizer)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [0, 1]
+    state = optimizer.state[model.embed.weight.learned]
+    assert state["step"].item() == 2
+    assert torch.equal(state["exp_avg"][0], was["exp_avg"][2])
+    assert (was["exp_avg"] != 0).all()
+
+
+def test_a_model_that_is_sharded_over_processes_is_refused():
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model = Net()
+        plan = fl.train_only(model, EMBED)
+        torch.distributed.fsdp.fully_shard(model)
+        optimizer = torch.optim.Adam(plan.parameters())
+        before = snapshot(optimizer)
+        with pytest.raises(fl.PartialTensorError, match="is sharded"):
+            plan.carry(optimizer)
+        assert_untouched(optimizer, before)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_a_schedule_and_a_scaler_that_hold_the_optimizer_go_on():
     model = Net()
     optimizer = torch.optim.SGD(fl.train_only(model, EMBED).parameters(), lr=1.0, momentum=0.5)

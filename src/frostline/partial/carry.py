@@ -173,5 +173,4 @@ def _now(one: Found) -> Part | None:
 
 def _latest(optimizer: Optimizer, parts: list[tuple[int, Part]]) -> tuple[int, Part]:
     """The part that learned last: one with state, rather than the tensor as a whole, which may be a frozen part."""
-    ranks = [(bool(optimizer.state.get(part.parameter)), part.places is not None) for _, part in parts]
-    return parts[max(range(len(parts)), key=lambda i: (*ranks[i], i))]
+    return max(parts, key=lambda held: (bool(optimizer.state.get(held[1].parameter)), held[1].places is not None))
