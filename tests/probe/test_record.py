@@ -256,6 +256,28 @@ def test_what_was_recorded_is_there_when_the_recorder_or_the_program_ends(folder
     assert read_record(tmp_path / "other")["loss"].values.tolist() == [1, 2]
 
 
+def test_two_recorders_of_one_folder_are_refused_before_they_overwrite_each_other(folder):
+    first, second = fl.Recorder(folder), fl.Recorder(folder)
+    first(loss=1)
+    second(loss=2)
+    second.flush()
+    with pytest.raises(
+        fl.RunFolderError, match=FIX(f"{folder / FILE}: another Recorder writes it now. Give each its own")
+    ):
+        first.flush()
+    del first
+    gc.collect()  # nothing is written at its end, either
+    assert read_record(folder)["loss"].values.tolist() == [2]
+
+
+def test_a_cell_that_is_run_again_replaces_what_the_first_left_unwritten(folder):
+    for loss in (1, 2):
+        recorder = fl.Recorder(folder)  # the first one ends here, when the second has begun
+        recorder(loss=loss)
+    recorder.flush()
+    assert read_record(folder)["loss"].values.tolist() == [2]
+
+
 def test_what_was_recorded_is_there_after_an_error_in_the_loop(folder):
     def loop():
         with fl.Recorder(folder) as recorder:

@@ -12,7 +12,17 @@ from frostline import tagger
 from frostline.probe import Movement, describe_run
 from frostline.vectors import Vectors
 
-HOSTILE = ["<script>alert(1)</script>", "</script><b>bold</b>", "&amp;", "a\"b'c", "$x$", "%{x}", "two\nlines", " "]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</script><b>bold</b>",
+    "&amp;",
+    "a\"b'c",
+    "$x$",
+    "%{x}",
+    "two\nlines",
+    " ",
+    "caf\udce9",
+]
 
 
 class Model(torch.nn.Module):

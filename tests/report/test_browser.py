@@ -123,6 +123,15 @@ def test_it_fits_a_telephone(page: Any) -> None:
 @pytest.mark.parametrize("page", ["recorded"], indirect=True)
 def test_hostile_words_are_shown_letter_by_letter(page: Any) -> None:
     ticks = page.execute_script('return [...document.querySelectorAll(".ytick text")].map(tick => tick.textContent)')
-    for word in ("<script>alert(1)</scrip…", "</script><b>bold</b>", "&amp;", "a\"b'c", "$x$", "%{x}", "two lines"):
+    for word in (
+        "<script>alert(1)</scrip…",
+        "</script><b>bold</b>",
+        "&amp;",
+        "a\"b'c",
+        "$x$",
+        "%{x}",
+        "two lines",
+        "caf?",
+    ):
         assert word in ticks
     assert page.execute_script('return document.querySelector("h1").textContent') == "Some <words> & a bias"

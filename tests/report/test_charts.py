@@ -24,6 +24,14 @@ def test_a_curve_is_a_line_for_each_run_with_its_points():
     assert figure.layout.xaxis.title.text == "epoch"
 
 
+def test_of_a_very_long_curve_evenly_spread_points_are_drawn_and_the_last():
+    steps = list(range(100_001))
+    (line,) = charts.curves([Curve("loss", "", "step", steps, [float(step) for step in steps])]).data
+    assert len(line.x) <= 2000
+    assert line.x[-1] == line.y[-1] == 100_000
+    assert set(np.diff(line.x)) == {51}
+
+
 def test_entries_are_lines_named_by_their_place():
     one = Recorded("tensor", [0, 5], torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
     figure = charts.entries("bias", one)
@@ -96,6 +104,11 @@ def test_words_stand_as_text_and_no_tag_is_obeyed():
         text = figure.to_json()
         assert "<b>" not in text.encode().decode("unicode_escape")
         assert "&lt;b&gt;" in text.encode().decode("unicode_escape")
+
+
+def test_a_word_that_is_no_unicode_does_no_harm():
+    figure = charts.furthest(["caf\udce9"], np.array([1.0]))
+    assert figure.layout.yaxis.ticktext == ("caf?",)
 
 
 def test_words_on_the_map_do_not_touch():

@@ -78,7 +78,7 @@ def test_the_figures_come_first_then_the_sections(written):
         text.index(part) for part in ("of the model learns", "What learns", "Curves", "How far rows moved", "Audit")
     ]
     assert places == sorted(places)
-    assert "23.8 % of the model learns: 50 of 210 numbers" in text
+    assert "25.7 % of the model learns: 54 of 210 numbers" in text
 
 
 def test_what_is_missing_is_said_in_one_line_each(tmp_path):

@@ -11,6 +11,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,9 +20,10 @@ import torch
 from torch import Tensor
 
 from frostline.errors import RunFolderError, SelectionError, ShapeError
+from frostline.partial.sharded import is_sharded
 from frostline.probe.record_file import FILE, STEPS, Kind, Recorded, read_record, write_record
 from frostline.probe.trajectory import Trajectory
-from frostline.probe.watched import Watched
+from frostline.probe.watched import Watched, undrawn
 
 POINTS, NUMBERS = 1024, 1 << 22  # at most so many points of one thing, and so many numbers
 _PAUSE = 10.0  # seconds between two writes
@@ -51,7 +53,7 @@ class Recorder:
     and numpy stay where they were, whatever it draws). A tensor is recorded with its own dtype, bit for bit; numbers as
     float64. With torch.distributed, process 0 writes and the others only look.
 
-    Cost: a copy of what is recorded at each step, on its own device; memory for at most 1,024 points and 4 million
+    Cost: a copy of what is recorded at each step, on its own device, and 0.2 ms where functions are called; memory for at most 1,024 points and 4 million
         numbers of each name. Writing takes at most 5 % of the time.
 
     Example:
@@ -81,13 +83,14 @@ class Recorder:
         if type(step) is not int or step < 0:
             raise ValueError(f"step: {step!r} is no step. Pass the number of the first call, 0 or more.")
         self._watched = [Watched(_legal(name), what) for name, what in (watched or {}).items()]
+        self._asks = any(one.asks for one in self._watched)
         self._names = {one.name for one in self._watched}
         self._step = step
         self._store = _Store(Path(run_folder))
         if step and (Path(run_folder) / FILE).exists():
             self._store.take_up(read_record(run_folder), step)
         self._store.begin()
-        self._finish = weakref.finalize(self, self._store.write_what_is_new)
+        self._finish = weakref.finalize(self, self._store.write_unless_replaced)
 
     def __call__(self, **scalars: float | Tensor) -> None:
         """Record one step.
@@ -96,8 +99,9 @@ class Recorder:
             scalars: More numbers of this step under their names, such as `loss=loss`; tensors of one entry will do.
                 They may come in some calls only, such as a score after each epoch.
         """
-        for one in self._watched:
-            self._store.add(self._step, one.name, one.look(), one.words)
+        with undrawn() if self._asks else nullcontext():
+            for one in self._watched:
+                self._store.add(self._step, one.name, one.look(), one.words)
         for name, value in scalars.items():
             if name in self._names:
                 raise SelectionError(f"{name}: is recorded already under this name. Give the number another one.")
@@ -128,6 +132,7 @@ class _Store:
         self._about: dict[str, tuple[Kind, list[str] | None]] = {}
         self._new = False
         self._next = 0.0
+        self._written: tuple[int, int] | None = None  # which file it was that was written last
 
     def take_up(self, record: Mapping[str, Recorded], step: int) -> None:
         """Go on from a record, of which the points before `step` are kept."""
@@ -178,19 +183,37 @@ class _Store:
         if self._new and os.getpid() == self._process:  # a forked process has its parent's record, and no part in it
             self.write()
 
+    def write_unless_replaced(self) -> None:
+        """Write if there is something new, and no later Recorder has begun in the same folder."""
+        if not self._replaced():
+            self.write_what_is_new()
+
     def write(self) -> None:
         """Replace the file."""
         began = time.monotonic()
         if not _first_process():
             return
+        if self._replaced():
+            raise RunFolderError(f"{self._folder / FILE}: another Recorder writes it now. Give each its own folder.")
         record = {}
         for name, path in self._trajectories.items():
             path.values = [value.cpu() if value.ndim else value.cpu().double() for value in path.values]
             kind, words = self._about[name]
             record[name] = Recorded(kind, path.steps, torch.stack(path.values), words, path.stride)
         write_record(self._folder, record)
+        self._written = self._on_disk()
         now = time.monotonic()
         self._new, self._next = False, now + max(_PAUSE, (now - began) / _SHARE)
+
+    def _replaced(self) -> bool:
+        return self._written is not None and self._on_disk() not in (None, self._written)
+
+    def _on_disk(self) -> tuple[int, int] | None:
+        try:
+            found = (self._folder / FILE).stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
 
 def _limit(numbers: int) -> int:
@@ -206,6 +229,8 @@ def _legal(name: str) -> str:
 
 def _scalar(name: str, value: float | Tensor) -> Tensor:
     if isinstance(value, Tensor):
+        if is_sharded(value):
+            raise SelectionError(f"{name}: sharded over processes. Pass `{name}.full_tensor()`.")
         if value.numel() != 1:
             raise ShapeError(f"{name}: has shape {tuple(value.shape)}, which is no number. Pass its mean or norm.")
         return value.detach().clone().reshape(())

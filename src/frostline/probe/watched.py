@@ -11,8 +11,9 @@ shows the whole one, rows by their ids in the whole table; where the learned par
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,6 +42,7 @@ class Watched:
             ids of its rows, as `fl.rows` takes them, or a mapping of words to ids.
 
     Attributes:
+        asks: Whether a function is called to look.
         words: A word for each row, shape (R,): the caller's, or "row" and its id; None unless rows are looked at.
     """
 
@@ -53,6 +55,7 @@ class Watched:
             )
         self.name = name
         self.words = [str(word) for word in rows] if isinstance(rows, Mapping) else None
+        self.asks = not isinstance(source, Tensor)
         self._source: Source = source
         self._rows = list(rows.values()) if isinstance(rows, Mapping) else rows
         self._ids: Tensor | None = None  # known once the table is
@@ -62,7 +65,7 @@ class Watched:
     @torch.no_grad()
     def look(self) -> Tensor:
         """A copy of the values as they are now: shape (R, *) for rows, () for a number."""
-        found = self._source if isinstance(self._source, Tensor) else _undrawn(self._source)
+        found = self._source if isinstance(self._source, Tensor) else self._source()
         if not isinstance(found, Tensor):
             found = self._number(found)
         self._check(found)
@@ -120,13 +123,14 @@ class Watched:
         return ids
 
 
-def _undrawn(function: Callable[[], Tensor | float]) -> Tensor | float:
-    """What `function` returns, with the global generators (torch's, Python's, numpy's) left as they were."""
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Leave the global generators (torch's, Python's, numpy's) as they were, whatever is drawn inside."""
     drawn, also_drawn = random.getstate(), np.random.get_state()
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
         with torch.random.fork_rng(devices=devices):
-            return function()
+            yield
     finally:
         random.setstate(drawn)
         np.random.set_state(also_drawn)

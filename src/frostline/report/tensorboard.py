@@ -83,7 +83,8 @@ def _projector(writer: SummaryWriter, contents: Contents) -> None:
 def _embedding(writer: SummaryWriter, name: str, tag: str, words: list[str], rows: Tensor, step: int = 0) -> None:
     rows = rows.float().reshape(len(rows), -1)  # (R, D)
     if rows.numel():
-        words = [" ".join(word.split()) or "(blank)" for word in words]  # one word a line of a table
+        lines = (" ".join(word.split()) or "(blank)" for word in words)  # one word a line of a table
+        words = [line.encode("utf-8", "replace").decode() for line in lines]
         writer.add_embedding(torch.nan_to_num(rows), metadata=words, global_step=step, tag=f"{name} {tag}")
 
 
