@@ -53,8 +53,8 @@ class Recorder:
     and numpy stay where they were, whatever it draws). A tensor is recorded with its own dtype, bit for bit; numbers as
     float64. With torch.distributed, process 0 writes and the others only look.
 
-    Cost: a copy of what is recorded at each step, on its own device, and 0.2 ms where functions are called; memory for at most 1,024 points and 4 million
-        numbers of each name. Writing takes at most 5 % of the time.
+    Cost: a copy of what is recorded at each step, on its own device, and 0.2 ms where functions are called; memory for
+        at most 1,024 points and 4 million numbers of each name. Writing takes at most 5 % of the time.
 
     Example:
         >>> import tempfile, torch, frostline as fl
