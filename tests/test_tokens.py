@@ -290,6 +290,22 @@ def test_gradients_are_the_rows_of_the_dense_gradient(plain: Any, tokenizer: Any
             torch.testing.assert_close(got.bias.grad, expected.bias.grad[v:], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["llama", "gptj"], indirect=True)
+def test_compiled_whole_the_gradients_are_those_of_eager(plain: Any, family: str, tokenizer: Any) -> None:
+    """gptj has three partial tensors: the table, the head's weight and the head's bias."""
+    fl.add_tokens(plain, tokenizer, NEW)
+    eager, batch = copy.deepcopy(plain), batch_of(tokenizer)
+    torch.compiler.reset()
+    compiled = torch.compile(plain, fullgraph=True, backend="aot_eager")
+    for model in (compiled, eager):
+        model(**batch).loss.backward()
+    mine, theirs = ([p.grad for p in model.parameters() if p.requires_grad] for model in (plain, eager))
+    assert len(mine) == len(theirs) == (3 if family == "gptj" else 1)
+    for a, b in zip(mine, theirs, strict=True):
+        assert b.abs().max() > 0
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
 def test_generate_works_and_can_say_a_new_token(plain: Any, family: str, tokenizer: Any) -> None:
     if family == "bert":
         pytest.skip("BERT does not generate")

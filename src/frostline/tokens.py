@@ -24,6 +24,7 @@ from frostline.partial.refuse import refuse_wrapped
 from frostline.vocabulary import follow, grow, put, refuse_to_grow, tables, whole
 
 _HALF = (torch.bfloat16, torch.float16)
+_AT_A_TIME = 4096  # rows
 
 
 def add_tokens(
@@ -185,6 +186,7 @@ def _pieces(tokenizer: Any, text: str) -> list[int]:
 def _starts(table: Tensor, pieces: list[list[int]]) -> tuple[Tensor, Tensor]:
     """The mean of all rows of `table` (V, *), shape (*), and the mean of each list of rows, shape (n, *)."""
     dtype = torch.promote_types(table.dtype, torch.float32)
-    mean = table.mean(0, dtype=dtype)
+    sums = [part.sum(0, dtype=dtype) for part in table.split(_AT_A_TIME)]  # a sum copies half precision to float32
+    mean = torch.stack(sums).sum(0) / len(table)
     inside = [[i for i in ids if i < len(table)] for ids in pieces]
     return mean, torch.stack([table[ids].mean(0, dtype=dtype) if ids else mean for ids in inside])
