@@ -365,6 +365,32 @@ def test_a_step_that_is_none_is_refused(step, folder):
         fl.Recorder(folder, step=step)
 
 
+def test_a_dtype_that_a_later_plan_changed_loses_no_digit(folder):
+    layer = table().bfloat16()
+    with fl.Recorder(folder, {"rows": (lambda: layer.weight, [1])}) as recorder:
+        recorder()
+        fl.train_only(layer, {"weight": fl.rows([1], dtype=torch.float32)})
+        with torch.no_grad():
+            layer.weight_learned.add_(1e-6)
+        recorder()
+    values = read_record(folder)["rows"].values
+    assert torch.equal(values[1, 0], layer.weight_learned[0])
+    assert torch.equal(values[0, 0].bfloat16().float(), values[0, 0])
+    assert (values[1] != values[0]).any()
+
+
+def test_a_call_that_raises_has_had_its_number_and_the_record_stays_readable(folder):
+    values = iter([1.0, None, 3.0])
+    with fl.Recorder(folder, {"first": torch.zeros(1), "second": lambda: next(values)}) as recorder:
+        recorder()
+        with pytest.raises(TypeError):
+            recorder()
+        recorder()
+    record = read_record(folder)
+    assert record["first"].steps == [0, 1, 2]
+    assert (record["second"].steps, record["second"].values.tolist()) == ([0, 2], [1, 3])
+
+
 def test_going_on_with_another_shape_or_other_words_is_refused(folder):
     with fl.Recorder(folder, {"w": torch.zeros(2), "r": (torch.zeros(3, 1), {"a": 0})}) as recorder:
         recorder()

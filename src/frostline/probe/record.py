@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -99,14 +100,14 @@ class Recorder:
             scalars: More numbers of this step under their names, such as `loss=loss`; tensors of one entry will do.
                 They may come in some calls only, such as a score after each epoch.
         """
+        step, self._step = self._step, self._step + 1  # a call that raises has had its number
         with undrawn() if self._asks else nullcontext():
             for one in self._watched:
-                self._store.add(self._step, one.name, one.look(), one.words)
+                self._store.add(step, one.name, one.look(), one.words)
         for name, value in scalars.items():
             if name in self._names:
                 raise SelectionError(f"{name}: is recorded already under this name. Give the number another one.")
-            self._store.add(self._step, _legal(name), _scalar(name, value), None)
-        self._step += 1
+            self._store.add(step, _legal(name), _scalar(name, value), None)
         self._store.write_now_and_then()
 
     def flush(self) -> None:
@@ -161,7 +162,6 @@ class _Store:
                     f"{name}: has shape {tuple(value.shape)} at step {step}, and had {tuple(before.shape)} at step "
                     f"{path.steps[-1]}. What is recorded keeps its shape."
                 )
-            value = value.to(before.dtype) if value.ndim else value
         path.add(step, value)
         self._new = True
 
@@ -199,7 +199,9 @@ class _Store:
         for name, path in self._trajectories.items():
             path.values = [value.cpu() if value.ndim else value.cpu().double() for value in path.values]
             kind, words = self._about[name]
-            record[name] = Recorded(kind, path.steps, torch.stack(path.values), words, path.stride)
+            dtype = reduce(torch.promote_types, {value.dtype for value in path.values})  # a plan may have changed it
+            values = torch.stack([value.to(dtype) for value in path.values])
+            record[name] = Recorded(kind, path.steps, values, words, path.stride)
         write_record(self._folder, record)
         self._written = self._on_disk()
         now = time.monotonic()
