@@ -71,7 +71,7 @@ def carry(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None, 
 def _refuse_what_cannot_be_carried(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None) -> None:
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
-            raise TypeError(f"optimizer: {optimizer!r} is no torch.optim.Optimizer. Pass the optimizer itself.")
+            raise TypeError(f"optimizer: {type(optimizer).__name__} is no torch.optim.Optimizer. Pass the one inside.")
         for attribute, value in vars(optimizer).items():
             if isinstance(value, Optimizer):
                 raise StaleOptimizerError(

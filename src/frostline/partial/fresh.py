@@ -46,7 +46,7 @@ def fresh_state(optimizer: Optimizer, group: Mapping[str, Any], values: Tensor) 
                 _unhooked(type(optimizer).step)(other)
             return state.first
         except Exception as error:
-            refusals.append(f"{error}")
+            refusals.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
     raise StaleOptimizerError(
         f"optimizer: {type(optimizer).__name__} does not take what learns now, {values.dtype} of shape "
         f"{tuple(values.shape)} ({refusals[0]}). Make a new optimizer from plan.parameters()."
