@@ -122,6 +122,11 @@ def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
             "early optimizer",
             "StaleOptimizerError: optimizer: SGD holds a learned part of shape (3, 4) that fully_",
         ),
+        (
+            "another order, ddp",
+            "PartialTensorError: weight: the processes chose different rows, or another order of them",
+        ),
+        ("another order, fsdp", "PartialTensorError: weight: the processes chose different rows, or another order"),
         ("merge", "is sharded. Plans change before fully_shard only:"),
         ("plan of sharded", "is sharded. Plans change before fully_shard only:"),
     ],

@@ -41,6 +41,8 @@ WAYS = {
     "fsdp, by columns": ("plain", EXACT),
     "fsdp, replicated": ("plain", EXACT),
     "fsdp, checkpointed": ("plain", EXACT),
+    "fsdp, compiled": ("plain", EXACT),
+    "fsdp, made without data": ("plain", EXACT),
     "fsdp, clipped": ("clipped", ORDER),
     "fsdp, accumulated": ("plain", ORDER),
     "fsdp, mixed": ("plain", BF16),

@@ -51,9 +51,13 @@ class Model(nn.Module):
         return (self.head(found) + self.side(found) if side else self.head(found)).pow(2).mean()
 
 
-def make(sparse: bool = False, side: bool = False) -> Model:
+def own_order() -> list[int]:
+    return ROWS if dist.get_rank() == 0 else ROWS[::-1]
+
+
+def make(sparse: bool = False, side: bool = False, rows: list[int] = ROWS) -> Model:
     model = Model(sparse)
-    learns = {"table.weight": fl.rows(ROWS), "head.*": fl.everything, "side.*": fl.everything if side else fl.nothing}
+    learns = {"table.weight": fl.rows(rows), "head.*": fl.everything, "side.*": fl.everything if side else fl.nothing}
     fl.train_only(model, learns)
     return model
 
@@ -182,6 +186,8 @@ def refusals() -> dict[str, str]:
         "plan of split": lambda: make_plan(parallelize_module(Model(False), mesh, {"head": ColwiseParallel()})),
         "row optimizer": lambda: fl.optim.RowAdamW(sharded(make()).parameters()),
         "early optimizer": early_optimizer,
+        "another order, ddp": lambda: DistributedDataParallel(make(rows=own_order()))(batches()[0, 0]),
+        "another order, fsdp": lambda: sharded(make(rows=own_order()))(batches()[0, 0]),
         "merge": lambda: fl.merge(sharded(make())),
         "plan of sharded": lambda: make_plan(sharded(make())),
     }

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
@@ -140,6 +141,11 @@ def two_processes(folder: Path) -> None:
     apply_activation_checkpointing(model, check_fn=lambda module: module in list(model.model.layers))
     run("fsdp, checkpointed", shard(model), plan)
 
+    model = make_model()
+    plan = choose(model)
+    run("fsdp, compiled", torch.compile(shard(model), backend="aot_eager"), plan)
+
+    run("fsdp, made without data", *made_without_data())
     accumulated(rank, run)
     for way, options in {
         "accelerate": {"cpu_ram_efficient_loading": False},
@@ -148,6 +154,23 @@ def two_processes(folder: Path) -> None:
     }.items():
         with_accelerate(folder, way, rank, mine, options)
     beside_tensor_parallelism(folder, rank)
+
+
+def made_without_data() -> tuple[Any, fl.Plan]:
+    """As large models are made: planned and sharded without data, then filled from the first process's checkpoint."""
+    with torch.device("meta"):
+        model = make_model()
+    plan = choose(model)
+    shard(model).to_empty(device="cpu")
+    rotary, filled = model.model.rotary_emb, make_model()
+    for name, buffer in filled.model.rotary_emb.named_buffers():
+        setattr(rotary, name, buffer)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, float("nan"))
+    full = filled.state_dict() if dist.get_rank() == 0 else {}
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(model, full, options=options)
+    return model, plan
 
 
 def sync_at_last(model: Any, last: bool) -> AbstractContextManager[Any]:

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
+from frostline.partial.agree import check_agreement, shared_over
 from frostline.partial.layout import Layout
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
@@ -255,9 +257,12 @@ def _partial_tensor(name: str) -> property:
                     "holds only the rows that learn."
                 )
             remember_given(frozen, learned, layouts[name])
+            shared_over(layouts[name], frozen)
             return frozen
         if not (layouts[name].read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             return frozen  # `functional_call` was given the whole tensor under its plain name
+        if not torch.compiler.is_compiling():
+            check_agreement(name, layouts[name], frozen)
         return partial_tensor(frozen, learned, layouts[name])
 
     def set(module: nn.Module, value: object) -> None:

@@ -40,7 +40,10 @@ def same_memory(one: object, other: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with all its shards, without its graph. If it is sharded, every process must ask."""
-    full: Tensor = tensor.detach().full_tensor() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
+    if not is_sharded(tensor):
+        return tensor.detach()
+    there: Any = tensor.detach().to(_where(tensor))  # offloaded shards are sent from where the model computes
+    full: Tensor = there.full_tensor().to(tensor.device)
     return full
 
 
@@ -51,7 +54,7 @@ def put(layout: Layout, frozen: Tensor, values: Tensor) -> None:
         return layout.put(writable(frozen), values)
     inside, index, rest = _here(layout, frozen)
     own = (slice(None), *rest)
-    _local(frozen)[index] = values[inside][own].to(frozen.dtype)
+    _local(frozen)[index] = values[inside][own].to(_local(frozen))
 
 
 @torch.no_grad()
@@ -167,8 +170,15 @@ def _local(tensor: Any) -> Tensor:
 
 def _sum_bytes(values: Tensor, tensor: Any) -> Tensor:
     """`values` with what every shard of `tensor` holds, zeros elsewhere, put together: byte by byte, so -0.0 stays."""
-    if values.numel():
-        for dim, placement in enumerate(tensor.placements):
-            if placement.is_shard():
-                dist.all_reduce(values.view(torch.uint8), group=tensor.device_mesh.get_group(dim))
-    return values
+    if not values.numel():
+        return values
+    sent = values.to(_where(tensor))
+    for dim, placement in enumerate(tensor.placements):
+        if placement.is_shard():
+            dist.all_reduce(sent.view(torch.uint8), group=tensor.device_mesh.get_group(dim))
+    return sent.to(values.device)
+
+
+def _where(tensor: Any) -> str:
+    """The kind of device between which the processes of a sharded tensor send."""
+    return str(tensor.device_mesh.device_type)

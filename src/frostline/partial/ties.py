@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from frostline.partial.layout import Layout
 from frostline.partial.tensor import PartialTensor
 
-_alive: Any = WeakTensorKeyDictionary()  # learned part -> weak reference to its partial tensor
+_alive: WeakKeyDictionary[Layout, weakref.ref[PartialTensor]] = WeakKeyDictionary()  # the last one of each, if held
 _given: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, layout
 
 
@@ -25,11 +26,12 @@ def partial_tensor(frozen: Tensor, learned: Tensor, layout: Layout) -> PartialTe
     """The partial tensor of these parts: the one that somebody still holds, or else a new one."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not isinstance(learned, nn.Parameter):
         return PartialTensor.of(frozen, learned, layout)
-    held: PartialTensor | None = _alive[learned]() if learned in _alive else None
-    if held is not None and held.frozen is frozen and held.selected is layout and held.is_current():
+    last = _alive.get(layout)
+    held = None if last is None else last()
+    if held is not None and held.frozen is frozen and held.learned is learned and held.is_current():
         return held
     made = PartialTensor.of(frozen, learned, layout)
-    _alive[learned] = weakref.ref(made)
+    _alive[layout] = weakref.ref(made)
     return made
 
 
