@@ -1,0 +1,110 @@
+"""A chain of tags scored as a whole: a linear-chain conditional random field.
+
+Letters used for shapes in this file:
+    B  sentences of a batch       T  tokens of the longest       K  tags
+
+The score of a chain is the sum of its tokens' scores, of its transitions from tag to tag, and of how it starts and
+ends. Its probability is exp(score) over the sum of exp(score) of all legal chains; everything stays in log space.
+Chains that the tag scheme forbids count neither in training nor in decoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_FORBIDDEN = -1e4  # added to a score: its exp is 0, and unlike -inf it leaves no NaN in a gradient
+
+
+class CRF(nn.Module):
+    """Log-likelihood and best chain of tags.
+
+    Args:
+        tags: K names in the BIO scheme, in the order of the scores: I-x follows only B-x or I-x.
+
+    Example:
+        >>> crf = CRF(["O", "B-a", "I-a"])
+        >>> scores = torch.tensor([[[0.0, 1.0, 9.0], [0.0, 0.0, 1.0]]])  # I-a cannot come first
+        >>> crf.decode(scores, torch.tensor([2]))
+        tensor([[1, 2]])
+
+    Source: Lafferty, McCallum and Pereira, 2001.
+    """
+
+    forbidden: Tensor
+    forbidden_start: Tensor
+
+    def __init__(self, tags: Sequence[str]) -> None:
+        super().__init__()
+        size = len(tags)
+        self.transitions = nn.Parameter(torch.zeros(size, size))  # from tag (row) to tag (column)
+        self.start = nn.Parameter(torch.zeros(size))
+        self.end = nn.Parameter(torch.zeros(size))
+        forbidden = [[not _may_follow(tag, before) for tag in tags] for before in tags]
+        first = [not _may_follow(tag, "O") for tag in tags]
+        self.register_buffer("forbidden", torch.tensor(forbidden) * _FORBIDDEN, persistent=False)
+        self.register_buffer("forbidden_start", torch.tensor(first) * _FORBIDDEN, persistent=False)
+
+    def loss(self, scores: Tensor, tags: Tensor, lengths: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each sentence's tags, shape (B,), 0 for a sentence without a token.
+
+        Args:
+            scores: Score of each tag for each token, shape (B, T, K).
+            tags: The right tags, a legal chain, int64, shape (B, T); anything behind the end.
+            lengths: Tokens of each sentence, int64, shape (B,), 0 to T.
+
+        Cost: T steps over (B, K, K).
+        """
+        inside = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]  # (B, T)
+        return torch.where(lengths > 0, self._all_chains(scores, inside) - self._chain(scores, tags, inside), 0)
+
+    @torch.no_grad()
+    def decode(self, scores: Tensor, lengths: Tensor) -> Tensor:
+        """Return the legal chain of the highest score for each sentence, int64, shape (B, T), 0 behind its end.
+
+        Args: as for `loss`. Cost: T steps over (B, K, K).
+        """
+        moves, start = self._moves()
+        inside = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
+        best = start + scores[:, 0]  # (B, K) best score of a chain that ends in a tag
+        stay = torch.arange(scores.shape[2], device=scores.device)
+        came_from = []
+        for t in range(1, scores.shape[1]):
+            value, before = (best[:, :, None] + moves).max(dim=1)
+            here = inside[:, t, None]
+            best = torch.where(here, value + scores[:, t], best)
+            came_from.append(torch.where(here, before, stay))
+        tag = (best + self.end).argmax(dim=1)
+        chain = [tag]
+        for before in reversed(came_from):
+            tag = before.gather(1, tag[:, None])[:, 0]
+            chain.append(tag)
+        return torch.stack(chain[::-1], dim=1).masked_fill(~inside, 0)
+
+    def _moves(self) -> tuple[Tensor, Tensor]:
+        return self.transitions + self.forbidden, self.start + self.forbidden_start
+
+    def _all_chains(self, scores: Tensor, inside: Tensor) -> Tensor:
+        """Log of the sum of exp(score) of all legal chains, shape (B,): the forward algorithm."""
+        moves, start = self._moves()
+        total = start + scores[:, 0]  # (B, K) log-sum over the chains that end in a tag
+        for t in range(1, scores.shape[1]):
+            longer = torch.logsumexp(total[:, :, None] + moves, dim=1) + scores[:, t]
+            total = torch.where(inside[:, t, None], longer, total)
+        return torch.logsumexp(total + self.end, dim=1)
+
+    def _chain(self, scores: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
+        """Score of one chain for each sentence, shape (B,)."""
+        moves, start = self._moves()
+        tags = tags.masked_fill(~inside, 0)
+        of_tokens = scores.gather(2, tags[:, :, None])[:, :, 0].where(inside, 0).sum(dim=1)
+        of_moves = moves[tags[:, :-1], tags[:, 1:]].where(inside[:, 1:], 0).sum(dim=1)
+        last = tags.gather(1, (inside.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
+        return start[tags[:, 0]] + of_tokens + of_moves + self.end[last]
+
+
+def _may_follow(tag: str, before: str) -> bool:
+    """Whether BIO allows `tag` after `before`."""
+    return not tag.startswith("I-") or before in (f"B-{tag[2:]}", tag)
