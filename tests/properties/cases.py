@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
 # What is common comes up more often, so that in most cases of one tensor something of it learns.
 SELECTIONS = (
-    *("rows", "entries", "everything", "all rows", "rows", "entries", "rows, padding too", "all entries"),
+    *("rows", "entries", "everything", "all rows", "rows", "entries", "rows, padding too", "all entries") * 2,
     *("nothing", "no rows", "no entries", "rows in float32", "entries in float32"),
 )
 _BYTES = 40

@@ -277,7 +277,8 @@ class Comparison:
             return {"cases in which nothing learns": 1}
         ours, theirs = Trainer(self.case, self.ours, self._note), Trainer(self.case, self.dense, self._compare)
         averages = [_average(self.ours.model), _average(self.dense.module)] if self.case.average else []
-        start = [values.clone() for values in self.dense.learned()]
+        self.last = self._learned_bits()
+        self.moved = torch.zeros(learned, dtype=torch.bool, device=DEVICE)
         for turn in range(TURNS):
             ours.step(turn, batches[turn])
             theirs.step(turn, batches[turn])
@@ -291,12 +292,12 @@ class Comparison:
         theirs.learning(False)
         self.dense.after_step()
         self._values_agree(ours)
-        moved = self._something_moved(start)
         self._memory_is_bounded(ours)
         if averages:
             self._averages_agree(averages[0].module, averages[1].module)
         self._all_ways_to_read_agree()
-        return {"learned numbers that moved": moved, "frozen numbers compared": self._frozen()}
+        assert self.moved.any() or not self.slope_seen, "there was a gradient, and nothing moved"
+        return {"learned numbers that moved": int(self.moved.sum()), "frozen numbers compared": self._frozen()}
 
     def _batch(self) -> Tensor:
         x = self.kind.batch(self.generator)
@@ -344,6 +345,8 @@ class Comparison:
                 near(mine, theirs, STEPS * torch.finfo(mine.dtype).eps, f"{part.name}: the learned values")
         if self.case.oracle == "restored":
             self.dense.meet(self.ours.parameters)
+        self.moved |= self._learned_bits() != self.last  # at any step: a search may come back to where it began
+        self.last = self._learned_bits()
 
     def _between(self, ours: Trainer, theirs: Trainer) -> None:
         """Copy, save and load, or plan again, in the middle of the run: it goes on as if nothing had happened."""
@@ -369,12 +372,8 @@ class Comparison:
             ours.make()
             theirs.make()
 
-    def _something_moved(self, start: list[Tensor]) -> int:
-        moved = sum(
-            int((bits(before) != bits(after)).sum()) for before, after in zip(start, self.dense.learned(), strict=True)
-        )
-        assert moved or not self.slope_seen, "there was a gradient, and nothing moved"
-        return moved
+    def _learned_bits(self) -> Tensor:
+        return torch.cat([bits(parameter).flatten().long() for parameter in self.ours.parameters])
 
     def _memory_is_bounded(self, ours: Trainer) -> None:
         held = [tensor for state in ours.optimizer.state.values() for tensor in _tensors(state)]
