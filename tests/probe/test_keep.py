@@ -33,6 +33,7 @@ class Everything(nn.Module):
         self.register_buffer("assigned", torch.zeros(2))
         self.register_buffer("expanded", torch.zeros(1).expand(4))
         self.register_buffer("resized", torch.zeros(2))
+        self.register_buffer("shrunk", torch.arange(3.0))
         self.register_buffer("number", torch.tensor(3))
         self.plain, self.calls = torch.zeros(2), 0
         self.listed: list[Any] = [torch.zeros(2)]
@@ -45,6 +46,7 @@ class Everything(nn.Module):
         self.assigned = self.assigned + 1
         self.expanded[:1].add_(1)
         self.resized.data = torch.ones(5)
+        self.shrunk.resize_(1)
         self.number += 1
         self.plain.add_(1)
         self.calls += 1
@@ -302,7 +304,7 @@ def test_a_lazy_module_is_refused() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = nn.Sequential(nn.LazyLinear(2))
-    says = re.escape("LazyLinear: it has no shape yet. Run one batch through the model first.")
+    says = re.escape("a lazy module has no shape yet. Run one batch through the model first.")
     with pytest.raises(fl.ProbeError, match=says), kept([model]):
         raise AssertionError("unreachable")
 

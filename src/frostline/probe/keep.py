@@ -29,6 +29,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -98,13 +99,30 @@ class _Memory:
 
     def __init__(self) -> None:
         self._seen: dict[int, object] = {}  # id -> the object itself, so that no id is used twice
+        self._kinds: list[tuple[nn.Module, type[nn.Module]]] = []
+        self._items: list[tuple[Any, Any]] = []  # a dict, set, list or deque, and a copy of it
         self._undo: list[Callable[[], object]] = []
         self._leaves: list[tuple[Tensor, int | None]] = []
 
     def put_back(self) -> None:
-        with contextlib.ExitStack() as stack, torch.no_grad():  # one that fails does not stop the others
-            for undo in self._undo:
-                stack.callback(undo)
+        errors = []
+        with torch.no_grad():
+            for undo in (self._refill, *reversed(self._undo)):
+                try:
+                    undo()
+                except Exception as error:  # one that fails does not stop the others
+                    errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _refill(self) -> None:
+        for module, kind in self._kinds:
+            if type(module) is not kind:
+                module.__class__ = kind
+        for items, before in self._items:
+            if not _same_items(items, before):
+                items.clear()
+                (items.extend if isinstance(items, (list, deque)) else items.update)(before)
 
     def refuse_writes(self) -> None:
         """Raise if a parameter whose values were not copied has been written to."""
@@ -130,6 +148,8 @@ class _Memory:
         """Remember a tensor: the values of one that no optimizer drives, the gradient of one that may have one."""
         if not self._is_new(tensor) or isinstance(tensor, PartialTensor | PartialView):  # their parts are parameters
             return
+        if is_lazy(tensor):
+            raise ProbeError("a lazy module has no shape yet. Run one batch through the model first.")
         learns = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
         if values or not learns:
             self._undo.append(_remember_values(tensor))
@@ -146,20 +166,19 @@ class _Memory:
         return len(self._seen) > known
 
     def _one_module(self, module: nn.Module, values: bool) -> None:
-        owned = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if any(is_lazy(tensor) for tensor in owned):
-            raise ProbeError(f"{type(module).__name__}: it has no shape yet. Run one batch through the model first.")
-        kind, attributes = type(module), module.__dict__
-        self._undo += [lambda: _set_class(module, kind), _remember_items(attributes)]
-        rewrites = getattr(module, "max_norm", None) is not None  # the lookup writes into its own weight
-        for value in (*owned, *list(attributes.values())):
+        values |= getattr(module, "max_norm", None) is not None  # the lookup writes into its own weight
+        self._kinds.append((module, type(module)))
+        held = [module.__dict__, *module.__dict__.values()]
+        if isinstance(module, torch.jit.ScriptModule):  # keeps its tensors elsewhere
+            held.append([*module.parameters(recurse=False), *module.buffers(recurse=False)])
+        for value in held:
             if isinstance(value, Tensor):
-                self.tensor(value, values or rewrites)
+                self.tensor(value, values)
             elif isinstance(value, (dict, set, list, deque)):
-                self._undo.append(_remember_items(value))
+                self._items.append((value, value.copy()))
                 for item in value.values() if isinstance(value, dict) else value:
                     if isinstance(item, Tensor):
-                        self.tensor(item, values or rewrites)
+                        self.tensor(item, values)
         if isinstance(module, nn.parallel.DistributedDataParallel):
             _run_alone(module)
 
@@ -174,32 +193,18 @@ class _Watch(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for value in (*args, *kwargs.values()):
-            if isinstance(value, torch.Generator):
+            if type(value) is torch.Generator:  # isinstance is ten times as slow
                 self._memory.generator(value)
         return func(*args, **kwargs)
 
 
-def _remember_items(items: Any) -> Callable[[], object]:
-    """Put back what a dict, set, list or deque holds: the same objects in the same order."""
-    before = items.copy()
-
-    def undo() -> None:
-        if _identities(items) != _identities(before):
-            items.clear()
-            (items.extend if isinstance(items, (list, deque)) else items.update)(before)
-
-    return undo
-
-
-def _identities(items: Any) -> list[Any]:
-    if isinstance(items, dict):
-        return [(id(key), id(value)) for key, value in items.items()]
-    return [id(item) for item in items]
-
-
-def _set_class(module: nn.Module, kind: type[nn.Module]) -> None:
-    if type(module) is not kind:
-        module.__class__ = kind
+def _same_items(items: Any, before: Any) -> bool:
+    """Whether a container holds the same objects, in the same order, as the copy of it."""
+    if len(items) != len(before):
+        return False
+    if isinstance(items, dict) and not all(map(is_, items.values(), before.values())):
+        return False
+    return all(map(is_, items, before))
 
 
 def _remember_values(tensor: Tensor) -> Callable[[], object]:
@@ -213,7 +218,7 @@ def _remember_values(tensor: Tensor) -> Callable[[], object]:
 
     def undo() -> None:
         with torch.inference_mode(alias.is_inference()):
-            if alias is not tensor and not tensor.is_meta and tensor.data_ptr() != alias.data_ptr():
+            if alias is not tensor and _memory(tensor) != _memory(alias):
                 tensor.data = alias
             if saved is not None and not _same_bits(_stored(alias), saved):  # memory may be read-only
                 _stored(alias).copy_(saved)
@@ -221,6 +226,10 @@ def _remember_values(tensor: Tensor) -> Callable[[], object]:
             torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
 
     return undo
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), None if tensor.is_meta else tensor.data_ptr()
 
 
 def _version(tensor: Tensor) -> int | None:

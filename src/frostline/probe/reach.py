@@ -1,18 +1,18 @@
 """What a function can reach before it runs: the modules, random generators and leaf tensors that its pass may touch.
 
 The idea: walk from the function as Python would, without running anything: its closure, its defaults, the globals that
-its code names, the object it is a method of, and on through containers and attributes. Code of torch, numpy and the
-standard library is not entered. What is reached by other ways (C++, `__slots__`, containers of more than 1,000 things)
-is not found.
+its code names, the object it is a method of, and on through containers and attributes. The globals of installed
+packages are left out. What is reached by other ways (C++, `__slots__`, containers of more than 1,000 things) is not
+found.
 """
 
 from __future__ import annotations
 
 import random
-import sys
+import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -23,7 +23,10 @@ from torch import Tensor, nn
 
 _MOST_ITEMS = 1_000  # of a container; larger ones hold data
 _MOST_OBJECTS = 20_000
-_NOT_ENTERED = {"torch", "numpy", *sys.stdlib_module_names} - {"__main__"}
+_INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, type, np.ndarray, types.ModuleType, torch.dtype)
+_WALKED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # of a module, one by one
+_METHODS = ("forward", "__call__", "__iter__", "__next__")  # run when an object is used
 GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
 
@@ -32,9 +35,9 @@ class Reached:
     """What was found, each object once.
 
     Attributes:
-        modules: Modules, without their submodules unless those were reached too.
+        modules: Modules, without those inside them.
         generators: torch.Generator, numpy's Generator, BitGenerator and RandomState, Python's Random.
-        leaves: Leaf tensors that require a gradient, other than those of the modules.
+        leaves: Leaf tensors that require a gradient, other than parameters of the modules.
         compiled: Whether something that `torch.compile` made was met.
     """
 
@@ -45,56 +48,61 @@ class Reached:
 
 
 def reach(*roots: object) -> Reached:
-    """Walk from `roots` (functions, modules, anything); costs microseconds for each object met, at most 20,000."""
+    """Walk from `roots` (functions, modules, anything); about a microsecond for each object met, at most 20,000."""
     found = Reached()
     seen: dict[int, object] = {}  # id -> the object itself, so that no id is used twice
     waiting = deque(roots)
     while waiting and len(seen) < _MOST_OBJECTS:
         one = waiting.popleft()
-        if id(one) in seen or isinstance(one, (str, bytes, int, float, type, np.ndarray, types.ModuleType)):
+        if isinstance(one, _PLAIN) or id(one) in seen:
             continue
         seen[id(one)] = one
-        found.compiled |= _is_compiled(one)
-        if isinstance(one, GENERATORS):
-            found.generators.append(one)
-        elif isinstance(one, Tensor):
+        if isinstance(one, Tensor):
             if one.requires_grad and one.is_leaf:
                 found.leaves.append(one)
+        elif isinstance(one, nn.Module):
+            found.modules.append(one)
+            for module in one.modules():
+                seen[id(module)] = module
+                found.compiled |= "_orig_mod" in module._modules or module._compiled_call_impl is not None
+                waiting.extend(_of_module(module))
+        elif isinstance(one, GENERATORS):
+            found.generators.append(one)
         else:
-            if isinstance(one, nn.Module):
-                found.modules.append(one)
+            found.compiled |= isinstance(one, types.FunctionType) and hasattr(one, "_torchdynamo_orig_callable")
             waiting.extend(_next(one))
     return found
 
 
-def _is_compiled(one: object) -> bool:
-    """Whether `one` is a compiled function, or a module with a compiled one in it."""
-    if isinstance(one, nn.Module):
-        return any(
-            module.__dict__.get("_compiled_call_impl") is not None or "_orig_mod" in module._modules
-            for module in one.modules()
-        )
-    return isinstance(one, types.FunctionType) and hasattr(one, "_torchdynamo_orig_callable")
+def _of_module(module: nn.Module) -> Iterator[object]:
+    """What a module holds that is neither a parameter, a buffer nor a module inside it."""
+    for name, value in module.__dict__.items():
+        if name not in _WALKED and not isinstance(value, _PLAIN) and not (isinstance(value, dict) and not value):
+            yield value
+    yield type(module).forward
 
 
 def _next(one: object) -> Iterator[object]:
     """What can be reached from `one` in one step."""
     if isinstance(one, types.FunctionType):
-        if (one.__module__ or "").partition(".")[0] not in _NOT_ENTERED or hasattr(one, "_torchdynamo_orig_callable"):
-            yield from _of_function(one)
+        yield from _of_function(one)
     elif isinstance(one, types.MethodType):
         yield from (one.__func__, one.__self__)
     elif isinstance(one, partial):
         yield from (one.func, *one.args, *one.keywords.values())
-    elif isinstance(one, Mapping):
+    elif isinstance(one, dict):
         if len(one) <= _MOST_ITEMS:
             yield from one.values()
     elif isinstance(one, (list, tuple, set, frozenset, deque)):
         if len(one) <= _MOST_ITEMS:
             yield from one
-    elif hasattr(one, "__dict__"):
-        yield from vars(one).values()
-        for name in ("forward", "__call__", "__iter__", "__next__"):
+    else:
+        try:
+            attributes = object.__getattribute__(one, "__dict__")  # past any `__getattr__` of the object's own
+        except AttributeError:
+            return
+        yield from attributes.values()
+        for name in _METHODS:
             yield getattr(type(one), name, None)
 
 
@@ -105,12 +113,13 @@ def _of_function(function: types.FunctionType) -> Iterator[object]:
         except ValueError:  # not filled yet
             continue
     yield from (function.__defaults__, function.__kwdefaults__, vars(function))
+    if function.__code__.co_filename.startswith(_INSTALLED):
+        return
     names = set(_names(function.__code__))
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
         if isinstance(value, types.ModuleType):
-            if value.__name__.partition(".")[0] not in _NOT_ENTERED:
-                yield from (vars(value)[inner] for inner in names & vars(value).keys())
+            yield from (vars(value)[inner] for inner in names & vars(value).keys())
         else:
             yield value
 
