@@ -21,6 +21,7 @@ LEARNING = {
     "requires_grad": True,
     "by_plan": False,
     "gradient": "numbers",
+    "awake": False,
     "finite": True,
     "reaches": True,
     "held": 1,
@@ -55,6 +56,9 @@ LEARNING = {
         ({"rates": [0.0, 0.1]}, ["learns"]),
         ({"gradient": "zero", "moved": False}, ["zero gradient"]),
         ({"gradient": "zero"}, ["moves without gradient", "zero gradient"]),
+        ({"gradient": "zero", "awake": True}, ["learns", "zero gradient"]),
+        ({"gradient": "zero", "awake": True, "moved": False}, ["learns", "zero gradient"]),
+        ({"gradient": "zero", "awake": True, "held": 0, "rates": [], "moved": False}, ["not in optimizer"]),
         ({"moved": False}, ["rounds away"]),
         ({"moved": False, "in_part": True}, ["rounds away"]),
         ({"moved": None}, ["learns"]),
@@ -74,7 +78,7 @@ def test_whatever_is_seen_there_is_a_verdict_and_notes_stand_in_order():
     for requires_grad, by_plan, finite, reaches, in_part, gradient, (held, rates) in choices:
         for moved in (None, False, True):
             words = words_for(
-                Seen(requires_grad, by_plan, gradient, finite, reaches, held, rates, moved, in_part, False)
+                Seen(requires_grad, by_plan, gradient, False, finite, reaches, held, rates, moved, in_part, False)
             )
             assert set(words) <= set(VERDICTS)
             places = [VERDICTS.index(word) for word in words]
@@ -126,6 +130,12 @@ class Unmarked(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient
+
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
 
 
 class HiddenWeight(torch.autograd.Function):
@@ -313,6 +323,10 @@ def function_without_gradient(h):
     return Unmarked.apply(h)  # <- function_without_gradient
 
 
+def function_without_backward(h):
+    return NoBackward.apply(h)  # <- function_without_backward
+
+
 def multinomial(h):
     return torch.multinomial(h.softmax(1), 1).float()  # <- multinomial
 
@@ -374,6 +388,7 @@ CUTS = {
     "function_returning_none": function_returning_none,
     "function_returning_one_of_two": function_returning_one_of_two,
     "function_without_gradient": function_without_gradient,
+    "function_without_backward": function_without_backward,
     "multinomial": multinomial,
     "gradient_without_graph": gradient_without_graph,
     "functional_call_with_detached": functional_call_with_detached,
@@ -416,6 +431,7 @@ def test_a_cut_is_named_with_its_line(name):
         ("data", ".data: return h.data"),
         ("stop_gradient", "stop_gradient: return fl.stop_gradient(h)"),
         ("function_returning_none", "Sign.apply: return Sign.apply(h)"),
+        ("function_without_backward", "NoBackward.apply without backward: return NoBackward.apply(h)"),
         ("inference_mode", "inference_mode: h = h * 2"),
     ],
 )
@@ -730,6 +746,31 @@ def test_nan_inf_zero_and_rounding_are_told_apart():
     assert found["rounds"]["reason"] == "the step changes no bit: it is below bfloat16's resolution"
 
 
+@pytest.mark.parametrize("kind", [None, torch.optim.Adam, torch.optim.AdamW])
+def test_behind_a_factor_that_starts_at_zero_a_parameter_learns_and_behind_two_it_is_dead(kind):
+    torch.manual_seed(0)
+    model = nn.ParameterDict({name: nn.Parameter(torch.randn(3, 3)) for name in ("a", "b", "c", "d")})
+    with torch.no_grad():
+        for name in ("b", "c", "d"):
+            model[name].zero_()
+    x = torch.randn(5, 3)
+
+    def loss_fn():
+        return (x @ model["a"] @ model["b"] + x @ model["c"] @ model["d"]).sub(1).square().mean()
+
+    optimizer = kind(model.parameters()) if kind else None
+    found = fl.explain(model, loss_fn, optimizer).to_dict()
+    assert {name: (finding["verdict"], finding["notes"]) for name, finding in found.items()} == {
+        "a": ("learns", ["zero gradient"]),
+        "b": ("learns", []),
+        "c": ("zero gradient", []),
+        "d": ("zero gradient", []),
+    }
+    assert found["a"]["reason"] == "its gradient is zero now, and no longer after a step"
+    if optimizer:
+        assert not optimizer.state
+
+
 def test_a_loss_that_is_not_finite_is_told():
     model, x = nn.Linear(4, 3), torch.randn(8, 4)
     labels = torch.full((8,), -100)
@@ -803,6 +844,21 @@ def test_rows_that_are_cut_off_are_cut_and_the_rest_is_frozen_by_plan():
     ).to_dict()["embed.weight"]
     assert found["verdict"] == "cut"
     assert found["groups"] == {"cut": 3, "frozen by plan": 7}
+
+
+@pytest.mark.parametrize("of", ["rows", "entries"])
+def test_a_partial_weight_that_is_detached_is_cut_there(of):
+    embed = nn.Embedding(6, 2)
+    fl.train_only(embed, {"weight": fl.rows([1]) if of == "rows" else fl.entries(torch.rand(6, 2) > 0.5)})
+    ids = torch.tensor([0, 1])
+
+    def loss_fn():
+        weight = embed.weight.detach()  # <- partial
+        return F.embedding(ids, weight).sum() + torch.ones((), requires_grad=True)
+
+    found = fl.explain(embed, loss_fn).to_dict()["weight"]
+    assert found["verdict"] == "cut"
+    assert found["where"].endswith(f":{line_of('partial')}")
 
 
 def test_a_frozen_part_that_a_stale_gradient_moves_is_told():

@@ -48,7 +48,8 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         - "unused": its value does not reach the loss.
         - "not in optimizer": it gets a gradient, and no parameter group holds it.
         - "moves without gradient": it gets none, or zeros, and decay, momentum or a stale `.grad` moves it.
-        - "learning rate 0"; "zero gradient": exactly zero everywhere.
+        - "learning rate 0"; "zero gradient": exactly zero everywhere, and after a step too. Behind a factor that only
+          starts at zero (LoRA) it is a note.
         - "rounds away": the step is below the resolution of its dtype, so no bit changes.
         - "learns in part": rows or entries, as planned; "learns".
 
@@ -58,9 +59,9 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         ProbeError: The loss is not one number, or the pass cannot be looked at without changing something.
         TypeError: `optimizer` is no optimizer, or `model` no module.
 
-    Cost: one forward, backward and step, a note for each torch function that runs, and a copy of the parameters and of
-        the optimizer's state meanwhile. Hooks of the user's run. What the pass does outside of torch and its modules
-        (a list appended to, a file read on) stays done.
+    Cost: one forward, backward and step (a second forward and backward if a gradient is zero), a note for each torch
+        function that runs, and a copy of the parameters and of the optimizer's state meanwhile. Hooks of the user's
+        run. What the pass does outside of torch and its modules (a list appended to, a file read on) stays done.
 
     Example:
         >>> import frostline as fl
@@ -81,7 +82,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
     hooked = any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors)
     with (
         kept([whole], function=loss_fn, tensors=groups.tensors),
-        taken_back(groups.optimizers, tensors if groups.optimizers or hooked else ()) as before,
+        taken_back(groups.optimizers, tensors) as before,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
@@ -91,11 +92,13 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         remarks += [] if seen.connected else [_NOT_CONNECTED]
         try:
             _step(groups, tensors, stale, loss_fn)
-            movement = _Movement(before)
+            movement = _Movement(before if groups.optimizers or hooked else None)
         except Exception as error:  # whatever an optimizer raises is the user's to read
             remarks.append(f"The step raised {type(error).__name__}: {' '.join(str(error).split())}")
             movement = _Movement(None)
-        findings = [_finding(place, one, seen, groups, movement) for place, one in enumerate(found)]
+        asleep = [place for place, one in enumerate(seen.brought) if one.gradient == "zero"]
+        awake = _awake_after_a_step(asleep, tensors, loss_fn, movement) if asleep and not hooked else set()
+        findings = [_finding(place, one, seen, groups, movement, place in awake) for place, one in enumerate(found)]
     remarks += groups.remarks(tensors, seen.outside)
     return Explanation(findings, _of_frozen(model, moving), remarks)
 
@@ -109,6 +112,11 @@ class _Movement:
 
     def __init__(self, before: Before | None) -> None:
         self._before = before
+
+    @property
+    def known(self) -> bool:
+        """Whether a step was taken."""
+        return self._before is not None
 
     def of(self, tensor: Tensor) -> bool | None:
         """Whether any bit of `tensor` changed; None where that is not known."""
@@ -135,7 +143,28 @@ def _step(
     take_step(groups.optimizers, evaluate)
 
 
-def _finding(place: int, one: Found, observed: Observed, groups: Groups, movement: _Movement) -> Finding:
+def _awake_after_a_step(
+    asleep: Sequence[int], tensors: Sequence[Tensor], loss_fn: Callable[[], Tensor], movement: _Movement
+) -> set[int]:
+    """The places of those whose gradient, exactly zero before the step, is not zero after it.
+
+    Behind a factor that starts at zero (LoRA, zero-initialized branches) every gradient is zero at first. That is not
+    dead. Where no optimizer has stepped, a small step down the gradient is taken for it.
+    """
+    with torch.no_grad():
+        for tensor in tensors:
+            if tensor.grad is not None and not movement.known:
+                tensor.add_(tensor.grad, alpha=-1e-3)
+            tensor.grad = None
+    try:
+        loss_fn().backward()
+    except Exception:  # a pass that cannot run twice has nothing to say here
+        return set()
+    gradients = {place: tensors[place].grad for place in asleep}
+    return {place for place, one in gradients.items() if one is not None and extremes(one) == (False, True)}
+
+
+def _finding(place: int, one: Found, observed: Observed, groups: Groups, movement: _Movement, awake: bool) -> Finding:
     tensor = one.tensor if one.learned is None else one.learned
     brought = observed.brought[place]
     moved = movement.of(tensor)
@@ -144,6 +173,7 @@ def _finding(place: int, one: Found, observed: Observed, groups: Groups, movemen
         requires_grad=tensor.requires_grad and tensor.numel() > 0,
         by_plan=any(state_of(module) is not None for module, _ in one.owners),
         gradient=brought.gradient,
+        awake=awake,
         finite=not not_finite,
         reaches=observed.reaches(place),
         held=groups.count(tensor),

@@ -9,6 +9,7 @@ from frostline.probe.verdicts import (
     CUT,
     FROZEN,
     IN_PART,
+    LEARNS,
     MOVES_ANYWAY,
     NOT_FINITE,
     NOT_HELD,
@@ -33,6 +34,8 @@ def reason_for(
         return _why_it_moves(seen), None
     if word == IN_PART:
         return _how_much(place, observed, one), None
+    if word == LEARNS and seen.gradient == "zero":
+        return "its gradient is zero now, and no longer after a step", None
     return {
         BY_PLAN: "train_only",
         FROZEN: "requires_grad is False",
@@ -57,7 +60,8 @@ def _why_cut(place: int, observed: Observed) -> tuple[str, str | None]:
         return "its value reaches the loss, its gradient does not come back", None
     first = sites[0]
     inside = f" in {first.inside}" if first.inside else ""
-    more = f", and in {len(sites) - 1} more" if len(sites) > 1 else ""
+    lines = len({site.where for site in sites})
+    more = f", and in {lines - 1} more" if lines > 1 else ""
     return f"{first.call}{inside}{more}: {first.source}".removesuffix(": "), first.where
 
 

@@ -113,6 +113,7 @@ def site_here(call: str, order: int = 0, within: int | None = None) -> Site:
     chosen = chosen or innermost
     if chosen is None:
         return Site("<unknown>", 0, call, "", order)
+    call = call.strip("_") if call.startswith("__") else call
     return Site(chosen.f_code.co_filename, chosen.f_lineno, call, inside, order)
 
 

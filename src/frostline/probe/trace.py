@@ -113,7 +113,8 @@ class Trace(TorchFunctionMode):
         writes = [(target, self.of(target)) for target in _targets(name, args, kwargs)]
         result = func(*args, **kwargs)
         if name not in _NO_VALUE:
-            self._note_call(name, args, kwargs, result, writes)
+            with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
+                self._note_call(name, args, kwargs, result, writes)
         return result
 
     def _name(self, func: Any) -> str:
@@ -157,6 +158,10 @@ class Trace(TorchFunctionMode):
         implied = self._implied()
         made: dict[bool, Entry] = {}
         for one in outputs:
+            if isinstance(one, PartialTensor):  # `weight.detach()`: what is new about it is its learned part
+                one = one.learned
+                if id(one) in self._bits:
+                    continue
             flows = self._flows(name) and (
                 one.is_floating_point() or one.is_complex() if implied else one.requires_grad
             )
@@ -243,6 +248,11 @@ class Trace(TorchFunctionMode):
         finally:
             self._unlinked -= checkpoint
         call = "checkpoint" if checkpoint else f"{function.__name__}.apply"
+        if _has_no_backward(function):  # a backward pass would stop here with an error
+            call += " without backward"
+            for one in _tensors_in(result):
+                with contextlib.suppress(RuntimeError):  # a view cannot
+                    one.detach_()
         for one in _tensors_in(result):
             carried = [entry for entry in (*entries, self.of(one)) if entry.value]  # closures of `forward` too
             inside = Entry.joined(carried)
@@ -291,6 +301,11 @@ def _seen_by(trace: Trace) -> Iterator[None]:
         yield
     finally:
         function.apply, parameter.__new__ = apply, new
+
+
+def _has_no_backward(function: Any) -> bool:
+    plain: Any = torch.autograd.Function
+    return function.backward is plain.backward and function.vjp is plain.vjp
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

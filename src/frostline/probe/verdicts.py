@@ -29,6 +29,7 @@ class Seen:
         requires_grad: Whether it asks for a gradient.
         by_plan: Whether `train_only` decided about it.
         gradient: What the backward pass brought: nothing at all, exact zeros, or numbers.
+        awake: Whether a gradient of zeros is no longer one after a step.
         finite: Whether its gradient, its values and the loss hold neither NaN nor Inf.
         reaches: Whether its value reaches the loss.
         held: How many times optimizers list it; None where there is no optimizer to ask.
@@ -41,6 +42,7 @@ class Seen:
     requires_grad: bool
     by_plan: bool
     gradient: Literal["none", "zero", "numbers"]
+    awake: bool
     finite: bool
     reaches: bool
     held: int | None
@@ -55,17 +57,18 @@ def words_for(seen: Seen) -> list[str]:
     if not seen.requires_grad:
         frozen = BY_PLAN if seen.by_plan else FROZEN
         return [MOVES_ANYWAY, frozen] if seen.moved else [frozen]
-    nothing, numbers = seen.gradient == "none", seen.gradient == "numbers"
+    nothing, zero, numbers = (seen.gradient == kind for kind in ("none", "zero", "numbers"))
     rate_0 = bool(seen.rates) and not any(seen.rates)
     holds = {
         NOT_FINITE: not seen.finite,
         CUT: nothing and seen.reaches,
         UNUSED: nothing and not seen.reaches,
         NOT_HELD: seen.held == 0 and not seen.moved,
-        MOVES_ANYWAY: not numbers and bool(seen.moved),
+        MOVES_ANYWAY: (nothing or (zero and not seen.awake)) and bool(seen.moved),
         RATE_0: rate_0,
-        ZERO: seen.gradient == "zero",
+        ZERO: zero and not seen.awake,
         ROUNDS_AWAY: numbers and seen.finite and bool(seen.held) and not rate_0 and seen.moved is False,
     }
-    words = [word for word in VERDICTS if holds.get(word)] or [IN_PART if seen.in_part else LEARNS]
+    learns = [IN_PART if seen.in_part else LEARNS, *([ZERO] if zero else [])]
+    words = [word for word in VERDICTS if holds.get(word)] or learns
     return [MOVES_ANYWAY, *words] if seen.frozen_part_moved else words
