@@ -110,10 +110,9 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
     takes_decay = optimizer not in ("Rprop", "SparseAdam", "LBFGS")
     takes_decay &= not module.sparse or optimizer.startswith("Row")
     oracle = pick(["restored", "apart"])
-    chosen = tuple(
-        pick(_selections_for(kind, name, ndim, family, half and between != "save and load"))
-        for name, ndim in tensors_of(kind)
-    )
+    # A plain checkpoint has the table's own dtype; LBFGS loads all of its state in the dtype of the first tensor.
+    in_float32 = half and between != "save and load" and not family.closure
+    chosen = tuple(pick(_selections_for(kind, name, ndim, family, in_float32)) for name, ndim in tensors_of(kind))
     return Case(
         kind=kind,
         selections=chosen,
