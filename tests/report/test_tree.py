@@ -42,7 +42,7 @@ def test_an_explanation_has_the_last_word_and_the_plan_the_sizes():
         "detach; listed twice",
         "model.py:31",
         "2 × 2",
-        4,
+        0,
     )
     assert [leaf.name for leaf in rest] == ["a.b", "head"]
 
@@ -64,17 +64,24 @@ def test_alarms_are_all_but_four_verdicts():
 
 
 def test_a_cut_is_marked_and_has_its_line_and_its_module_is_open():
-    html = tree(leaves(None, EXPLAINED | {f"big.{n}": {"verdict": "learns"} for n in range(20)}))
+    html = tree(leaves(None, EXPLAINED | {f"big.inner{n}.w": {"verdict": "learns"} for n in range(40)}))
     assert '<span class="verdict alarm">cut</span>' in html
     assert "<code>model.py:31</code>" in html
     module = {name: bool(is_open) for is_open, name in re.findall(r"<details( open)?>.*?<b>(.*?)</b>", html)}
-    assert module == {"a": True, "big": False}
+    assert module == {"a": True, "big": True} | {f"inner{n}": False for n in range(40)}
     assert "2 tensors, 1 alarm<" in html
 
 
 def test_the_legend_counts_verdicts_the_worst_first():
     text = re.sub(r"<.*?>", " ", legend(leaves(None, EXPLAINED))).split()
     assert text == ["1", "cut", "1", "learns", "1", "frozen", "by", "plan"]
+
+
+def test_what_was_to_learn_and_does_not_is_not_counted_as_learning():
+    line = {"shape": [4], "learns": "everything", "count": None, "learned": 4, "total": 4}
+    plan = {"tensors": {"a.w": line, "a.b": line}}
+    assert "4 of 8 numbers learn, 1 alarm<" in tree(leaves(plan, EXPLAINED))
+    assert "8 of 8 numbers learn<" in tree(leaves(plan, None))
 
 
 def test_a_module_that_only_holds_another_is_one_line():

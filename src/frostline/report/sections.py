@@ -69,21 +69,22 @@ def body(contents: Contents) -> tuple[str, str]:
 
 def _figures_first(contents: Contents) -> str:
     cells: list[tuple[str, str, str]] = []  # kind, figure, what it is
-    audit, plan, movement = contents.run.audit, contents.run.plan, contents.run.movement
+    audit, movement = contents.run.audit, contents.run.movement
+    found = leaves(contents.run.plan, contents.run.explanation)
     if audit is not None:
         moved, compared = audit.get("frozen_moved", 0), audit.get("frozen_compared", 0)
         cells.append(("bad" if moved else "good", f"{moved:,} of {compared:,}", "frozen numbers moved, bit by bit"))
     if contents.run.explanation is not None:
-        alarms = sum(leaf.alarm for leaf in leaves(plan, contents.run.explanation))
+        alarms = sum(leaf.alarm for leaf in found)
         cells.append(("bad" if alarms else "good", f"{alarms:,}", "tensors that hardly do what was meant"))
-    if plan is not None and plan.get("total"):
-        share = f"{100 * plan['learned'] / plan['total']:.3g} %"
-        cells.append(("", share, f"of the model learns: {plan['learned']:,} of {plan['total']:,} numbers"))
+    if total := sum(leaf.total for leaf in found):
+        learned = sum(leaf.learned for leaf in found)
+        cells.append(("", f"{100 * learned / total:.3g} %", f"of the model learns: {learned:,} of {total:,} numbers"))
     if movement is not None and len(movement.distances):
         went = int((movement.distances > 0).sum())
         cells.append(("", f"{went:,} of {len(movement.distances):,}", "rows that learn moved"))
-    found = contents.curves()
-    first = [curve for curve in found if curve.run == found[0].run]
+    drawn = contents.curves()
+    first = [curve for curve in drawn if curve.run == drawn[0].run]
     for curve in sorted(first, key=lambda curve: "loss" not in curve.quantity.lower())[:2]:
         what = f"{curve.quantity}, {curve.axis} {curve.x[0]} to {curve.x[-1]}" + (f": {curve.run}" if curve.run else "")
         cells.append(("", f"{curve.y[0]:.3g} → {curve.y[-1]:.3g}", what))

@@ -14,7 +14,7 @@ from typing import Any
 from frostline.probe.verdicts import BY_PLAN, FROZEN, IN_PART, LEARNS, TIED
 
 _QUIET = (LEARNS, IN_PART, BY_PLAN, FROZEN)  # in the order of the legend, after the alarms
-_OPEN = 12  # a module with no more tensors than this is shown open
+_SMALL = 30  # a model with no more tensors than this is shown open
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def tree(found: list[Leaf]) -> str:
         for part in path:
             module = module.modules.setdefault(part, _Module())
         module.leaves.append((last, leaf))
-    return f'<div class="tree">{_children(root)}</div>'
+    return f'<div class="tree">{_children(root, len(found) <= _SMALL, top=True)}</div>'
 
 
 def legend(found: list[Leaf]) -> str:
@@ -106,19 +106,22 @@ def _explained(leaf: Leaf, said: dict[str, Any]) -> Leaf:
     notes = [note for note in said.get("notes") or [] if note != TIED]
     reasons = [said.get("reason"), ", ".join(groups), _tied(said), *notes]
     reason = "; ".join(str(reason) for reason in reasons if reason)
-    return replace(leaf, verdict=str(said["verdict"]), reason=reason, where=str(said.get("where") or ""))
+    verdict = str(said["verdict"])
+    learned = leaf.learned if verdict in (LEARNS, IN_PART) else 0  # what was to learn, and does
+    return replace(leaf, verdict=verdict, reason=reason, where=str(said.get("where") or ""), learned=learned)
 
 
 def _tied(said: dict[str, Any]) -> str:
     return f"tied to {', '.join(map(str, said['tied']))}" if said.get("tied") else ""
 
 
-def _children(module: _Module) -> str:
+def _children(module: _Module, small: bool, top: bool = False) -> str:
     tensors = "".join(_tensor(name, leaf) for name, leaf in module.leaves)
-    return tensors + "".join(_node(name, inner) for name, inner in module.modules.items())
+    return tensors + "".join(_node(name, inner, small, top) for name, inner in module.modules.items())
 
 
-def _node(name: str, module: _Module) -> str:
+def _node(name: str, module: _Module, small: bool, top: bool) -> str:
+    """A module and what is in it: open in a small model, at the top, and where there is an alarm."""
     while len(module.modules) == 1 and not module.leaves:  # a module that only holds another one
         ((inner, module),) = module.modules.items()
         name = f"{name}.{inner}"
@@ -131,11 +134,12 @@ def _node(name: str, module: _Module) -> str:
     if alarms:
         says += f", {len(alarms)} alarm{'s' * (len(alarms) > 1)}"
     share = 100 * learned / total if total else 0.0
-    bar = f'<span class="share"><i style="width:{share:.1f}%"></i></span>' if total else ""
-    is_open = " open" if alarms or len(found) <= _OPEN else ""
+    fill = f'<i style="width:{share:.1f}%"></i>' if learned else ""
+    bar = f'<span class="share">{fill}</span>' if total else ""
+    is_open = " open" if alarms or small or top else ""
     return (
         f'<details{is_open}><summary>{dots}<b>{escape(name)}</b>{bar}<span class="says">{says}</span></summary>'
-        f"{_children(module)}</details>"
+        f"{_children(module, small)}</details>"
     )
 
 
