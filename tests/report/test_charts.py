@@ -78,6 +78,13 @@ def test_on_the_map_of_a_movement_frozen_rows_are_grey_and_moved_rows_begin_and_
     assert list(end.customdata) == ["a", "b"]
 
 
+def test_recorded_rows_that_never_moved_are_grey_on_the_map():
+    figure = charts.paths(rows([[[0, 0], [1, 1], [5, 0]], [[3, 4], [1, 1], [5, 1]]], ["far", "still", "near"]))
+    frozen, _, start, end = figure.data
+    assert (list(frozen.text), list(end.customdata)) == (["still"], ["far", "near"])
+    assert len(start.x) == 2
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 3, 1), (2, 1, 1), (2, 1, 5), (3, 4, 2), (4, 2, 3, 3)])
 @pytest.mark.parametrize("fill", [0.0, float("nan"), float("inf")])
 def test_any_recorded_rows_have_charts(shape, fill):

@@ -160,6 +160,15 @@ def test_without_plotly_one_line_says_what_to_install(recorded, tmp_path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_of_which_none_moved_have_no_map(tmp_path):
+    with fl.Recorder(tmp_path / "run", {"rows": (torch.ones(3, 2), [0, 1])}) as recorder:
+        recorder()
+        recorder()
+    text = words_of(write_page(tmp_path / "run", tmp_path / "page.html"))
+    assert "How far rows moved" in text
+    assert "Where they went" not in text
+
+
 def test_a_run_of_a_recorder_alone_has_the_name_of_its_folder(tmp_path):
     with fl.Recorder(tmp_path / "first", {"weight": torch.zeros(3)}) as recorder:
         recorder(loss=1.0)

@@ -128,11 +128,13 @@ def travel(movement: Movement) -> Figure:
 
 
 def paths(one: Recorded) -> Figure:
-    """The map of recorded rows: the whole way of each; of many, the 150 that went furthest."""
-    values = _rows(one)
-    furthest = np.argsort(-np.linalg.norm(values[-1] - values[0], axis=1), kind="stable")[:_MAPPED]
+    """The map of recorded rows: the whole way of each that moved; of many, the 150 that went furthest."""
+    values, far = _rows(one), distance(one)
+    order = np.argsort(-far[-1], kind="stable")[:_MAPPED]
+    stood = (far[:, order] == 0).all(axis=0)
+    rows = np.concatenate([order[~stood], order[stood]])
     words = one.words or []
-    return _map([words[row] for row in furthest.tolist()], values[:, furthest], len(furthest))
+    return _map([words[row] for row in rows.tolist()], values[:, rows], int((~stood).sum()))
 
 
 def plane(before: Floats, after: Floats) -> Floats:

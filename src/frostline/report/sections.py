@@ -132,9 +132,11 @@ def _movement(contents: Contents, page: _Charts) -> str:
 
 def _maps(contents: Contents, page: _Charts) -> str:
     parts, movement = [], contents.run.movement
-    if movement is not None and movement.learns.any():
+    if movement is not None and movement.distances.any():
         parts.append(page.place([charts.travel(movement)], wide=True))
     for name, one in _rows(contents):
+        if not charts.distance(one).any():
+            continue  # nothing moved, so there is no direction to look along
         parts.append(f"<h3>{escape(name)}</h3>{page.place([charts.paths(one)], wide=True)}")
     if not parts:
         return ""
