@@ -102,6 +102,27 @@ def test_frozen_rows_keep_every_bit_and_learned_ones_are_the_same_everywhere(
     assert (first["table"][ROWS] != untrained["table.weight"][ROWS]).any(dim=1).all()
 
 
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_recurrent_attention_and_convolution_weights_learn_in_part_as_in_one_process(folder: Path, way: str) -> None:
+    namespace: dict[str, Any] = {"__name__": "train_small"}
+    exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), namespace)
+    before = namespace["Kinds"]().state_dict()
+    one = load_file(folder / "kinds.one")
+    for rank in (0, 1):
+        two = load_file(folder / f"kinds.{way}.{rank}")
+        assert all(torch.equal(two[name], one[name]) for name in one)
+        moved = {name: int((two[name] != before[name]).sum()) for name in one}
+        assert {name: count for name, count in moved.items() if count} == {
+            "table.weight": 2 * 4,
+            "recurrent.weight_ih_l0": 3 * 4,
+            "recurrent.bias_hh_l0_reverse": 1,
+            "recurrent.weight_hh_l0": 24 * 6,
+            "attention.in_proj_weight": 36 * 12 // 3,
+            "convolution.weight": 2 * 12 * 3,
+            "convolution.bias": 1,
+        }
+
+
 def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
     for rank in (0, 1):
         said = json.loads((folder / f"refusals.{rank}.json").read_text())

@@ -51,6 +51,54 @@ class Model(nn.Module):
         return (self.head(found) + self.side(found) if side else self.head(found)).pow(2).mean()
 
 
+class Kinds(nn.Module):
+    """A module of every kind that keeps its weights in a way of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(11, 4)
+        self.recurrent = nn.LSTM(4, 6, batch_first=True, bidirectional=True)
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.convolution = nn.Conv1d(12, 5, 3)
+        self.norm = nn.BatchNorm1d(5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        found, _ = self.recurrent(self.table(ids))
+        found, _ = self.attention(found, found, found)
+        value: Tensor = self.norm(self.convolution(found.mT)).pow(2).mean()
+        return value
+
+
+def kinds_ids() -> Tensor:
+    """(2 processes, sentences, ids)"""
+    return torch.randint(11, (2, 2, 8), generator=torch.Generator().manual_seed(0))
+
+
+def train_kinds(folder: Path, name: str, wrap: Callable[[nn.Module], Any], shares: list[Tensor]) -> None:
+    model = Kinds()
+    learns = {
+        "table.weight": fl.rows([3, 5]),
+        "recurrent.weight_ih_l0": fl.rows([1, 7, 20]),
+        "recurrent.bias_hh_l0_reverse": fl.rows([2]),
+        "recurrent.weight_hh_l0": fl.everything,
+        "attention.in_proj_weight": fl.entries(torch.arange(36 * 12).view(36, 12) % 3 == 0),
+        "convolution.weight": fl.rows([1, 4]),
+        "convolution.bias": fl.rows([0]),
+    }
+    plan = fl.train_only(model, learns, hold_statistics=True)
+    wrapped = wrap(model)
+    optimizer = torch.optim.AdamW(plan.parameters(), lr=0.02, weight_decay=0.1)
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        for ids in shares:
+            (wrapped(ids) / len(shares)).backward()
+        optimizer.step()
+    state: dict[str, Any] = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
+    whole = {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
+    save_file({key: value.clone() for key, value in whole.items()}, folder / name)
+
+
 def own_order() -> list[int]:
     return ROWS if dist.get_rank() == 0 else ROWS[::-1]
 
@@ -117,6 +165,7 @@ def one_process(folder: Path) -> None:
             (model(share) / 2).backward()
         optimizer.step()
     write(folder, "one, uneven", 0, model, torch.zeros(1), False)
+    train_kinds(folder, "kinds.one", lambda model: model, list(kinds_ids()))
 
 
 def two_processes(folder: Path) -> None:
@@ -134,6 +183,8 @@ def two_processes(folder: Path) -> None:
     wrapped = DistributedDataParallel(model, find_unused_parameters=True)
     run("ddp, side", model, wrapped, torch.optim.AdamW, side=True)
     uneven(folder, rank)
+    train_kinds(folder, f"kinds.ddp.{rank}", DistributedDataParallel, [kinds_ids()[rank]])
+    train_kinds(folder, f"kinds.fsdp.{rank}", fully_shard, [kinds_ids()[rank]])
     (folder / f"refusals.{rank}.json").write_text(json.dumps(refusals() | traffic()))
 
 

@@ -35,12 +35,12 @@ _FORMAT = "frostline-learned-1"
 def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Save what learns in `model`, and nothing else.
 
+    If FSDP2 has sharded the model, every process calls it, the first one writes, and the file is the one that a single
+    process would have written. Under DDP every process has everything: let one of them save.
+
     Args:
         model: A module that `train_only` (or `vectors.embedding`) changed, or any ancestor of one.
         path: Where to write; conventionally ends in `.safetensors`. Written whole or not at all.
-
-    If FSDP2 has sharded the model, every process calls it, the first one writes, and the file is the one that a single
-    process would have written.
 
     Raises:
         LearnedFileError: Nothing in `model` learns, or the file cannot be written.

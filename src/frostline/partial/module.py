@@ -239,6 +239,8 @@ def _make_partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[
     }
     if issubclass(plain, nn.RNNBase):
         namespace |= {"_flat_weights": property(_flat_weights, _ignore), "flatten_parameters": _ignore}
+        if plain.__setattr__ is nn.RNNBase.__setattr__:  # it keeps that list, and FSDP2 would assign through it
+            namespace["__setattr__"] = nn.Module.__setattr__
     return type(plain.__name__, (PartialModule, plain), namespace)
 
 
