@@ -252,7 +252,7 @@ def _leave(out: Path, parts: corpus.Parts, vectors: Vectors, outcomes: dict[str,
         facts[f"F1 on test, {regime.name}"] = (
             f"{100 * mean(scores):.1f} % ({100 * min(scores):.1f} to {100 * max(scores):.1f} over {len(scores)} seeds)"
         )
-    title = "frostline demo: a tagger over word vectors that stand still"
+    title = "A tagger over word vectors that stand still"
     tagger.leave(out, first, title=title, facts=facts, curves=points)
 
 
