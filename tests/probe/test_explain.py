@@ -488,7 +488,12 @@ def test_a_cut_in_an_installed_package_is_shown_in_the_users_line():
     found = explanation.to_dict()["encoder.block.0.layer.0.SelfAttention.q.weight"]
     assert found["verdict"] == "cut"
     assert found["where"].endswith(f":{line_of('installed')}")
-    assert re.match(r"no_grad in transformers/models/t5/modeling_t5\.py:\d+: h = encoder", found["reason"])
+    assert re.fullmatch(
+        r"no_grad: h = encoder\(input_ids=ids\)\.last_hidden_state \(in transformers/models/t5/modeling_t5\.py:\d+\)",
+        found["reason"],
+    )
+    assert str(explanation).count("! cut") == 1
+    assert f"* ({len(explanation.findings)})" in str(explanation)
     assert "The loss requires no gradient: nothing can learn from it." in str(explanation)
 
 
@@ -1184,6 +1189,33 @@ def test_the_table_names_the_worst_first_and_sums_up_the_frozen():
     assert "2.weight, 2.bias" in lines[4]
     assert "0.weight, 0.bias and 2 more" in lines[7]
     assert max(map(len, lines)) < 200
+
+
+def test_alarms_stand_in_the_order_of_their_words():
+    model, x = nn.ModuleDict({name: nn.Linear(2, 1, bias=False) for name in "abcd"}), torch.ones(1, 2)
+
+    def loss_fn():
+        return (model["a"](x) + model["b"](x) * 0 + model["c"](x).detach() + model["d"](x)).sum()
+
+    optimizer = torch.optim.SGD([model["b"].weight, model["c"].weight, model["d"].weight], lr=0.1)
+    explanation = fl.explain(model, loss_fn, optimizer)
+    assert explanation.alarms == ["c.weight", "a.weight", "b.weight"]
+    assert [line.split("  ")[0] for line in str(explanation).splitlines()[4:]] == [
+        "! cut",
+        "! not in optimizer",
+        "! zero gradient",
+        "",
+    ]
+
+
+def test_all_that_stands_under_a_name_is_summed_up_by_it():
+    model = nn.ModuleDict({"body": nn.Sequential(*(nn.Linear(2, 2) for _ in range(3))), "head": nn.Linear(2, 1)})
+    x = torch.ones(1, 2)
+    text = str(fl.explain(model, lambda: model["head"](model["body"](x).detach()).sum()))
+    assert "! cut     body.* (6)  " in text
+    text = str(fl.explain(model, lambda: model["head"](model["body"][0](model["body"][1](x).detach())).sum()))
+    assert "! cut     body.1.weight, body.1.bias  " in text
+    assert "! unused  body.2.weight, body.2.bias  " in text
 
 
 def test_a_model_of_a_thousand_tensors_prints_a_few_lines():

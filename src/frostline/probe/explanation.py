@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,22 +124,35 @@ class Explanation:
         return f"{said}; {learn} learn, {len(self.findings) - learn - alarms} are frozen."
 
     def _worst_first(self) -> list[Finding]:
-        rank = {verdict: place for place, verdict in enumerate(VERDICTS)}
-        return sorted(self.findings, key=lambda one: (not one.is_alarm, -rank[one.verdict] * (not one.is_alarm)))
+        rank = {verdict: place for place, verdict in enumerate(VERDICTS)}  # of what is no alarm the last comes first
+        return sorted(
+            self.findings, key=lambda one: (not one.is_alarm, rank[one.verdict] * (1 if one.is_alarm else -1))
+        )
 
     def _table(self) -> Iterable[tuple[str, str, str, str]]:
         """One line for each reason: tensors that share it stand together."""
         groups: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self._worst_first():
             notes = [note for note in finding.notes if note != TIED]
-            why = finding.reason + (f" ({'; '.join(notes)})" if notes else "")
+            why = _short(finding.reason.partition(" (in ")[0]) + (f" ({'; '.join(notes)})" if notes else "")
             groups.setdefault((finding.verdict, why, finding.where or ""), []).append(finding)
         for (verdict, why, where), some in groups.items():
             if len(some) > _SUMMED_UP or verdict in ALARMS or verdict in (FROZEN, BY_PLAN):
-                yield ("! " if verdict in ALARMS else "  ") + verdict, _listing(some), _short(why), where
+                yield ("! " if verdict in ALARMS else "  ") + verdict, self._listing(some), why, where
             else:
                 for one in some:
-                    yield "  " + verdict, _named(one), _short(why), where
+                    yield "  " + verdict, _named(one), why, where
+
+    def _listing(self, some: Sequence[Finding]) -> str:
+        """Their names; `encoder.* (26)` where they are all there is under that name."""
+        parts = zip(*(one.name.split(".") for one in some), strict=False)
+        shared = [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, parts)]
+        prefix = ".".join([*shared, ""])
+        if len(some) > 2 and sum(one.name.startswith(prefix) for one in self.findings) == len(some):
+            return f"{prefix}* ({len(some)})"
+        if len(some) <= _NAMES:
+            return ", ".join(_named(one) for one in some)
+        return f"{some[0].name}, {some[1].name} and {len(some) - 2} more"
 
     def _below(self) -> list[str]:
         lines = list(self.remarks)
@@ -150,12 +164,6 @@ class Explanation:
 
 def _named(finding: Finding) -> str:
     return finding.name + (f" (= {', '.join(finding.tied)})" if finding.tied else "")
-
-
-def _listing(findings: Sequence[Finding]) -> str:
-    if len(findings) <= _NAMES:
-        return ", ".join(_named(one) for one in findings)
-    return f"{findings[0].name}, {findings[1].name} and {len(findings) - 2} more"
 
 
 def _short(text: str) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from frostline.partial.sharded import is_sharded
+
 
 class Groups:
     """The parameter groups of no optimizer, one, or several.
@@ -49,8 +51,9 @@ class Groups:
         """What does not fit: the model's `tensors`, the optimizers, and what else the loss reaches, `outside`."""
         known = {id(tensor) for tensor in tensors}
         foreign = [tensor for tensor in self.tensors if id(tensor) not in known]
-        free = [leaf for leaf in outside if isinstance(leaf, nn.Parameter)]
-        lines = []
+        sharded = any(is_sharded(tensor) for tensor in tensors)  # the loss then reaches the gathered ones
+        free = [leaf for leaf in outside if isinstance(leaf, nn.Parameter) and not sharded]
+        lines = [_SHARDED] if sharded else []
         if foreign:
             lines.append(
                 f"The optimizer holds {_count(foreign, 'tensor')}, not in the model. "
@@ -62,6 +65,9 @@ class Groups:
                 "Layers in a plain list or dict need nn.ModuleList or nn.ModuleDict."
             )
         return lines
+
+
+_SHARDED = "The model is sharded (FSDP2): what is cut shows as unused, without its line."
 
 
 def _count(tensors: Sequence[Tensor], word: str) -> str:

@@ -59,10 +59,10 @@ def _why_cut(place: int, observed: Observed) -> tuple[str, str | None]:
     if not sites:
         return "its value reaches the loss, its gradient does not come back", None
     first = sites[0]
-    inside = f" in {first.inside}" if first.inside else ""
+    inside = f" (in {first.inside})" if first.inside else ""
     lines = len({site.where for site in sites})
     more = f", and in {lines - 1} more" if lines > 1 else ""
-    return f"{first.call}{inside}{more}: {first.source}".removesuffix(": "), first.where
+    return f"{first.call}{more}: {first.source}".removesuffix(": ") + inside, first.where
 
 
 def _why_unused(place: int, observed: Observed) -> tuple[str, str | None]:
