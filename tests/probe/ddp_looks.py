@@ -1,4 +1,4 @@
-"""Train under DistributedDataParallel, never looked at and looked at from one process only; say whether that differs.
+"""Train under DDP, looked at from one process only, and under FSDP2, from all; say whether that differs from no look.
 
 Started by test_ddp.py, in one process or by torchrun in two. Writes a JSON file for each process.
 """
@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import frostline as fl
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, bool] | None] = {
     "plain": {},
     "find unused": {"find_unused_parameters": True},
     "static graph": {"static_graph": True},
@@ -55,14 +56,38 @@ def train(options: dict[str, bool], looks: bool) -> tuple[list[float], dict[str,
     return losses, net.state_dict(), seen
 
 
+def train_sharded(looks: bool) -> tuple[list[float], dict[str, Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    for layer in (net[1], net[4], net):
+        fully_shard(layer)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.05)
+    losses, seen = [], []
+
+    def look() -> None:
+        for masks in ("same", "fresh") if looks else ():
+            seen.extend(fl.gradients(lambda: net(torch.arange(6)).square().mean(), [net[1]], masks=masks))
+
+    for _ in range(5):
+        look()
+        optimizer.zero_grad()
+        loss = net(torch.randint(9, (6,))).square().mean()
+        look()
+        loss.backward()
+        look()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: tensor.full_tensor() for name, tensor in net.named_parameters()}, seen
+
+
 def main() -> None:
     os.environ.setdefault("RANK", "0")
     os.environ.setdefault("WORLD_SIZE", "1")
     dist.init_process_group("gloo")
-    found = {}
-    for name, options in OPTIONS.items():
-        plain, state, _ = train(options, looks=False)
-        looked, same_state, seen = train(options, looks=True)
+    found: dict[str, dict[str, object]] = {}
+    for name, options in (OPTIONS | {"sharded": None}).items():
+        plain, state, _ = train_sharded(looks=False) if options is None else train(options, looks=False)
+        looked, same_state, seen = train_sharded(looks=True) if options is None else train(options, looks=True)
         found[name] = {
             "same losses": plain == looked,
             "same state": all(torch.equal(state[key], same_state[key]) for key in state),

@@ -1,4 +1,4 @@
-"""A look from one process alone: no communication, no trace in the reducer, the same run in every process."""
+"""Under DDP one process may look alone; under FSDP2 all look together; the run is the same in every process."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def test_a_run_looked_at_from_one_process_is_the_run_that_is_not(processes: int,
     reports = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
     assert len(reports) == processes
     for rank, report in enumerate(reports):
-        assert list(report) == ["plain", "find unused", "static graph", "views"]
-        for found in report.values():
-            assert found == {"same losses": True, "same state": True, "moved": True, "looks": 0 if rank else 30}
+        assert list(report) == ["plain", "find unused", "static graph", "views", "sharded"]
+        for name, found in report.items():
+            looks = 30 if rank == 0 or name == "sharded" else 0
+            assert found == {"same losses": True, "same state": True, "moved": True, "looks": looks}

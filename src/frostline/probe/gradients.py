@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from frostline.errors import ProbeError
+from frostline.partial.module import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.keep import hooks_run, kept
 
@@ -120,6 +121,8 @@ def _targets(wrt: Sequence[Tensor | nn.Module]) -> list[Tensor | nn.Module]:
             raise TypeError(f"{name}: a view of a partial tensor. Pass the partial tensor itself.")
         if not (one.is_floating_point() or one.is_complex()):
             raise TypeError(f"{name}: {one.dtype} has no gradient. For ids, pass the module that looks them up.")
+        if is_sharded(one):
+            raise TypeError(f"{name}: sharded by FSDP2. Pass a module: the gradient of its output is whole.")
         if one.is_inference():
             raise TypeError(f"{name}: made under inference_mode, so no graph can hold it. Pass `x.clone()`.")
     return targets

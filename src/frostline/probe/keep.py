@@ -344,5 +344,6 @@ def _run_alone(ddp: Any) -> None:
         moved = _to_kwargs(inputs, kwargs, device, ddp.use_side_stream_for_tensor_copies)
         return moved[0][0], moved[1][0]
 
+    ddp.require_backward_grad_sync = False  # as in `no_sync`, for those who ask
     ddp.__dict__["_pre_forward"] = inputs_on_device
     ddp.__dict__["_post_forward"] = lambda output: output
