@@ -674,8 +674,8 @@ class BytesTokenizer:
 
     unk_token_id = None
 
-    def __init__(self) -> None:
-        self.known = {chr(i): i for i in range(123)}
+    def __init__(self, gap: int = 0) -> None:
+        self.known, self.gap = {chr(i): i for i in range(123)}, gap
 
     def __len__(self) -> int:
         return len(self.known)
@@ -685,7 +685,7 @@ class BytesTokenizer:
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
         for token in tokens:
-            self.known.setdefault(token.lower(), len(self.known))
+            self.known.setdefault(token.lower(), len(self.known) + self.gap)
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [self.known[text]] if text in self.known else [self.known[c] for c in text]}
@@ -699,6 +699,21 @@ def test_a_tokenizer_of_another_make_will_do() -> None:
     assert torch.equal(table(model)[124], before[[ord(c) for c in "the cat"]].mean(0))
 
 
+def test_a_token_whose_pieces_cannot_be_seen_starts_at_the_mean() -> None:
+    model, tokenizer = make("llama", 123), BytesTokenizer()
+    tokenizer.add_tokens(["tool"])  # from now on it is one piece, without a row
+    before = table(model)
+    fl.add_tokens(model, tokenizer, ["tool"])
+    assert torch.equal(table(model)[123], before.mean(0))
+
+
+def test_a_tokenizer_that_leaves_ids_out_gets_a_row_for_each() -> None:
+    model = make("llama", 123)
+    plan = fl.add_tokens(model, BytesTokenizer(gap=4), ["tool"])
+    assert len(table(model)) == model.config.vocab_size == 128
+    assert torch.equal(plan.parameters()[0][0], table(model)[127])
+
+
 def test_a_token_that_the_tokenizer_changes_is_refused() -> None:
     model, tokenizer = make("llama", 123), BytesTokenizer()
     with pytest.raises(fl.SelectionError, match="tokens: the tokenizer does not take 'AT' as it stands"):
@@ -709,12 +724,33 @@ def test_a_token_that_the_tokenizer_changes_is_refused() -> None:
 def test_a_pattern_that_fits_nothing_says_so_and_the_next_call_goes_on(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama", v)
+    model(**batch_of(tokenizer)).loss.backward()
+    assert model.get_input_embeddings().weight.grad is not None
     with pytest.raises(fl.PatternError, match="'\\*lora_\\*' fits no parameter"):
         fl.add_tokens(model, tokenizer, NEW, also={"*lora_*": fl.everything})
     start = table(model)
     assert len(start) == v + 2
+    assert model.get_input_embeddings().weight.grad is None  # the old one has too few rows
     fl.add_tokens(model, tokenizer, NEW)
     assert torch.equal(table(model), start)
+
+
+def test_a_configuration_that_had_another_size_follows_too(tokenizer: Any) -> None:
+    v = len(tokenizer)
+    model = make("llama", v + 6)
+    model.config.vocab_size = v + 1
+    fl.add_tokens(model, tokenizer, NEW, pad_to_multiple_of=100)
+    assert model.config.vocab_size == len(table(model)) == -(-(v + 6) // 100) * 100
+
+
+def test_a_model_in_the_hands_of_ddp_is_refused(tokenizer: Any) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(make("llama", len(tokenizer)))
+        with pytest.raises(fl.PartialTensorError, match="Call train_only first"):
+            fl.add_tokens(wrapped, tokenizer, NEW)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_model_without_a_head_learns_its_table(tokenizer: Any) -> None:
