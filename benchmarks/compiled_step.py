@@ -5,6 +5,7 @@ table of V rows looks tokens up and, tied, predicts the next ones. The norms alw
     frozen    nothing learns                      (the floor)
     few       16 rows learn
     1 %       one row of a hundred learns
+And the same of a lookup with a small linear layer, where there is little else to do: the row that loses.
 First compiled and eager losses must agree, and frozen rows must keep every bit; then the models take turns.
 
 Run:    python benchmarks/compiled_step.py [--quick]      (needs a C++ compiler; some minutes)
@@ -13,6 +14,7 @@ Run:    python benchmarks/compiled_step.py [--quick]      (needs a C++ compiler;
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 
-WIDTH, LAYERS, HEADS, BATCH, LENGTH, FEW = 512, 2, 8, 2, 64, 16
+LAYERS, HEADS, FEW = 2, 8, 16
 
 
 class Block(nn.Module):
@@ -52,6 +54,8 @@ class Block(nn.Module):
 class Language(nn.Module):
     """A decoder of which the table is also the head: ids (B, T) -> loss of each next token."""
 
+    batch = (2, 64)  # B, T
+
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(rows, width)
@@ -67,12 +71,29 @@ class Language(nn.Module):
         return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
+class Lookup(nn.Module):
+    """A table and a layer that always learns: ids (B, T) -> loss."""
+
+    batch = (1, 2048)
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Embedding(rows, width), nn.RMSNorm(width), nn.Linear(width, 20)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look up and classify."""
+        return F.cross_entropy(self.head(self.norm(self.embed(ids))).flatten(0, 1), ids.flatten() % 20)
+
+
+Model = Language | Lookup
+
+
 @dataclass
 class Way:
     """One model, its rows that learn (None: no row does), its optimizer and what was measured."""
 
     rows: Tensor | None
-    model: Language
+    model: Model
     step_of: Callable[[Tensor], Tensor] = field(init=False)
     seconds: list[float] = field(default_factory=list)
 
@@ -97,20 +118,23 @@ def choices(rows: int) -> dict[str, Tensor | None]:
     return {"frozen": None, "few": every[:FEW], "1 %": every[: rows // 100]}
 
 
-def language(rows: int, width: int) -> Language:
-    """The model, the same every time."""
-    torch.manual_seed(0)
-    return Language(rows, width)
+def ways_of(kind: type[Model], rows: int, width: int) -> dict[str, Way]:
+    """The ways over models that are equal."""
+    ways = {}
+    for name, learn in choices(rows).items():
+        torch.manual_seed(0)
+        ways[name] = Way(learn, kind(rows, width))
+    return ways
 
 
-def batches(rows: int, count: int) -> list[Tensor]:
+def batches(rows: int, shape: tuple[int, int], count: int) -> list[Tensor]:
     """Ids (B, T), a tenth of them among the few that learn, so that these are in use."""
     few = choices(rows)["few"]
     assert few is not None
     generator = torch.Generator().manual_seed(2)
     made = []
     for _ in range(count):
-        ids = torch.randint(rows, (BATCH, LENGTH), generator=generator)
+        ids = torch.randint(rows, shape, generator=generator)
         ids[:, ::10] = few[torch.randint(len(few), ids[:, ::10].shape, generator=generator)]
         made.append(ids)
     return made
@@ -118,11 +142,12 @@ def batches(rows: int, count: int) -> list[Tensor]:
 
 def check(rows: int = 2_000, width: int = 64) -> None:
     """Prove on a small table that compiled steps are eager ones, and that what is frozen keeps every bit."""
-    before = language(rows, width).embed.weight.detach().clone()
-    for name, learn in choices(rows).items():
-        way, eager = Way(learn, language(rows, width)), Way(learn, language(rows, width))
+    eagers = ways_of(Language, rows, width)
+    before = eagers["frozen"].model.embed.weight.detach().clone()
+    for name, way in ways_of(Language, rows, width).items():
+        eager, learn = eagers[name], way.rows
         eager.step_of = eager.model
-        for ids in batches(rows, 3):
+        for ids in batches(rows, Language.batch, 3):
             compiled_loss, eager_loss = way.step(ids), eager.step(ids)
             assert abs(compiled_loss - eager_loss) < 1e-3, f"{name}: {compiled_loss} compiled, {eager_loss} eager"
         after = way.model.embed.weight.detach().clone()
@@ -133,11 +158,11 @@ def check(rows: int = 2_000, width: int = 64) -> None:
         assert bool((after[learns] != before[learns]).all()), f"{name}: rows that learn stood still"
 
 
-def measure(rows: int, width: int, rounds: int) -> dict[str, Way]:
+def measure(kind: type[Model], rows: int, width: int, rounds: int) -> dict[str, Way]:
     """Time the ways in turns."""
     torch._dynamo.reset()
-    ways = {name: Way(learn, language(rows, width)) for name, learn in choices(rows).items()}
-    made = batches(rows, 8)
+    ways = ways_of(kind, rows, width)
+    made = batches(rows, kind.batch, 8)
     for turn in range(rounds + 3):
         for way in ways.values():
             start = time.perf_counter()
@@ -153,7 +178,7 @@ def table_of(ways: dict[str, Way]) -> str:
     lines = ["| way | ms a step: median (least - most) | x frozen |", "| --- | --: | --: |"]
     for name, way in ways.items():
         least, middle, most = (1e3 * f(way.seconds) for f in (min, statistics.median, max))
-        lines.append(f"| {name} | {middle:,.1f} ({least:,.1f} - {most:,.1f}) | {middle / 1e3 / floor:.3f} |")
+        lines.append(f"| {name} | {middle:,.2f} ({least:,.1f} - {most:,.1f}) | {middle / 1e3 / floor:.2f} |")
     return "\n".join(lines)
 
 
@@ -166,11 +191,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
     check()
-    print(f"All agree. {BATCH} x {LENGTH} ids a step, {args.threads} thread(s), torch {torch.__version__}, inductor.")
-    sizes = [(2_000, 64, 3)] if args.quick else [(32_000, WIDTH, args.rounds), (128_256, WIDTH, args.rounds)]
-    for rows, width, rounds in sizes:
-        print(f"\n### V = {rows:,}, D = {width}\n", flush=True)
-        print(table_of(measure(rows, width, rounds)), flush=True)
+    print(f"All agree. {args.threads} thread(s), torch {torch.__version__}, inductor.")
+    sizes: list[tuple[type[Model], int, int, int]] = [
+        (Language, 32_000, 512, args.rounds),
+        (Language, 128_256, 512, args.rounds),
+        (Lookup, 100_000, 100, 20 * args.rounds),
+    ]
+    for kind, rows, width, rounds in [(Language, 2_000, 64, 3)] if args.quick else sizes:
+        ids = math.prod(kind.batch)
+        print(f"\n### {kind.__name__}, V = {rows:,}, D = {width}, {ids:,} ids a step\n", flush=True)
+        print(table_of(measure(kind, rows, width, rounds)), flush=True)
     return 0
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, note, seed, settings
 
 from . import counts
-from .cases import CASES, SEED, Case, cases
+from .cases import CASES, DTYPES, SEED, Case, cases
 from .modules import KINDS
+from .optimizers import FAMILIES
 from .run import run
 
 EAGER = ("plain", "functional", "checkpoint", "checkpoint, reentrant")
@@ -55,6 +56,8 @@ def test_as_many_cases_were_drawn_as_promised() -> None:
     if counts.totals["cases"] < CASES / 2:
         pytest.skip("only some of the cases were asked for")
     assert counts.totals["cases"] >= CASES
+    assert all(counts.axes["optimizer"][name] >= CASES // 100 for name in FAMILIES)
+    assert all(counts.axes["dtype"][name] >= CASES // 8 for name in DTYPES)
     assert counts.totals["compiled"] >= 60
     assert counts.totals["through inductor"] >= 20
     assert counts.totals["frozen numbers compared"] > 10 * CASES
