@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from frostline.errors import ProbeError
-from frostline.partial.module import is_sharded
+from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.keep import hooks_run, kept
 
