@@ -28,9 +28,14 @@ _LEFT_ALONE = (bool, int, float, complex, str, bytes, type, ModuleType, nn.Modul
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
+def local(tensor: Any) -> Tensor:
+    """The shard of a DTensor that this process holds, without a word to others; any other tensor itself. Detached."""
+    return getattr(tensor, "_local_tensor", tensor).detach()
+
+
 def bits(tensor: Tensor) -> Tensor:
     """The bits of `tensor` (*) as integers of the same size, sharing its memory; complex numbers as two, (*, 2)."""
-    tensor = tensor.detach()
+    tensor = local(tensor)
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
     return tensor.view(_BITS[tensor.element_size()])
@@ -151,7 +156,7 @@ def _put_back_tensor(tensor: Tensor, data: Tensor, values: Tensor, version: int 
         if tensor.data_ptr() != data.data_ptr() or tensor.shape != data.shape or tensor.dtype != data.dtype:
             tensor.data = data
         if not torch.equal(bits(data), bits(values)):
-            data.copy_(values)
+            local(data).copy_(local(values))
     if version is not None:
         torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
 

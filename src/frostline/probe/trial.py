@@ -7,6 +7,7 @@ hooks, and each entry is compared with what it was, bit by bit. `kept` (keep.py)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import Tensor, nn
 from frostline.errors import ProbeError
 from frostline.partial.find import Found, find_tensors
 from frostline.probe.keep import kept
-from frostline.probe.moved import Moved, Tally
-from frostline.probe.step import Before, changed, needs_closure, take_step, taken_back
+from frostline.probe.moved import Moved, Tally, first_row
+from frostline.probe.step import Before, changed, local, needs_closure, take_step, taken_back
 
 _LISTED = 40  # a model with more tensors than this has those that did not move summed up in one line
 
@@ -98,7 +99,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
 
     Cost: a step, and a copy of the parameters, of the optimizer's state, of gradients and buffers while it runs.
         Prints, logs and counters of the user's hooks cannot be undone. Under DistributedDataParallel each process steps
-        with its own gradients.
+        with its own gradients; under FSDP2 all must call this together, and each reports on the shards that it holds.
 
     Example:
         >>> import frostline as fl
@@ -182,18 +183,22 @@ def _differs(before: Tensor, after: Tensor) -> bool:
 
 def _moved(one: Found, before: Before) -> Moved:
     """Compare one tensor with what it was; a partial one in the rows and entries of the whole tensor."""
-    tally = Tally(one.tensor)
-    if one.learned is None or one.layout is None:
-        if not one.mapped:
-            tally.add(before[one.tensor], one.tensor)
-    elif one.layout.slots is not None:
-        if not one.mapped:
-            tally.add(before[one.tensor], one.tensor, ignore=one.layout.slots >= 0)
-        tally.add(before[one.learned], one.learned, ids=one.layout.places[0])
-    else:
-        wide = torch.promote_types(one.tensor.dtype, one.learned.dtype)
-        parts = (before[one.tensor], before[one.learned]), (one.tensor, one.learned)
-        tally.add(*(one.layout.join(frozen.detach().to(wide), learned.detach()) for frozen, learned in parts))
+    tally, layout = Tally(one.tensor), one.layout
+    if one.learned is not None and layout is not None:
+        ids, ahead = layout.places[0], first_row(one.learned)
+        tally.add(local(before[one.learned]), local(one.learned), lambda places: ids[places + ahead])
+    if not one.mapped:  # nothing can move in a file
+        was, now, first = local(before[one.tensor]), local(one.tensor), first_row(one.tensor)
+        if layout is None:
+            tally.add(was, now, lambda places: places + first)
+        elif layout.slots is not None:
+            learned = layout.slots[first : first + len(now)] >= 0
+            tally.add(was, now, lambda places: places + first, learned)
+        else:  # an entry at a time: both parts may have entries of one row
+            mask, width = torch.zeros(one.tensor.shape, dtype=torch.bool, device=now.device), math.prod(now.shape[1:])
+            mask[layout.places] = True
+            learned = mask[first : first + len(now)].reshape(-1)
+            tally.add(was.reshape(-1), now.reshape(-1), lambda places: places // width + first, learned)
     return tally.moved(tuple(one.names[1:]))
 
 
