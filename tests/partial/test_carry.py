@@ -480,6 +480,17 @@ def test_two_optimizers_of_one_model_each_keep_what_they_hold():
     assert table.state[model.embed.weight.learned]["step"].tolist() == [1, 0]
 
 
+def test_what_begins_to_learn_joins_one_optimizer_only():
+    model = Net()
+    fl.train_only(model, {"embed.weight": fl.everything, "conv.weight": fl.everything})
+    first, second = torch.optim.Adam([model.embed.weight]), torch.optim.Adam([model.conv.weight])
+    plan = fl.train_only(model, {"head.bias": fl.everything})
+    plan.carry(first)
+    assert first.param_groups[0]["params"][0] is model.head.bias
+    with pytest.raises(fl.StaleOptimizerError, match=re.escape("Adam held no part of head.bias")):
+        plan.carry(second)
+
+
 WRONG = {
     "another model's": (lambda model: torch.optim.Adam(Net().parameters()), "Adam holds no parameter of this model"),
     "an average": (
@@ -722,6 +733,20 @@ def test_the_part_that_learned_last_goes_on_where_an_optimizer_holds_several_of_
     assert state["step"].item() == (since or 3)
     assert torch.equal(state["exp_avg"][0], part["exp_avg"][2] if since else whole["exp_avg"][0])
     assert (state["exp_avg"][0] != 0).all()
+
+
+def test_a_part_that_was_frozen_by_hand_is_given_up_and_carrying_twice_changes_nothing():
+    model = Net()
+    plan, optimizer = two_plans(model, OPTIMIZERS["adam"], EMBED | {"conv.bias": fl.everything}, EMBED)
+    plan.carry(optimizer)
+    state, before = optimizer.state[model.embed.weight.learned], snapshot(optimizer)
+    plan.carry(optimizer)
+    assert_untouched(optimizer, before)
+    assert optimizer.state[model.embed.weight.learned] is state
+    model.embed.weight.requires_grad_(False)
+    plan.carry(optimizer)
+    assert plan.parameters() == optimizer.param_groups[0]["params"] == []
+    assert not optimizer.state
 
 
 def test_a_model_that_is_sharded_over_processes_is_refused():
