@@ -19,7 +19,7 @@ from frostline.report import write_page
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
+    "--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage",
 )  # fmt: skip
 DRAWN = """
 return [...document.querySelectorAll(".chart")].map(chart => ({

@@ -92,9 +92,9 @@ def describe_run(
     about = {"title": title, "facts": dict(facts or {})} if title is not None or facts is not None else None
     described = {
         ABOUT: about,
-        PLAN: plan and plan.to_dict(),
-        EXPLANATION: explanation and explanation.to_dict(),
-        AUDIT: audit and dict(audit),
+        PLAN: None if plan is None else plan.to_dict(),
+        EXPLANATION: None if explanation is None else explanation.to_dict(),
+        AUDIT: None if audit is None else dict(audit),
     }
     lines = [json.dumps(point) + "\n" for point in curves]
     files: dict[str, bytes] = {CURVES: "".join(lines).encode()} if lines else {}
