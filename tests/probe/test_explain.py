@@ -1,6 +1,7 @@
 """What `explain` says of single faults and good ways, and that it leaves nothing behind."""
 
 import copy
+import importlib.util
 import itertools
 import re
 from pathlib import Path
@@ -497,6 +498,26 @@ def test_a_cut_in_an_installed_package_is_shown_in_the_users_line():
     assert "The loss requires no gradient: nothing can learn from it." in str(explanation)
 
 
+def test_where_all_is_installed_its_innermost_line_is_named_and_not_the_one_that_asks(tmp_path):
+    path = tmp_path / "site-packages" / "installed.py"
+    path.parent.mkdir()
+    path.write_text(
+        "import torch\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))\n"
+        "def features(): return model[0](torch.ones(2)).detach()\n"
+        "def loss_fn(): return model[1](features()).sum()\n"
+    )
+    spec = importlib.util.spec_from_file_location("installed", path)
+    installed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(installed)
+    found = fl.explain(installed.model, installed.loss_fn).to_dict()
+    assert found["0.weight"]["where"] == f"{path}:3"
+    assert found["0.weight"]["reason"] == "detach: def features(): return model[0](torch.ones(2)).detach()"
+    found = fl.explain(installed.model, lambda: installed.loss_fn()).to_dict()  # <- asks
+    assert found["0.weight"]["where"].endswith(f"{HERE.name}:{line_of('asks')}")
+    assert found["0.weight"]["reason"].endswith(" (in installed.py:3)")
+
+
 def test_a_loss_that_has_become_a_number_is_cut_where_it_did():
     model, x = nn.Linear(4, 1), torch.randn(8, 4)
 
@@ -537,6 +558,32 @@ def test_what_is_not_used_says_how(capsys):
     assert found["logged.weight"]["reason"] == "its value leaves torch by item and does not come back"
     assert found["logged.weight"]["where"].endswith(f":{line_of('logged')}")
     assert found["never.weight"]["where"] is None
+
+
+class Logged(nn.Module):
+    """A loss of its own that is logged and then forgotten, beside numbers of other origins."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.side = nn.Linear(4, 1), nn.Linear(4, 1)
+        self.weight, self.options = 0.37, {"scale": 0.73}
+
+    def forward(self, x, temperature):
+        log = [self.side(x).square().mean().item()]
+        return self.main(x).mean() * self.weight / temperature + 0.59 * len(log)
+
+
+def test_a_number_that_was_only_logged_is_not_taken_for_another():
+    model, x = Logged(), torch.randn(8, 4)
+    scale = 0.91
+
+    def loss_fn():
+        model.side(x).sum().item()
+        return model(x, 1.7) * scale * model.options["scale"]
+
+    found = fl.explain(model, loss_fn).to_dict()
+    assert found["side.weight"]["verdict"] == "unused"
+    assert found["main.weight"]["verdict"] == "learns"
 
 
 # --- optimizers -------------------------------------------------------------------------------------------------------

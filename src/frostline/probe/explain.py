@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from frostline.partial.find import Found, find_tensors
-from frostline.partial.module import state_of
+from frostline.partial.module import is_sharded, state_of
 from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.groups import Groups
 from frostline.probe.keep import kept
 from frostline.probe.observe import Observed, extremes
 from frostline.probe.reasons import reason_for
-from frostline.probe.step import Before, changed, take_step, taken_back
+from frostline.probe.step import Before, changed, local, take_step, taken_back
 from frostline.probe.trial import unwrapped
 from frostline.probe.verdicts import BY_PLAN, IN_PART, LEARNS, MOVES_ANYWAY, TWICE, ZERO, Seen, words_for
 
@@ -96,7 +96,9 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         except Exception as error:  # whatever an optimizer raises is the user's to read
             remarks.append(f"The step raised {type(error).__name__}: {' '.join(str(error).split())}")
             movement = _Movement(None)
-        asleep = [place for place, one in enumerate(seen.brought) if one.gradient == "zero"]
+        # Of a sharded model each process sees its shards alone, and one more pass on some of them would never end.
+        sharded = any(is_sharded(tensor) for tensor in tensors)
+        asleep = [place for place, one in enumerate(seen.brought) if one.gradient == "zero" and not sharded]
         awake = _awake_after_a_step(asleep, tensors, loss_fn, movement) if asleep and not hooked else set()
         findings = [_finding(place, one, seen, groups, movement, place in awake) for place, one in enumerate(found)]
     remarks += groups.remarks(tensors, seen.outside)
@@ -120,7 +122,7 @@ class _Movement:
 
     def of(self, tensor: Tensor) -> bool | None:
         """Whether any bit of `tensor` changed; None where that is not known."""
-        if self._before is None or tensor not in self._before:
+        if self._before is None or tensor not in self._before or not local(tensor).numel():
             return None
         return _differs(self._before[tensor], tensor)
 

@@ -12,9 +12,10 @@ import linecache
 import os
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 
@@ -23,6 +24,7 @@ _FROSTLINE = str(Path(__file__).parents[1]) + os.sep
 _STANDARD = (sysconfig.get_paths()["stdlib"] + os.sep, sysconfig.get_paths()["platstdlib"] + os.sep)
 _GENERATED = ("<frozen ", "<eval_with_key>")
 _GATES = _FROSTLINE + "gates.py"
+_OBSERVED = str(Path(_FROSTLINE) / "probe" / "observe.py")
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,27 @@ def kind_of(filename: str) -> str:
     return "user"
 
 
+def frames() -> Iterator[FrameType]:
+    """The frames of the pass that runs, innermost first: what called `explain` is no part of it."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename != _OBSERVED:
+        yield frame
+        frame = frame.f_back
+
+
 def caller(*past: str) -> FrameType | None:
     """The innermost frame that is not frostline's, nor in a file whose name ends with one of `past`."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if kind_of(name) != "frostline" and not name.endswith(past):
-            return frame
-        frame = frame.f_back
-    return None
+    files = ((frame, frame.f_code.co_filename) for frame in frames())
+    return next((frame for frame, name in files if kind_of(name) != "frostline" and not name.endswith(past)), None)
 
 
-def site_here(call: str, order: int = 0, within: int | None = None) -> Site:
-    """The user's line that runs now.
+def users_frame() -> FrameType | None:
+    """The function of the user's that runs now."""
+    return next((frame for frame in frames() if kind_of(frame.f_code.co_filename) == "user"), None)
+
+
+def site_here(call: str, order: int = 0, within: int | None = None) -> Site | None:
+    """The line that runs now; None if it is all torch's.
 
     Args:
         call: What is called there.
@@ -87,11 +97,10 @@ def site_here(call: str, order: int = 0, within: int | None = None) -> Site:
         within: `id` of a frame on the stack, if the outermost of the user's lines in it (itself included) is meant
             rather than the innermost of all.
     """
-    frame: FrameType | None = sys._getframe(1)
     innermost: FrameType | None = None  # of what is installed, outside of torch
     chosen: FrameType | None = None
-    inner: FrameType | None = None  # the outermost of the user's so far, until `within` is met
-    while frame is not None:
+    outermost: FrameType | None = None  # of the user's so far
+    for frame in frames():
         name = frame.f_code.co_filename
         kind = kind_of(name)
         if name == _GATES and frame.f_code.co_name == "stop_gradient":
@@ -100,19 +109,15 @@ def site_here(call: str, order: int = 0, within: int | None = None) -> Site:
             innermost = frame
         if kind == "user":
             chosen = chosen or frame
-            inner = frame
+            outermost = frame
+        if id(frame) == within:
+            chosen, within = outermost or chosen, None
         if within is None and chosen is not None:
             break
-        if id(frame) == within:
-            chosen = inner or chosen
-            if chosen is not None:
-                break
-            within = None
-        frame = frame.f_back
     inside = "" if innermost is None or chosen is None else _where(innermost)
     chosen = chosen or innermost
     if chosen is None:
-        return Site("<unknown>", 0, call, "", order)
+        return None
     call = call.strip("_") if call.startswith("__") else call
     return Site(chosen.f_code.co_filename, chosen.f_lineno, call, inside, order)
 
@@ -121,11 +126,3 @@ def _where(frame: FrameType) -> str:
     parts = Path(frame.f_code.co_filename).parts
     start = len(parts) - 1 - parts[::-1].index("site-packages") if "site-packages" in parts else len(parts) - 2
     return f"{'/'.join(parts[start + 1 :])}:{frame.f_lineno}"
-
-
-def user_code() -> CodeType | None:
-    """The function of the user's that runs now."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None and kind_of(frame.f_code.co_filename) != "user":
-        frame = frame.f_back
-    return None if frame is None else frame.f_code

@@ -64,7 +64,7 @@ class Trace(TorchFunctionMode):
         self._parameters = parameters  # held, so that no id is used twice
         self._known: dict[int, tuple[weakref.ref[Tensor], Entry]] = {}
         self._memory = Memory()
-        self._returned: list[tuple[int, Site]] = []  # custom Functions whose backward returned None
+        self._returned: list[tuple[int, Site | None]] = []  # custom Functions whose backward returned None
         self._names: dict[Any, str] = {torch.autograd.grad: "autograd.grad"}  # not to be taken for the attribute
         self._unlinked = 0  # how deep in code where autograd is off although gradients will flow: checkpoints
         self._no_grad_frame: int | None = None
@@ -100,7 +100,8 @@ class Trace(TorchFunctionMode):
         found = self.of(value).cuts(mask)
         for lost, site in self._returned:
             for bit in bits_of(lost & mask):
-                found.setdefault(bit, [site])
+                if site is not None:
+                    found.setdefault(bit, [site])
         return found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -189,7 +190,7 @@ class Trace(TorchFunctionMode):
         lost = inside.gradient & ~gradient
         return Entry(inside.value, gradient, lost, self._site(name) if lost else None, tuple(parents))
 
-    def _site(self, call: str) -> Site:
+    def _site(self, call: str) -> Site | None:
         self._sites += 1
         if torch.is_grad_enabled() or self._implied():
             return site_here(call, self._sites)
@@ -265,7 +266,7 @@ class Trace(TorchFunctionMode):
                 one.grad_fn.register_hook(self._noting_none([entry.gradient for entry in entries], self._site(call)))
         return result
 
-    def _noting_none(self, gradients: Sequence[int], site: Site) -> Callable[[Any, Any], None]:
+    def _noting_none(self, gradients: Sequence[int], site: Site | None) -> Callable[[Any, Any], None]:
         """A hook on a backward that notes the inputs for which it returns None."""
 
         def look(returned: Any, given: Any) -> None:
