@@ -1,6 +1,6 @@
 """Three steps in each of the processes, under DDP or FSDP2, with looks between them or without: what each one saw.
 
-    torchrun --nproc-per-node 2 look_sharded.py FOLDER
+torchrun --nproc-per-node 2 look_sharded.py FOLDER
 """
 
 import json
@@ -42,9 +42,8 @@ def run(way, look):
         if look:
             trial = fl.trial_step(model, loss_fn, optimizer)
             seen = {name: [one.moved, one.of, one.rows.tolist()] for name, one in trial.tensors.items()}
-            if way == "ddp":
-                explanation = fl.explain(model, loss_fn, optimizer)
-                assert not explanation.alarms, str(explanation)
+            explanation = fl.explain(model, loss_fn, optimizer)
+            assert not explanation.alarms, str(explanation)
         loss = loss_fn()
         loss.backward()
         optimizer.step()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from frostline.partial.find import Found, find_tensors
-from frostline.partial.module import is_sharded, state_of
+from frostline.partial.module import state_of
+from frostline.partial.sharded import is_sharded
 from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.groups import Groups
 from frostline.probe.keep import kept

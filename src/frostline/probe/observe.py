@@ -18,6 +18,7 @@ from torch import Tensor
 from frostline.errors import ProbeError
 from frostline.probe.graph import next_sequence_number, nodes_under
 from frostline.probe.sites import Site
+from frostline.probe.step import local
 from frostline.probe.trace import Trace
 
 
@@ -114,7 +115,7 @@ def _brought(tensor: Tensor, gradient: Tensor | None, count_rows: bool) -> Broug
         return Brought("none", spoilt)
     zero, finite = extremes(gradient)
     rows = _rows_with_numbers(gradient) if count_rows else 0
-    return Brought("zero" if zero and tensor.numel() else "numbers", spoilt if finite else "its gradient", rows)
+    return Brought("zero" if zero and local(tensor).numel() else "numbers", spoilt if finite else "its gradient", rows)
 
 
 def _rows_with_numbers(gradient: Tensor) -> int:
