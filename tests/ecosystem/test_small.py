@@ -123,6 +123,16 @@ def test_recurrent_attention_and_convolution_weights_learn_in_part_as_in_one_pro
         }
 
 
+def test_what_works_says_nothing(folder: Path) -> None:
+    for rank in (0, 1):
+        assert json.loads((folder / f"refusals.{rank}.json").read_text())["state of the model"] == ""
+
+
+def test_a_table_of_fewer_rows_than_processes_learns_and_is_saved_and_loaded(folder: Path) -> None:
+    for rank in (0, 1):
+        assert json.loads((folder / f"refusals.{rank}.json").read_text())["short"] == [True, True, True]
+
+
 def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
     for rank in (0, 1):
         said = json.loads((folder / f"refusals.{rank}.json").read_text())
@@ -148,6 +158,7 @@ def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
             "PartialTensorError: weight: the processes chose different rows, or another order of them",
         ),
         ("another order, fsdp", "PartialTensorError: weight: the processes chose different rows, or another order"),
+        ("state of the wrapper", "RuntimeError: Missing key: table.weight_learned."),  # torch's own, as docs say
         ("merge", "is sharded. Plans change before fully_shard only:"),
         ("plan of sharded", "is sharded. Plans change before fully_shard only:"),
     ],

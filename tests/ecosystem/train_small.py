@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
@@ -97,6 +98,27 @@ def train_kinds(folder: Path, name: str, wrap: Callable[[nn.Module], Any], share
     state: dict[str, Any] = {key: value for key, value in model.state_dict().items() if value.is_floating_point()}
     whole = {key: value.full_tensor() if hasattr(value, "full_tensor") else value for key, value in state.items()}
     save_file({key: value.clone() for key, value in whole.items()}, folder / name)
+
+
+def fewer_rows_than_processes() -> dict[str, Any]:
+    """A table of one row: the second process holds nothing of it. What was learned, saved into, and loaded again."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(1, 4), nn.Linear(4, 2))
+    start = model[0].weight.detach().clone()
+    plan = fl.train_only(model, {"0.weight": fl.rows([0])})
+    fully_shard(model)
+    optimizer = torch.optim.SGD(plan.parameters(), lr=0.1)
+    model(torch.tensor([0])).sum().backward()
+    optimizer.step()
+    learned: Any = model[0].weight_learned
+    values, state = learned.full_tensor().detach(), model.state_dict()
+    saved = state["0.weight"].full_tensor()
+    with torch.no_grad():
+        state["0.weight"].to_local().mul_(2)  # as dcp.load would
+    model.load_state_dict(state)
+    loaded = learned.full_tensor()
+    moved = not torch.equal(values, start)
+    return {"short": [moved, torch.equal(saved, values), torch.equal(loaded, 2 * values)]}
 
 
 def own_order() -> list[int]:
@@ -185,7 +207,7 @@ def two_processes(folder: Path) -> None:
     uneven(folder, rank)
     train_kinds(folder, f"kinds.ddp.{rank}", DistributedDataParallel, [kinds_ids()[rank]])
     train_kinds(folder, f"kinds.fsdp.{rank}", fully_shard, [kinds_ids()[rank]])
-    (folder / f"refusals.{rank}.json").write_text(json.dumps(refusals() | traffic()))
+    (folder / f"refusals.{rank}.json").write_text(json.dumps(refusals() | traffic() | fewer_rows_than_processes()))
 
 
 def uneven(folder: Path, rank: int) -> None:
@@ -237,12 +259,19 @@ def refusals() -> dict[str, str]:
         "plan of split": lambda: make_plan(parallelize_module(Model(False), mesh, {"head": ColwiseParallel()})),
         "row optimizer": lambda: fl.optim.RowAdamW(sharded(make()).parameters()),
         "early optimizer": early_optimizer,
+        "state of the wrapper": lambda: load_state(DistributedDataParallel(make())),
+        "state of the model": lambda: load_state(DistributedDataParallel(make()).module),
         "another order, ddp": lambda: DistributedDataParallel(make(rows=own_order()))(batches()[0, 0]),
         "another order, fsdp": lambda: sharded(make(rows=own_order()))(batches()[0, 0]),
         "merge": lambda: fl.merge(sharded(make())),
         "plan of sharded": lambda: make_plan(sharded(make())),
     }
     return {name: said(call) for name, call in calls.items()}
+
+
+def load_state(model: nn.Module) -> None:
+    state = get_model_state_dict(model)
+    set_model_state_dict(model, {name: value.clone() for name, value in state.items()})
 
 
 def early_optimizer() -> None:

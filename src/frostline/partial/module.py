@@ -154,8 +154,9 @@ class PartialModule(nn.Module):
         for name, layout in state.layouts.items():
             frozen, learned = parts(self, name)
             given[prefix + learned_name(name)] = learned.detach()
+            values = sharded.whole(learned)  # asked for by every process, whatever it holds itself
             if not (name in wholes or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
-                sharded.put(layout, frozen, sharded.whole(learned))
+                sharded.put(layout, frozen, values)
         state.assigning = True
         try:
             super()._load_from_state_dict(given, prefix, local_metadata, *args)

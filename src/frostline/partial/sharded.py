@@ -40,7 +40,7 @@ def same_memory(one: object, other: Tensor) -> bool:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor with all its shards, without its graph. If it is sharded, every process must ask."""
-    if not is_sharded(tensor):
+    if not is_sharded(tensor) or tensor.is_meta:
         return tensor.detach()
     there: Any = tensor.detach().to(_where(tensor))  # offloaded shards are sent from where the model computes
     full: Tensor = there.full_tensor().to(tensor.device)
