@@ -578,15 +578,33 @@ def complex_numbers():
 
 
 @healthy
-def low_rank_adapters():
+def fresh_low_rank_adapters():
     peft = pytest.importorskip("peft")
     model, loss_fn, _ = llama()
     model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
-    optimizer = adam(model, lr=1e-2)
-    loss_fn().backward()  # B starts at zero, so A has no gradient until B has moved
+    return model, loss_fn, adam(model, lr=1e-2)  # B starts at zero, so A has a gradient of zero until B has moved
+
+
+@healthy
+def low_rank_adapters():
+    model, loss_fn, optimizer = fresh_low_rank_adapters()
+    loss_fn().backward()
     optimizer.step()
     optimizer.zero_grad()
     return model, loss_fn, optimizer
+
+
+@healthy
+def branches_that_start_at_zero():
+    model = nn.ModuleDict({"body": nn.Linear(4, 4), "branch": nn.Linear(4, 4), "out": nn.Linear(4, 1)})
+    model.register_parameter("gate", nn.Parameter(torch.zeros(())))
+    x = torch.randn(8, 4)
+
+    def loss_fn():
+        h = model["body"](x)
+        return (model["out"](h + model.gate * torch.tanh(model["branch"](h))) - 1).square().mean()
+
+    return model, loss_fn, torch.optim.Adam(model.parameters())
 
 
 @healthy
@@ -744,6 +762,15 @@ def test_looking_leaves_no_trace(case, everything):
     assert everything(model, optimizer) == before
     fl.trial_step(model, loss_fn, optimizer)
     assert everything(model, optimizer) == before
+
+
+def test_behind_a_factor_of_zero_the_gradient_is_noted():
+    torch.manual_seed(0)
+    explanation, trial = (look(*branches_that_start_at_zero()) for look in (fl.explain, fl.trial_step))
+    found = explanation.to_dict()["branch.weight"]
+    assert (found["verdict"], trial["branch.weight"].moved) == ("learns", 0)
+    assert "zero gradient" in found["notes"]
+    assert trial["gate"].moved == 1
 
 
 def test_there_are_at_least_twenty():
