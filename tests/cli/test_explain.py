@@ -180,6 +180,35 @@ def test_what_the_users_code_raises_ends_with_2_and_keeps_its_traceback(capfd, t
     assert "SyntaxError" in err
 
 
+def test_what_the_users_code_prints_does_not_get_into_the_json(capfd, tmp_path):
+    (tmp_path / "loud.py").write_text(
+        "print('loading')\n" + TRAIN.replace("model = nn", "print('making')\n    model = nn")
+    )
+    code, out, err = said(capfd, "loud.py:make", "--json")
+    assert code == 0
+    assert json.loads(out)["head.bias"]["verdict"] == "learns"
+    assert err == "loading\nmaking\n"
+
+
+@pytest.mark.parametrize("code", ["0", ""])
+def test_a_script_that_exits_cannot_be_explained(capfd, tmp_path, code):
+    (tmp_path / "quits.py").write_text(f"import sys\nsys.exit({code})\n")
+    code, out, err = said(capfd, "quits.py:make")
+    assert (code, out) == (2, "")
+    assert err.startswith("frostline: quits.py:make: it called sys.exit(")
+
+
+def test_a_script_finds_its_neighbours_and_takes_no_modules_name(capfd, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "neighbour.py").write_text(TRAIN)
+    (tmp_path / "folder" / "random.py").write_text("from neighbour import make\n")
+    before, path = sys.modules["random"], [*sys.path]
+    assert said(capfd, "folder/random.py:make")[0] == 0
+    assert sys.modules["random"] is before
+    assert sys.path == path
+    del sys.modules["neighbour"]
+
+
 def test_the_help_names_both_forms_and_the_exit_codes(capfd):
     code, out, _ = said(capfd, "--help")
     assert code == 0

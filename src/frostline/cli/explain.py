@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import secrets
 import sys
@@ -49,9 +50,12 @@ def run(args: argparse.Namespace) -> int:
     path = [*sys.path]
     sys.path.insert(0, str(Path.cwd()))
     try:
-        explanation = _explain(_find(args.make), args.make)
+        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is not in the way of --json
+            explanation = _explain(_find(args.make), args.make)
     except FrostlineError:
         raise
+    except SystemExit as stop:
+        raise ProbeError(f"{args.make}: it called sys.exit({stop.code!r}), so there is nothing to explain.") from None
     except Exception:
         traceback.print_exc()  # the user's own code: its traceback is what helps
         return 2
@@ -79,7 +83,8 @@ def _find(text: str) -> Callable[[], Any]:
         raise ProbeError(f"MODULE:MAKE: {text!r} names no function. Type package.module:make or file.py:make.")
     try:
         if place.endswith(".py"):
-            spec = spec_from_file_location(Path(place).stem, place)
+            sys.path.insert(0, str(Path(place).absolute().parent))  # as for a script
+            spec = spec_from_file_location("frostline_explained", place)  # no other module's name
             if not Path(place).is_file() or spec is None or spec.loader is None:
                 raise ProbeError(f"{place}: no such file.")
             module = module_from_spec(spec)
