@@ -37,7 +37,7 @@ class Everything(nn.Module):
         self.register_buffer("number", torch.tensor(3))
         self.plain, self.calls = torch.zeros(2), 0
         self.listed: list[Any] = [torch.zeros(2)]
-        self.named: dict[str, Any] = {"a": 1, "b": 2}
+        self.named: dict[str, Any] = {"a": 1, "b": 2, "deep": [{"cache": torch.zeros(2)}]}
         self.queue: deque[int] = deque([1], maxlen=2)
         self.known = {1}
 
@@ -52,6 +52,8 @@ class Everything(nn.Module):
         self.calls += 1
         self.listed[0].add_(1)
         self.listed.append(x)
+        self.named["deep"][0]["cache"].add_(1)
+        self.named["deep"][0]["more"] = x
         self.named["c"] = 3
         del self.named["a"]
         self.queue.append(7)
@@ -80,7 +82,8 @@ def _picture(model: Everything) -> dict[str, Any]:
         "attributes": sorted(vars(model)),
         "calls": model.calls,
         "listed": len(model.listed),
-        "named": list(model.named.items()),
+        "named": list(model.named),
+        "deep": [(name, value.tolist()) for name, value in model.named["deep"][0].items()],
         "queue": list(model.queue),
         "known": set(model.known),
         "modes": [module.training for module in model.modules()],
@@ -293,8 +296,10 @@ def test_a_parameter_that_the_pass_itself_writes_to_is_an_error() -> None:
 
 def test_a_table_that_its_own_lookup_rescales_is_put_back() -> None:
     table = nn.Embedding(5, 2, max_norm=0.1)
+    table.weight.grad = torch.ones(5, 2)
     before = table.weight.detach().clone()
     with kept([table]):
+        assert table.weight.grad is None
         table(torch.arange(5))
         assert not torch.equal(table.weight, before)
     assert torch.equal(table.weight, before)

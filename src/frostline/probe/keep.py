@@ -18,7 +18,8 @@ step that is under way would refuse it. A module that averages over processes (D
 block: no communication, and its reducer takes no notice. Compiled code runs as far as it is compiled, and eagerly where
 it would compile anew, so that nothing of the block is compiled in.
 
-What cannot be put back: state that lives in neither of these, such as an iterator that the block has advanced.
+What cannot be put back: state that lives in neither of these, such as an iterator that the block has advanced, or the
+inside of an attribute that is an object of a class of one's own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from operator import is_
@@ -41,8 +42,10 @@ from torch.overrides import TorchFunctionMode
 
 from frostline.errors import ProbeError
 from frostline.partial.tensor import PartialTensor, PartialView
-from frostline.probe.reach import reach
+from frostline.probe.reach import MOST_ITEMS, reach
 from frostline.probe.step import bits
+
+_CONTAINERS = {dict, OrderedDict, defaultdict, set, list, deque}  # no subclass: theirs may refuse to be refilled
 
 
 @contextlib.contextmanager
@@ -144,14 +147,17 @@ class _Memory:
             if self._is_new(one):
                 self._one_module(one, values)
 
-    def tensor(self, tensor: Tensor, values: bool = False) -> None:
-        """Remember a tensor: the values of one that no optimizer drives, the gradient of one that may have one."""
+    def tensor(self, tensor: Tensor, values: bool = False, written: bool = False) -> None:
+        """Remember a tensor: the values of one that no optimizer drives, the gradient of one that may have one.
+
+        With `values` those of any, its gradient's too; with `written` those of a parameter that a forward writes to.
+        """
         if not self._is_new(tensor) or isinstance(tensor, PartialTensor | PartialView):  # their parts are parameters
             return
         if is_lazy(tensor):
             raise ProbeError("a lazy module has no shape yet. Run one batch through the model first.")
         learns = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
-        if values or not learns:
+        if values or written or not learns:
             self._undo.append(_remember_values(tensor))
         else:
             self._leaves.append((tensor, _version(tensor)))
@@ -166,21 +172,25 @@ class _Memory:
         return len(self._seen) > known
 
     def _one_module(self, module: nn.Module, values: bool) -> None:
-        values |= getattr(module, "max_norm", None) is not None  # the lookup writes into its own weight
         self._kinds.append((module, type(module)))
-        held = [module.__dict__, *module.__dict__.values()]
+        written = getattr(module, "max_norm", None) is not None  # a lookup that rescales its own weight
+        self._container(module.__dict__, values, written)
         if isinstance(module, torch.jit.ScriptModule):  # keeps its tensors elsewhere
-            held.append([*module.parameters(recurse=False), *module.buffers(recurse=False)])
-        for value in held:
-            if isinstance(value, Tensor):
-                self.tensor(value, values)
-            elif isinstance(value, (dict, set, list, deque)):
-                self._items.append((value, value.copy()))
-                for item in value.values() if isinstance(value, dict) else value:
-                    if isinstance(item, Tensor):
-                        self.tensor(item, values)
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                self.tensor(tensor, values)
         if isinstance(module, nn.parallel.DistributedDataParallel):
             _run_alone(module)
+
+    def _container(self, items: Any, values: bool, written: bool) -> None:
+        """Remember what a container holds, the tensors in it, and the containers in it unless it holds data."""
+        if not self._is_new(items):
+            return
+        self._items.append((items, items.copy()))
+        for item in items.values() if isinstance(items, dict) else items:
+            if isinstance(item, Tensor):
+                self.tensor(item, values, written)
+            elif type(item) in _CONTAINERS and len(items) <= MOST_ITEMS:
+                self._container(item, values, written)
 
 
 class _Watch(TorchFunctionMode):

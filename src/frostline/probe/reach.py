@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_MOST_ITEMS = 1_000  # of a container; larger ones hold data
+MOST_ITEMS = 1_000  # of a container; larger ones hold data
 _MOST_OBJECTS = 20_000
 _INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, np.ndarray, types.ModuleType, torch.dtype)
@@ -91,10 +91,10 @@ def _next(one: object) -> Iterator[object]:
     elif isinstance(one, partial):
         yield from (one.func, *one.args, *one.keywords.values())
     elif isinstance(one, dict):
-        if len(one) <= _MOST_ITEMS:
+        if len(one) <= MOST_ITEMS:
             yield from one.values()
     elif isinstance(one, (list, tuple, set, frozenset, deque)):
-        if len(one) <= _MOST_ITEMS:
+        if len(one) <= MOST_ITEMS:
             yield from one
     else:
         try:
