@@ -182,6 +182,33 @@ def test_lbfgs_moves_as_in_reality():
     assert trial["weight"].largest == pytest.approx(float((model.weight.detach() - before).abs().max()), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")  # theirs, about torch's newer names
+def test_a_hundred_third_party_optimizers_are_taken_back(everything):
+    library, tried = pytest.importorskip("pytorch_optimizer"), []
+    x = torch.randn(8, 4)
+    for name in library.get_supported_optimizers():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 1))
+
+        def loss_fn(model=model):
+            return model(x).square().mean()
+
+        try:
+            optimizer = library.load_optimizer(name)(model.parameters(), lr=1e-2)
+            if "schedulefree" in name:
+                optimizer.train()
+            really_step(optimizer, loss_fn)
+            really_step(optimizer, loss_fn)
+        except Exception:
+            continue  # it asks for more than parameters and a gradient
+        before = everything(model, optimizer)
+        trial = fl.trial_step(model, loss_fn, optimizer)
+        assert everything(model, optimizer) == before, name
+        tried.append((name, trial.moved))
+    assert len(tried) >= 80
+    assert sum(moved > 0 for _, moved in tried) >= 70
+
+
 def test_gradients_that_stand_are_added_to_not_zeroed():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 1), torch.randn(5, 3)

@@ -123,6 +123,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
     buffers = {name: buffer.detach().clone() for name, buffer in plain.named_buffers()}
     losses: list[float] = []
 
+    @torch.enable_grad()
     def evaluate() -> Tensor:
         for parameter in parameters:
             parameter.grad = gradients[parameter].clone() if parameter in gradients else None
