@@ -6,7 +6,7 @@ gradients.py    the value of a gradient, no trace of the pass
 explain.py      what will move at the next step, what will not, and the line that says why
   verdicts.py     the words and their order; reasons.py: why one holds; explanation.py: the table, the dict, the page
   observe.py      one forward and backward, watched
-  trace.py        which parameters reach a tensor (entry.py, memory.py, numbers.py, graph.py, sites.py)
+  trace.py        which parameters reach a tensor (calls.py, entry.py, memory.py, numbers.py, graph.py, sites.py)
   groups.py       what the optimizers hold
 step.py         an optimizer's step that can be taken back
 trial.py        the next training step: what it moves, and everything back (moved.py: what one tensor did)

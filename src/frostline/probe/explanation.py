@@ -171,7 +171,8 @@ def _short(text: str) -> str:
 
 
 _STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:80rem}table{border-collapse:collapse}"
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem;max-width:80rem}"
+    "h1{font-size:1.3rem}table{border-collapse:collapse}"
     "th,td{text-align:left;padding:.2rem .8rem;border-bottom:1px solid #8884;vertical-align:top}"
     ".alarm td:first-child{color:#c62828;font-weight:600}.learns td:first-child{color:#2e7d32}"
     ".frozen td:first-child{color:#1565c0}code{font-size:.9em}:root{color-scheme:light dark}"

@@ -31,17 +31,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from frostline.partial.tensor import PartialTensor, PartialView
+from frostline.probe.calls import CUTS, NO_VALUE, has_no_backward, inputs_of, name_of, targets_of, tensors_in
 from frostline.probe.entry import NOTHING, Entry, bits_of
 from frostline.probe.graph import leaves_under
 from frostline.probe.memory import Memory
 from frostline.probe.numbers import LEAVING, Numbers
 from frostline.probe.sites import Site, caller, site_here
-
-_LIKE = {f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}
-_LIKE |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new", "new_empty_strided"}
-_SHAPE_OF_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
-_NO_VALUE = {".grad", "._base", ".grad_fn", ".is_leaf", ".requires_grad", "requires_grad_", "retain_grad"}
-_CUTS = {"detach", "detach_", ".data"}  # what cuts where requires_grad cannot be asked
 
 
 class Trace(TorchFunctionMode):
@@ -110,34 +105,21 @@ class Trace(TorchFunctionMode):
         if func is torch._C._set_grad_enabled and not args[0] and torch.is_grad_enabled():
             frame = caller("grad_mode.py")
             self._no_grad_frame = None if frame is None else id(frame)
-        name = self._name(func)
-        writes = [(target, self.of(target)) for target in _targets(name, args, kwargs)]
+        name = name_of(func)
+        writes = [(target, self.of(target)) for target in targets_of(name, args, kwargs)]
         result = func(*args, **kwargs)
-        if name not in _NO_VALUE:
+        if name not in NO_VALUE:
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
                 self._note_call(name, args, kwargs, result, writes)
         return result
 
-    def _name(self, func: Any) -> str:
-        """The name of a function: `detach`; `.data` for reading an attribute, `.data=` for setting one."""
-        name = self._names.get(func)
-        if name is None:
-            name = getattr(func, "__name__", "")
-            if name in ("__get__", "__set__"):
-                attribute = getattr(getattr(func, "__self__", None), "__name__", "")
-                name = f".{attribute}" + ("=" if name == "__set__" else "")
-            self._names[func] = name
-        return name
-
     def _note_call(
         self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Entry]]
     ) -> None:
-        outputs = _tensors_in(result)
+        outputs = tensors_in(result)
         if not outputs and not writes and name not in LEAVING and name != "__bool__":
             return
-        carrying = args[1:] if name in _LIKE else args[:1] if name in _SHAPE_OF_SECOND else args
-        inputs = _tensors_in((carrying, kwargs) if kwargs else carrying)
-        entries = [entry for one in inputs if (entry := self.of(one)).value]
+        entries = [entry for one in inputs_of(name, args, kwargs) if (entry := self.of(one)).value]
         if self.numbers.left:
             entries += self.numbers.back(name, args, kwargs)
         if not entries:
@@ -202,7 +184,7 @@ class Trace(TorchFunctionMode):
         return bool(self._unlinked) or torch._C._functorch.peek_interpreter_stack() is not None
 
     def _flows(self, name: str) -> bool:
-        return name not in _CUTS if self._implied() else torch.is_grad_enabled()
+        return name not in CUTS if self._implied() else torch.is_grad_enabled()
 
     def _first_sight(self, tensor: Tensor) -> Entry:
         """What is known of a tensor that no call has returned: a parameter, an input, or one made out of sight."""
@@ -249,12 +231,12 @@ class Trace(TorchFunctionMode):
         finally:
             self._unlinked -= checkpoint
         call = "checkpoint" if checkpoint else f"{function.__name__}.apply"
-        if _has_no_backward(function):  # a backward pass would stop here with an error
+        if has_no_backward(function):  # a backward pass would stop here with an error
             call += " without backward"
-            for one in _tensors_in(result):
+            for one in tensors_in(result):
                 with contextlib.suppress(RuntimeError):  # a view cannot
                     one.detach_()
-        for one in _tensors_in(result):
+        for one in tensors_in(result):
             carried = [entry for entry in (*entries, self.of(one)) if entry.value]  # closures of `forward` too
             inside = Entry.joined(carried)
             if not inside.value:
@@ -302,32 +284,3 @@ def _seen_by(trace: Trace) -> Iterator[None]:
         yield
     finally:
         function.apply, parameter.__new__ = apply, new
-
-
-def _has_no_backward(function: Any) -> bool:
-    plain: Any = torch.autograd.Function
-    return function.backward is plain.backward and function.vjp is plain.vjp
-
-
-def _tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a nest of tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        return [value]
-    found: list[Tensor] = []
-    if isinstance(value, (list, tuple)):
-        for one in value:
-            if isinstance(one, Tensor):
-                found.append(one)
-            elif isinstance(one, (list, tuple, dict)):
-                found += _tensors_in(one)
-    elif isinstance(value, dict):
-        found += _tensors_in(list(value.values()))
-    return found
-
-
-def _targets(name: str, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that a call writes into."""
-    in_place = name.endswith("_") and not name.endswith("__")
-    in_place |= name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
-    in_place |= name in ("__setitem__", ".data=") or kwargs.get("inplace") is True
-    return _tensors_in([kwargs.get("out"), args[0] if args and in_place else None])

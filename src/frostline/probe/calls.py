@@ -1,0 +1,68 @@
+"""What a call of a torch function reads and writes, told by its name.
+
+Names are those of the functions, `detach`; reading an attribute is `.data`, setting one `.data=`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_LIKE = {f"{name}_like" for name in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")}
+_LIKE |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new", "new_empty_strided"}
+_SHAPE_OF_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
+
+NO_VALUE = {".grad", "._base", ".grad_fn", ".is_leaf", ".requires_grad", "requires_grad_", "retain_grad"}
+CUTS = {"detach", "detach_", ".data"}  # what cuts where requires_grad cannot be asked
+
+_names: dict[Any, str] = {}
+
+
+def name_of(func: Any) -> str:
+    """The name of a torch function."""
+    name = _names.get(func)
+    if name is None:
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__"):
+            attribute = getattr(getattr(func, "__self__", None), "__name__", "")
+            name = f".{attribute}" + ("=" if name == "__set__" else "")
+        _names[func] = name
+    return name
+
+
+def inputs_of(name: str, args: Any, kwargs: Any) -> list[Tensor]:
+    """The arguments whose values the result depends on: not the one that `zeros_like` takes the shape of."""
+    reads = args[1:] if name in _LIKE else args[:1] if name in _SHAPE_OF_SECOND else args
+    return tensors_in((reads, kwargs) if kwargs else reads)
+
+
+def targets_of(name: str, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that a call writes into."""
+    in_place = name.endswith("_") and not name.endswith("__")
+    in_place |= name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
+    in_place |= name in ("__setitem__", ".data=") or kwargs.get("inplace") is True
+    return tensors_in([kwargs.get("out"), args[0] if args and in_place else None])
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """Every tensor in a nest of tuples, lists and dicts."""
+    if isinstance(value, Tensor):
+        return [value]
+    found: list[Tensor] = []
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            if isinstance(one, Tensor):
+                found.append(one)
+            elif isinstance(one, (list, tuple, dict)):
+                found += tensors_in(one)
+    elif isinstance(value, dict):
+        found += tensors_in(list(value.values()))
+    return found
+
+
+def has_no_backward(function: Any) -> bool:
+    """Whether a class derived from autograd.Function says nothing about its gradient."""
+    plain: Any = torch.autograd.Function
+    return function.backward is plain.backward and function.vjp is plain.vjp
