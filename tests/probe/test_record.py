@@ -202,16 +202,16 @@ def test_large_tensors_keep_fewer_points(folder):
 
 
 def test_a_run_that_is_interrupted_and_goes_on_leaves_the_record_of_one_that_was_not(folder, tmp_path):
-    def run(folder, start, end, step):
+    def run(folder, start, end, lost_from=10_000):
         value = torch.empty(2)
-        with fl.Recorder(folder, {"value": value, "rows": (value, [1])}, step=step) as recorder:
+        with fl.Recorder(folder, {"value": value, "rows": (value, [1])}, step=start) as recorder:
             for now in range(start, end):
-                value.fill_(now)
+                value.fill_(-1 if now >= lost_from else now)
                 recorder(loss=now)
 
-    run(folder, 0, 1500, 0)  # interrupted after 1,500 steps, at a checkpoint of step 1,200
-    run(folder, 1200, 3000, 1200)
-    run(tmp_path / "whole", 0, 3000, 0)
+    run(folder, 0, 1500, lost_from=1200)  # interrupted after 1,500 steps; the last checkpoint is of step 1,200
+    run(folder, 1200, 3000)
+    run(tmp_path / "whole", 0, 3000)
     resumed, whole = read_record(folder), read_record(tmp_path / "whole")
     assert list(resumed) == list(whole) == ["value", "rows", "loss"]
     for one, other in zip(resumed.values(), whole.values(), strict=True):
@@ -254,6 +254,23 @@ def test_what_was_recorded_is_there_when_the_recorder_or_the_program_ends(folder
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (3, "")
     assert read_record(tmp_path / "other")["loss"].values.tolist() == [1, 2]
+
+
+def test_a_forked_process_has_no_part_in_the_record(folder):
+    code = f"""
+import os, frostline as fl
+recorder = fl.Recorder({str(folder)!r})
+recorder(loss=1)
+child = os.fork()
+if child == 0:
+    raise SystemExit
+os.waitpid(child, 0)
+recorder(loss=2)
+recorder.flush()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert read_record(folder)["loss"].values.tolist() == [1, 2]
 
 
 def test_two_recorders_of_one_folder_are_refused_before_they_overwrite_each_other(folder):

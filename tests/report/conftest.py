@@ -43,7 +43,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = {word: row for row, word in enumerate(["frost", "line", *HOSTILE])}
     plan = fl.train_only(model, {"head.*": fl.everything, "embed.weight": fl.rows(list(words.values()))})
     optimizer = torch.optim.AdamW(plan.parameters(), lr=0.05)
-    describe_run(folder, title="Some <words> & a bias", facts={"<seed>": "0 & 1"}, plan=plan)
+    describe_run(folder, title="Some <words> & a bias", facts={"<seed>": "<i>0 & 1</i>"}, plan=plan)
     watched = {
         "words": (model.embed.weight, words),
         "bias": model.head.bias,

@@ -65,8 +65,11 @@ def test_words_and_titles_of_the_run_are_text(written):
     tags = Tags(own(written))
     assert tags.seen.count("script") == 2  # the data of the charts and what draws them; plotly is left out here
     assert "Some <words> & a bias" in words_of(written)
-    assert "<seed>" in words_of(written)
-    data = json.loads(re.search(r'id="figures">(.*?)</script>', own(written), re.S)[1])
+    assert "<seed> <i>0 & 1</i>" in words_of(written)
+    text = re.search(r'id="figures">(.*?)</script>', own(written), re.S)[1]
+    assert "<" not in text
+    data = json.loads(text)
+    assert "<extra></extra>" in data["chart2"]["data"][0]["hovertemplate"]
     ticks = data["chart2"]["layout"]["yaxis"]["ticktext"]
     assert "&lt;script&gt;alert(1)&lt;/scrip…" in ticks
     assert not [tick for tick in ticks if "<" in tick]

@@ -92,6 +92,6 @@ def test_a_module_that_only_holds_another_is_one_line():
 def test_names_and_reasons_are_escaped():
     hostile = "<script>alert('x')</script>"
     said = {"verdict": hostile, "reason": hostile, "where": hostile, "notes": [hostile]}
-    html = tree(leaves(None, {f"a.{hostile}": said})) + legend(leaves(None, {"a": said}))
+    html = tree(leaves(None, {f"{hostile}.a": said, f"a.{hostile}": said})) + legend(leaves(None, {"a": said}))
     assert "<script" not in html
     assert html.count("&lt;script&gt;") > 5

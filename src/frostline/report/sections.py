@@ -35,9 +35,8 @@ class _Charts:
         return f'<div class="charts{" wide" if wide else ""}">{"".join(places)}</div>' if places else ""
 
     def data(self) -> str:
-        """All figures as one JSON object that cannot end the script element it stands in."""
-        data = ",".join(f'"chart{number}":{figure}' for number, figure in enumerate(self._figures))
-        return "{" + data.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026") + "}"
+        """All figures as one JSON object; plotly writes it so that it cannot end the script element it stands in."""
+        return "{" + ",".join(f'"chart{number}":{figure}' for number, figure in enumerate(self._figures)) + "}"
 
 
 def title(contents: Contents) -> str:
