@@ -113,3 +113,25 @@ def test_language_models_of_transformers_compile_whole() -> None:
     (ours,) = torch.autograd.grad(compiled(ids(), labels=ids()).loss, plan.parameters())
     torch.testing.assert_close(ours, eager[0], rtol=1e-4, atol=1e-5)
     assert eager[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("make", [nn.LSTM, nn.GRU, nn.RNN])
+def test_any_tensor_of_a_recurrent_module_may_learn_in_part_beside_compiled_layers(make: type[nn.RNNBase]) -> None:
+    class Tagger(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.recurrent, self.head = nn.Embedding(V, D), make(D, 4), nn.Linear(4, 3)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.recurrent(self.embed(ids))[0])
+
+    for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        model = Tagger()
+        plan = fl.train_only(model, {f"recurrent.{name}": fl.rows([2, 0])})
+        (eager,) = torch.autograd.grad(model(ids()).square().sum(), plan.parameters())
+        torch._dynamo.reset()
+        (ours,) = torch.autograd.grad(
+            torch.compile(model, backend="aot_eager")(ids()).square().sum(), plan.parameters()
+        )
+        torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-6)
+        assert eager.abs().sum() > 0

@@ -279,8 +279,13 @@ def _partial_tensor(name: str) -> property:
 
 
 def _flat_weights(module: Any) -> list[Tensor | None]:
-    """A recurrent module's weights as they are now; the list it keeps itself would hold the frozen parts for ever."""
-    return [getattr(module, name, None) for name in module._flat_weights_names]
+    """A recurrent module's weights as they are now; the list it keeps itself would hold the frozen parts for ever.
+
+    Partial ones are joined here, where the recurrence would join them: torch's compiler leaves recurrent modules alone,
+    but not the functions of this package that they call, and its graph of such a call has no backward.
+    """
+    weights = [getattr(module, name, None) for name in module._flat_weights_names]
+    return [weight.joined() if isinstance(weight, PartialTensor) else weight for weight in weights]
 
 
 def _ignore(module: nn.Module, *args: Any) -> None:
