@@ -2,8 +2,9 @@
 
 Every script in gallery/ has a docstring (the fault; Seen, Fix, Source), `EXPECTED` (pattern -> verdict) and `make`,
 which returns model, loss_fn and optimizer. A comment `# <- pattern` marks the line that the verdict of these parameters
-must point at. `REMARK` is what else `explain` must say, where the fault is about parameters that the model does not
-have; `RAISES` what a real step raises. `python tests/probe/test_gallery.py` writes docs/gallery-of-faults.md anew.
+must point at. Some have `NOTES` (pattern -> words that must stand beside the verdict), `REMARK` (what else `explain` must
+say, where the fault is about parameters that the model does not have) or `RAISES` (what a real step raises).
+`python tests/probe/test_gallery.py` writes docs/gallery-of-faults.md anew.
 """
 
 import contextlib
@@ -45,6 +46,11 @@ def load(name):
     return script
 
 
+def notes(script, name):
+    """The words that must stand beside the verdict."""
+    return [note for pattern, note in getattr(script, "NOTES", {}).items() if fnmatch(name, pattern)]
+
+
 STEPS = [name for name in SCRIPTS if not hasattr(load(name), "RAISES")]
 
 
@@ -72,6 +78,7 @@ def test_the_fault_is_named_with_its_line(name):
     wanted = expected(script, verdicts)
     assert {one: found["verdict"] for one, found in verdicts.items()} == {one: v for one, (v, _) in wanted.items()}
     for one, (verdict, line) in wanted.items():
+        assert set(notes(script, one)) <= set(verdicts[one]["notes"])
         where = verdicts[one]["where"]
         if line is not None:
             assert where is not None, f"{one}: {verdict}, and no line"
@@ -107,7 +114,7 @@ def test_a_real_step_moves_what_is_expected_to_move(name, moves_as_said):
     script = load(name)
     trial = fl.trial_step(*script.make())
     for one, (verdict, _) in expected(script, trial.to_dict()).items():
-        assert moves_as_said(verdict, trial[one].moved), (one, verdict, trial[one].moved)
+        assert moves_as_said(verdict, trial[one].moved, notes(script, one)), (one, verdict, trial[one].moved)
     assert trial.tensors
 
 

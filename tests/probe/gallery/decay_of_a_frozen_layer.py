@@ -1,8 +1,8 @@
-"""Gradients are set to zero by hand for layers that should rest, and decay shrinks them.
+"""Frozen parameters keep a gradient of zeros, and an optimizer with decay shrinks them.
 
-Seen: a supernet's unused branches are changed by momentum and weight decay unless their grad is set to None.
-Fix: set `.grad` to None where nothing is to move.
-Source: https://github.com/megvii-model/DetNAS/issues/3
+Seen: `requires_grad` is False, and the weights are still updated under one optimizer, and not under another.
+Fix: set `.grad` to None where nothing is to move, or keep frozen parameters out of the optimizer.
+Source: https://github.com/open-mmlab/OpenPCDet/issues/845
 """
 
 import torch
