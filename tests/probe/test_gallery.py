@@ -2,8 +2,8 @@
 
 Every script in gallery/ has a docstring (the fault; Seen, Fix, Source), `EXPECTED` (pattern -> verdict) and `make`,
 which returns model, loss_fn and optimizer. A comment `# <- pattern` marks the line that the verdict of these parameters
-must point at. Some have `NOTES` (pattern -> words that must stand beside the verdict), `REMARK` (what else `explain` must
-say, where the fault is about parameters that the model does not have) or `RAISES` (what a real step raises).
+must point at. Some have `NOTES` (pattern -> words that must stand beside the verdict), `REMARK` (what else `explain`
+must say, where the fault is about parameters that the model does not have) or `RAISES` (what a real step raises).
 `python tests/probe/test_gallery.py` writes docs/gallery-of-faults.md anew.
 """
 
