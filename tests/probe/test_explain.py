@@ -430,6 +430,7 @@ def test_a_cut_is_named_with_its_line(name):
         ("detach", "detach: return h.detach()"),
         ("no_grad", "no_grad: return h * 2"),
         ("data", ".data: return h.data"),
+        ("new_parameter", "nn.Parameter: return nn.Parameter(h) * 2"),
         ("stop_gradient", "stop_gradient: return fl.stop_gradient(h)"),
         ("function_returning_none", "Sign.apply: return Sign.apply(h)"),
         ("function_without_backward", "NoBackward.apply without backward: return NoBackward.apply(h)"),
@@ -676,10 +677,21 @@ def test_layers_in_a_plain_list_are_told():
     explanation = fl.explain(model, lambda: model(x).mean(), torch.optim.SGD(model.parameters(), lr=0.1))
     assert explanation.alarms == []
     assert explanation.remarks == (
-        "The loss also reaches 2 Parameters of shape (4, 4), (4,), not in the model. "
-        "Layers in a plain list or dict need nn.ModuleList or nn.ModuleDict.",
+        "The loss also reaches 2 Parameters of shape (4, 4), (4,), not among the model's parameters. "
+        "Layers in a plain list need nn.ModuleList, tensors nn.Parameter.",
     )
     assert model.layers[0].weight.grad is None
+
+
+def test_a_tensor_that_is_no_parameter_is_told_and_an_input_is_not():
+    model = nn.Linear(4, 1)
+    model.scale = torch.ones(4, requires_grad=True)
+    x = torch.randn(8, 4, requires_grad=True)
+    assert fl.explain(model, lambda: model(x).sum()).remarks == ()
+    (remark,) = fl.explain(model, lambda: model(x * model.scale).sum()).remarks
+    assert remark.startswith("The loss also reaches 1 tensor of shape (4,), not among the model's parameters.")
+    assert x.grad is None
+    assert model.scale.grad is None
 
 
 def test_an_optimizer_made_before_the_plan_is_told_and_its_step_is_not_the_end():
@@ -886,6 +898,15 @@ def test_statistics_that_move_in_a_frozen_module_are_listed():
     assert fl.explain(model, loss_fn).buffers == ()
     model["norm"].requires_grad_(False).eval()
     assert fl.explain(model, loss_fn).buffers == ()
+
+
+def test_statistics_beside_what_learns_are_not_listed():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), nn.BatchNorm1d(3, affine=False))
+    x = torch.randn(8, 4)
+    assert fl.explain(model, lambda: model(x).square().sum()).buffers == ()
+    model.requires_grad_(False)
+    buffers = fl.explain(model, lambda: model(x).square().sum() * torch.ones((), requires_grad=True)).buffers
+    assert {"0.parametrizations.weight.0._u", "1.running_mean"} <= set(buffers)
 
 
 def test_rows_that_are_cut_off_are_cut_and_the_rest_is_frozen_by_plan():

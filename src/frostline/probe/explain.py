@@ -102,7 +102,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         asleep = [place for place, one in enumerate(seen.brought) if one.gradient == "zero" and not sharded]
         awake = _awake_after_a_step(asleep, tensors, loss_fn, movement) if asleep and not hooked else set()
         findings = [_finding(place, one, seen, groups, movement, place in awake) for place, one in enumerate(found)]
-    remarks += groups.remarks(tensors, seen.outside)
+    remarks += groups.remarks(model, tensors, seen.outside)
     return Explanation(findings, _of_frozen(model, moving), remarks)
 
 
@@ -222,10 +222,13 @@ def _differs(before: Tensor, after: Tensor) -> bool:
 
 
 def _of_frozen(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The buffers `names` in whose module nothing learns."""
-    owners = dict(model.named_modules(remove_duplicate=False))
-    return [
-        name
-        for name in names
-        if not any(parameter.requires_grad for parameter in owners[name.rpartition(".")[0]].parameters())
-    ]
+    """The buffers `names` in whose module nothing learns; one without parameters counts as a part of the one above."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+
+    def learns(path: str) -> bool:
+        parameters = list(modules[path].parameters())
+        if parameters or not path:
+            return any(parameter.requires_grad for parameter in parameters)
+        return learns(path.rpartition(".")[0])
+
+    return [name for name in names if not learns(name.rpartition(".")[0])]

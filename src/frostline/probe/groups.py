@@ -47,22 +47,24 @@ class Groups:
         """The learning rate of each listing of `tensor`."""
         return self._rates.get(id(tensor), [])
 
-    def remarks(self, tensors: Sequence[Tensor], outside: Sequence[Tensor]) -> list[str]:
+    def remarks(self, model: nn.Module, tensors: Sequence[Tensor], outside: Sequence[Tensor]) -> list[str]:
         """What does not fit: the model's `tensors`, the optimizers, and what else the loss reaches, `outside`."""
         known = {id(tensor) for tensor in tensors}
         foreign = [tensor for tensor in self.tensors if id(tensor) not in known]
         sharded = any(is_sharded(tensor) for tensor in tensors)  # the loss then reaches the gathered ones
-        free = [leaf for leaf in outside if isinstance(leaf, nn.Parameter) and not sharded]
+        attributes = {id(value) for module in model.modules() for value in vars(module).values()}
+        free = [leaf for leaf in outside if isinstance(leaf, nn.Parameter) or id(leaf) in attributes]
         lines = [_SHARDED] if sharded else []
         if foreign:
             lines.append(
                 f"The optimizer holds {_count(foreign, 'tensor')}, not in the model. "
                 "Make it after the model is copied, changed or planned."
             )
-        if free:
+        if free and not sharded:
+            word = "Parameter" if all(isinstance(leaf, nn.Parameter) for leaf in free) else "tensor"
             lines.append(
-                f"The loss also reaches {_count(free, 'Parameter')}, not in the model. "
-                "Layers in a plain list or dict need nn.ModuleList or nn.ModuleDict."
+                f"The loss also reaches {_count(free, word)}, not among the model's parameters. "
+                "Layers in a plain list need nn.ModuleList, tensors nn.Parameter."
             )
         return lines
 

@@ -186,8 +186,8 @@ class Trace(TorchFunctionMode):
     def _flows(self, name: str) -> bool:
         return name not in CUTS if self._implied() else torch.is_grad_enabled()
 
-    def _first_sight(self, tensor: Tensor) -> Entry:
-        """What is known of a tensor that no call has returned: a parameter, an input, or one made out of sight."""
+    def _first_sight(self, tensor: Tensor, call: str = "a tensor made out of sight") -> Entry:
+        """What is known of a tensor that no call has returned: a parameter, an input, or one that `call` has made."""
         bit = self._bits.get(id(tensor), 0)
         if bit:
             entry = Entry(bit, bit if tensor.requires_grad else 0)
@@ -203,7 +203,7 @@ class Trace(TorchFunctionMode):
         origin = Entry.joined([*parents, Entry(reached, 0)])
         if not origin.value:
             return NOTHING
-        entry = self._entry("a new tensor over the same values", origin, reached, parents)
+        entry = self._entry(call, origin, reached, parents)
         self._note(tensor, entry)
         return entry
 
@@ -220,6 +220,10 @@ class Trace(TorchFunctionMode):
             self._note(torch._C._functorch.get_unwrapped(tensor), entry)
         else:
             self._memory.note(tensor, entry)
+
+    def made(self, parameter: Tensor) -> None:
+        """A Parameter was made, in the line that runs now."""
+        self._first_sight(parameter, "nn.Parameter")
 
     def apply(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
         """Run a custom autograd.Function, and note what its outputs carry."""
@@ -276,7 +280,7 @@ def _seen_by(trace: Trace) -> Iterator[None]:
     def seen_new(cls: Any, *args: Any, **kwargs: Any) -> Any:
         made = new.__func__(cls, *args, **kwargs)
         if threading.get_ident() == thread:
-            trace.of(made)  # at first sight, here in the line that makes it
+            trace.made(made)
         return made
 
     function.apply, parameter.__new__ = classmethod(seen_apply), staticmethod(seen_new)
