@@ -346,3 +346,17 @@ def test_one_inside_another_each_puts_back_its_own() -> None:
             assert not torch.equal(model.running_mean, inner)
         assert torch.equal(model.running_mean, inner)
     assert torch.equal(model.running_mean, outer)
+
+
+def test_a_module_that_a_plan_changes_in_the_pass_is_plain_again() -> None:
+    layer, x = nn.Linear(2, 2), torch.ones(1, 2)
+    before, weight = layer(x), layer.weight
+    with kept([layer]):
+        fl.train_only(layer, {"weight": fl.rows([1])})
+        assert type(layer) is not nn.Linear
+        assert layer.weight is not weight
+    assert type(layer) is nn.Linear
+    assert layer.weight is weight
+    assert weight.requires_grad
+    assert list(dict(layer.named_parameters())) == ["weight", "bias"]
+    assert torch.equal(layer(x), before)
