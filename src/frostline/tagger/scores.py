@@ -44,6 +44,17 @@ class Score:
         """Harmonic mean of precision and recall."""
         return 2 * self.correct / (self.predicted + self.gold) if self.correct else 0.0
 
+    def __str__(self) -> str:
+        """Return a table: a line for each type, then one for all."""
+        width = max([len("type"), *map(len, self.per_type)])
+        lines = [f"{'type':<{width}}  precision  recall      F1    gold  found"]
+        for name, part in [*self.per_type.items(), ("all", self)]:
+            lines.append(
+                f"{name:<{width}}  {100 * part.precision:8.1f}%  {100 * part.recall:5.1f}%  {100 * part.f1:5.1f}%"
+                f"  {part.gold:6,}  {part.predicted:5,}"
+            )
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, object]:
         """Return precision, recall, f1 (fractions), the three counts and, where there are types, `per_type`."""
         plain: dict[str, object] = {name: getattr(self, name) for name in ("precision", "recall", "f1")}

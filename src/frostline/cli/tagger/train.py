@@ -1,0 +1,68 @@
+"""`frostline tagger train`: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frostline.cli.tagger.options import at_least
+
+if TYPE_CHECKING:
+    from frostline.tagger import Sentence
+
+_EXAMPLES = """\
+examples:
+  frostline tagger train --train train.conll --dev dev.conll --vectors glove.6B.50d.txt.gz --out model
+  frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out model --epochs 30 --seed 1
+
+A .conll file holds one token a line, its tag (O, B-type, I-type) last, and an empty line after each sentence."""
+
+
+def configure(actions: argparse._SubParsersAction[Any]) -> None:
+    """Add the action and its arguments."""
+    train = actions.add_parser("train", help="train, keep the best epoch, save", epilog=_EXAMPLES)
+    train.description = "Train a tagger. Every pretrained vector stays fixed; training words without one learn theirs."
+    train.add_argument("--train", metavar="F", required=True, help="sentences to learn from, CoNLL columns")
+    train.add_argument("--dev", metavar="F", required=True, help="sentences that choose the best epoch, CoNLL columns")
+    train.add_argument("--vectors", metavar="F", required=True, help="word vectors: .txt .vec .bin .gz .safetensors")
+    train.add_argument(
+        "--out", metavar="DIR", required=True, help="folder to write; a tagger already there is replaced"
+    )
+    train.add_argument("--epochs", metavar="N", type=at_least(1), default=16, help="passes over --train (default 16)")
+    train.add_argument("--seed", metavar="N", type=at_least(0), default=0, help="same seed, same tagger (default 0)")
+    train.set_defaults(action=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, save, audit; return 1 where a frozen entry moved."""
+    from frostline import tagger, vectors
+
+    tagger.check_free(args.out)  # before the work, not after it
+    train, dev = tagger.read_conll(args.train), tagger.read_conll(args.dev)
+    print(f"train    {_size(train)} in {args.train}")
+    print(f"dev      {_size(dev)} in {args.dev}", flush=True)
+    table = vectors.load(args.vectors)
+    print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
+    with tagger.Progress(args.epochs, sum(len(sentence.tokens) for sentence in train)) as progress:
+        result = tagger.train(train, dev, table, epochs=args.epochs, seed=args.seed, watch=progress)
+    result.tagger.save(args.out)
+    best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
+    facts = {
+        "train": f"{_size(train)} in {args.train}",
+        "dev": f"{_size(dev)} in {args.dev}",
+        "vectors": f"{len(table):,} words x {table.dimension} numbers in {args.vectors}",
+        "coverage": str(result.coverage),
+        "seed": str(args.seed),
+        "kept": best,
+    }
+    tagger.leave(args.out, result, title=f"A tagger trained on {Path(args.train).name}", facts=facts)
+    print(f"audit    {result.audit}")
+    print(result.tagger.evaluate(dev))
+    print(f"F1 on dev {100 * result.best.dev_f1:.1f} %: epoch {result.best.number}, saved in {args.out}")
+    return 1 if result.audit.frozen_moved else 0
+
+
+def _size(sentences: list[Sentence]) -> str:
+    tokens = sum(len(sentence.tokens) for sentence in sentences)
+    return f"{len(sentences):,} sentences, {tokens:,} tokens"
