@@ -152,8 +152,8 @@ def _optimizers_for(kind: str) -> list[str]:
 
 
 def _dtypes_for(kind: str, optimizer: str) -> list[str]:
-    """Without float16 where torch cannot add sparse gradients in it, and where a search for a step leaves its range."""
-    return [name for name in DTYPES if name != "float16" or not (KINDS[kind].sparse or FAMILIES[optimizer].closure)]
+    """Without float16 where torch cannot add sparse gradients in it, and where an optimizer leaves its range."""
+    return [name for name in DTYPES if name != "float16" or (FAMILIES[optimizer].float16 and not KINDS[kind].sparse)]
 
 
 def _selections_for(kind: str, name: str, ndim: int, family: Family, in_float32: bool) -> list[str]:

@@ -31,6 +31,7 @@ class Family:
         sparse: Whether it takes sparse gradients; "only": nothing else.
         matrices: Whether it takes tensors of two dimensions only.
         closure: Whether its step evaluates the loss itself.
+        float16: Whether what it divides by stays above 0 in float16.
         kept: How many numbers it keeps for each number that learns, at most.
     """
 
@@ -40,6 +41,7 @@ class Family:
     sparse: str = ""
     matrices: bool = False
     closure: bool = False
+    float16: bool = True
     kept: int = 3
 
 
@@ -82,7 +84,7 @@ def _muon(p: list[nn.Parameter], decay: float, momentum: float, kernel: dict[str
 
 def _lbfgs(p: list[nn.Parameter], decay: float, momentum: float, kernel: dict[str, bool]) -> torch.optim.Optimizer:
     search = "strong_wolfe" if momentum > 0.8 else None
-    return torch.optim.LBFGS(p, lr=0.1, max_iter=3, history_size=2, line_search_fn=search)
+    return torch.optim.LBFGS(p, lr=0.02, max_iter=3, history_size=2, line_search_fn=search)
 
 
 def _row_sgd(p: list[nn.Parameter], decay: float, momentum: float, kernel: dict[str, bool]) -> torch.optim.Optimizer:
@@ -103,8 +105,8 @@ FAMILIES: dict[str, Family] = {
     "RMSprop": Family(_rmsprop, _EACH),
     "Rprop": Family(lambda p, decay, momentum, kernel: torch.optim.Rprop(p, lr=0.05, **kernel), _EACH),
     "SparseAdam": Family(lambda p, decay, momentum, kernel: torch.optim.SparseAdam(p, lr=0.05), sparse="only"),
-    "LBFGS": Family(_lbfgs, whole=True, closure=True, kept=12),
-    "Adafactor": Family(_plain(torch.optim.Adafactor, 0.05), _EACH, whole=True),
+    "LBFGS": Family(_lbfgs, whole=True, closure=True, float16=False, kept=12),
+    "Adafactor": Family(_plain(torch.optim.Adafactor, 0.05), _EACH, whole=True, float16=False),
     "Muon": Family(_muon, whole=True, matrices=True),
     "RowSGD": Family(_row_sgd, sparse="also"),
     "RowAdagrad": Family(

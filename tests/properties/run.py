@@ -354,6 +354,7 @@ class Comparison:
             trainer.learning(False)
             trainer.learning(True)
         self.dense.after_step()
+        self._values_agree(ours)
         if self.case.between == "deepcopy":
             self.ours.adopt_copy(copy.deepcopy(self.ours.model))
             ours.make(copy.deepcopy(ours.states()))
