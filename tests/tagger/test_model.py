@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
 from frostline.tagger import LSTMTagger
-from frostline.tagger.batches import NO_TAG, by_length, encode, pad, shuffled
-from frostline.tagger.train import _loss
+from frostline.tagger.batches import NO_TAG, by_length, encoded, pad, shuffled
+from frostline.tagger.model import KeptDropout
 from frostline.tagger.vocabulary import Vocabulary
 
 LENGTHS = [5, 1, 3, 5, 2]
+TAGS = ["O", "B-a", "I-a"]
 
 
-def _model() -> LSTMTagger:
+def _model(chain: bool = True) -> LSTMTagger:
     torch.manual_seed(0)
-    return LSTMTagger(torch.randn(10, 4), tags=3, hidden=6, shape_width=2, dropout=0.5).eval()
+    return LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.5, chain=chain).eval()
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -60,18 +62,53 @@ def test_the_padding_row_gets_no_gradient_and_the_rows_in_use_do() -> None:
     assert (gradient[rows.unique()[1:]] != 0).any(dim=1).all()
 
 
-def test_the_loss_is_the_mean_over_real_tokens_only() -> None:
-    model = _model()
+def test_the_loss_of_a_sentence_is_that_of_its_real_tokens() -> None:
+    model = _model(chain=False)
     vocabulary = Vocabulary([f"w{i}" for i in range(8)], missing=0)
-    sentences = [(["w0", "w3", "w5"], [0, 2, 1]), (["w7"], [2])]
-    batch = pad([encode(tokens, vocabulary, tags) for tokens, tags in sentences])
-    assert batch.tags.tolist() == [[0, 2, 1], [2, NO_TAG, NO_TAG]]
-    one_by_one = []
-    for tokens, tags in sentences:
-        alone = pad([encode(tokens, vocabulary, tags)])
+    sentences = [(["w0", "w3", "w5"], ["O", "B-a", "I-a"]), (["w7"], ["B-a"])]
+    batch = pad(encoded([*sentences, ([], [])], vocabulary, TAGS))
+    assert batch.tags.tolist() == [[0, 1, 2], [1, NO_TAG, NO_TAG]]
+    found = model.head.loss(model.read(batch.rows, batch.shapes, batch.lengths), batch.tags, batch.lengths)
+    for row, (tokens, tags) in enumerate(sentences):
+        alone = pad(encoded([(tokens, tags)], vocabulary, TAGS))
         chances = model(alone.rows, alone.shapes, alone.lengths)[0].softmax(dim=-1)
-        one_by_one += [-chances[place, tag].log() for place, tag in enumerate(tags)]
-    torch.testing.assert_close(_loss(model, batch), torch.stack(one_by_one).mean())
+        expected = sum(-chances[place, TAGS.index(tag)].log() for place, tag in enumerate(tags))
+        torch.testing.assert_close(found[row], expected)
+
+
+@pytest.mark.parametrize("chain", [True, False])
+def test_a_sentence_of_nothing_but_padding_costs_nothing_and_leaves_no_nan(chain: bool) -> None:
+    model, (rows, shapes, _) = _model(chain).train(), _batch()
+    lengths = torch.tensor([5, 1, 0, 5, 2])
+    tags = torch.ones(5, 5, dtype=torch.int64).masked_fill(torch.arange(5) >= lengths[:, None], NO_TAG)
+    loss = model.head.loss(model.read(rows, shapes, lengths), tags, lengths)
+    assert loss[2] == 0
+    assert (loss[[0, 1, 3, 4]] > 0).all()
+    loss.sum().backward()
+    assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in model.parameters())
+
+
+def test_the_best_tags_of_a_chain_are_legal_where_those_of_single_tokens_are_not() -> None:
+    model, batch = _model(), _batch()
+    with torch.no_grad():
+        model.head.linear.bias[:] = torch.tensor([0.0, 5.0, 9.0])  # I-a, everywhere
+    alone = model(*batch).argmax(dim=-1)
+    chains = model.head.tags(model.read(*batch), batch[2])
+    for row, length in enumerate(LENGTHS):
+        assert alone[row, 0] == 2
+        assert chains[row, :length].tolist() == [1, *[2] * (length - 1)]
+
+
+def test_a_feature_that_is_dropped_is_dropped_for_every_token_of_its_sentence_and_no_other() -> None:
+    torch.manual_seed(0)
+    dropout = KeptDropout(0.25)
+    features = torch.ones(50, 7, 40)
+    kept = dropout(features)
+    assert torch.equal(kept, kept[:, :1].expand_as(kept))
+    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (kept[:, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert not torch.equal(kept[0], kept[1])
+    assert dropout.eval()(features) is features
 
 
 def test_groups_hold_every_sentence_once_and_similar_lengths_together() -> None:

@@ -76,7 +76,7 @@ def test_what_learns_is_what_the_plan_hands_to_the_optimizer(toy: Any, learn: An
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(toy: Any) -> None:
     one, again, other = (_train(toy, seed=seed, epochs=2).tagger.model.state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["head.weight"], other["head.weight"])
+    assert not torch.equal(one["head.linear.weight"], other["head.linear.weight"])
 
 
 def test_the_global_random_generator_is_left_as_it_was(toy: Any) -> None:
@@ -145,6 +145,20 @@ def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: An
 def test_bad_arguments_are_named(toy: Any, changes: Any, kind: type[Exception], says: str) -> None:
     with pytest.raises(kind, match=re.escape(says)):
         _train(toy, **changes)
+
+
+def test_an_entity_that_begins_with_i_is_learned_as_if_it_began_with_b(toy: Any) -> None:
+    sloppy = [(tokens, [tag.replace("B-", "I-") for tag in tags]) for tokens, tags in toy.train]
+    assert [tags for _, tags in sloppy] != [list(tags) for _, tags in toy.train]
+    one, other = (_train(toy, train=train, epochs=1).tagger for train in (sloppy, toy.train))
+    assert one.tags == other.tags == ["O", "B-person", "B-place", "I-person"]
+    assert torch.equal(one.model.head.linear.weight, other.model.head.linear.weight)
+
+
+def test_without_an_average_the_weights_kept_are_those_of_the_last_step(toy: Any) -> None:
+    options = dataclasses.replace(toy.options, average=0.0)
+    last, mean = (_train(toy, epochs=1, options=o).tagger.model.head.linear.weight for o in (options, toy.options))
+    assert not torch.equal(last, mean)
 
 
 def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:

@@ -8,7 +8,7 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     run = tagger.train(
         sentences, dev_sentences, vectors,              # vectors: fl.vectors.load(...) or Vectors(words, matrix)
         learn="missing",                                # which rows of the table learn: "missing", "none" or "all"
-        epochs=20, seed=0,
+        epochs=16, seed=0,
         options=tagger.Options(hidden=64),              # sizes and rates, all with defaults
         watch=None,                                     # a tagger.Watcher: its start(plan, coverage), batch(tokens)
                                                         #   and epoch(Epoch) are called; a subclass may define any
@@ -41,12 +41,14 @@ from frostline.tagger.conll import read as read_conll
 from frostline.tagger.folder import check_free
 from frostline.tagger.left import leave
 from frostline.tagger.model import LSTMTagger
+from frostline.tagger.options import Options
 from frostline.tagger.progress import Progress
 from frostline.tagger.scores import Score, Span, score, spans
 from frostline.tagger.split import split
 from frostline.tagger.tagging import Tagger
-from frostline.tagger.train import Epoch, Options, TrainingRun, Watcher, train
+from frostline.tagger.train import TrainingRun, train
 from frostline.tagger.vocabulary import Coverage, Vocabulary
+from frostline.tagger.watching import Epoch, Watcher
 
 __all__ = [
     "Audit",

@@ -6,12 +6,13 @@ Letters used for shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from frostline.tagger.crf import legal
 from frostline.tagger.vocabulary import PADDING, Vocabulary, shape
 
 NO_TAG = -100  # where padding stands; cross_entropy leaves it out
@@ -41,6 +42,24 @@ def encode(tokens: Sequence[str], vocabulary: Vocabulary, tags: Sequence[int] | 
         torch.tensor([shape(token) for token in tokens], dtype=torch.int64),
         torch.tensor([NO_TAG] * len(tokens) if tags is None else list(tags), dtype=torch.int64),
     )
+
+
+def encoded(
+    sentences: Iterable[tuple[Sequence[str], Sequence[str]]], vocabulary: Vocabulary, names: Sequence[str]
+) -> list[Encoded]:
+    """Return labelled sentences as numbers, without the empty ones; the number of a tag is its place in `names`."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return [encode(tokens, vocabulary, [numbers[tag] for tag in legal(tags)]) for tokens, tags in sentences if tokens]
+
+
+def tag_set(lines: Iterable[Sequence[str]]) -> list[str]:
+    """Return the names of the tags in `lines`, made legal: O, then the others in order.
+
+    Example:
+        >>> tag_set([["O", "I-place", "I-place"]])
+        ['O', 'B-place', 'I-place']
+    """
+    return ["O", *sorted({tag for tags in lines for tag in legal(tags)} - {"O"})]
 
 
 def pad(sentences: Sequence[Encoded]) -> Batch:

@@ -105,6 +105,20 @@ class CRF(nn.Module):
         return start[tags[:, 0]] + of_tokens + of_moves + self.end[last]
 
 
+def legal(tags: Sequence[str]) -> list[str]:
+    """Return tags that mark the same entities and obey BIO: an I-type that continues nothing becomes B-type.
+
+    Example:
+        >>> legal(["I-a", "I-a", "I-b", "O", "B-b"])
+        ['B-a', 'I-a', 'B-b', 'O', 'B-b']
+    """
+    before, chain = "O", []
+    for tag in tags:
+        before = tag if _may_follow(tag, before) else f"B-{tag[2:]}"
+        chain.append(before)
+    return chain
+
+
 def _may_follow(tag: str, before: str) -> bool:
     """Whether BIO allows `tag` after `before`."""
     return not tag.startswith("I-") or before in (f"B-{tag[2:]}", tag)

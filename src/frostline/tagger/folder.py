@@ -1,6 +1,7 @@
 """A tagger on disk: a folder of three files, written whole or not at all, read without trust.
 
-    config.json         {"kind": "frostline tagger", "format": 1, "tags": [...], "missing": how many words learned}
+    config.json         {"kind": "frostline tagger", "format": 2, "tags": [...], "chain": whether a CRF judges them,
+                        "missing": how many words learned}
     words.json          the word of row 2, 3, ... of the table
     model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`
 
@@ -26,7 +27,7 @@ from frostline.errors import ModelFolderError
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.vocabulary import Vocabulary
 
-KIND, FORMAT = "frostline tagger", 1
+KIND, FORMAT = "frostline tagger", 2
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 
 
@@ -55,7 +56,8 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
     old = written.with_name(f"{written.name}.old")
     try:
         written.mkdir(parents=True)
-        config = {"kind": KIND, "format": FORMAT, "tags": tags, "missing": vocabulary.missing}
+        chain = model.head.crf is not None
+        config = {"kind": KIND, "format": FORMAT, "tags": tags, "chain": chain, "missing": vocabulary.missing}
         (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
         (written / WORDS).write_text(json.dumps(vocabulary.words), encoding="ascii")
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
@@ -92,25 +94,31 @@ def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str
             f"{source / CONFIG}: format {config.get('format')!r}; this version reads format {FORMAT}. "
             f"Train again, or use the version of frostline that wrote it."
         )
-    tags, missing, words = config.get("tags"), config.get("missing"), _json(source / WORDS)
+    tags, chain, missing = config.get("tags"), config.get("chain"), config.get("missing")
+    words = _json(source / WORDS)
     if not _all_text(tags) or not tags or len(set(tags)) != len(tags):
         raise ModelFolderError(f"{source / CONFIG}: 'tags' must be a list of different strings. Train again.")
+    if not isinstance(chain, bool):
+        raise ModelFolderError(f"{source / CONFIG}: 'chain' must be true or false. Train again.")
     if not _all_text(words):
         raise ModelFolderError(f"{source / WORDS}: must be a list of strings. Train again.")
     if type(missing) is not int or not 0 <= missing <= len(words):
         raise ModelFolderError(f"{source / CONFIG}: 'missing' must be a number from 0 to {len(words)}. Train again.")
     vocabulary = Vocabulary(words, missing)
-    return _model(source / TENSORS, len(vocabulary), len(tags)), vocabulary, tags
+    return _model(source / TENSORS, len(vocabulary), tags, chain), vocabulary, tags
 
 
-def _model(path: Path, rows: int, tags: int) -> LSTMTagger:
+def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
     try:
         tensors: dict[str, Tensor] = load_file(path)
         width, shape_width = tensors["embed.weight"].shape[1], tensors["shape.weight"].shape[1]
         hidden = tensors["forwards.weight_hh_l0"].shape[1]
-        with torch.device("meta"):
-            table = torch.empty(rows, width)
-            model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0)
+        sizes = {"head.linear.bias": (len(tags),)} | ({"head.crf.transitions": (len(tags),) * 2} if chain else {})
+        for name, size in sizes.items():
+            if tensors[name].shape != size:
+                raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, and {len(tags)} tags need {size}")
+        table = torch.empty(rows, width, device="meta")
+        model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain)
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise ValueError(f"{name} is not made of finite float32 numbers")

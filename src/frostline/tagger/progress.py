@@ -7,8 +7,8 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from frostline.tagger.train import Epoch, Watcher
 from frostline.tagger.vocabulary import Coverage
+from frostline.tagger.watching import Epoch, Watcher
 
 if TYPE_CHECKING:
     import rich.progress

@@ -68,7 +68,8 @@ class Tagger:
                 for group in by_length([len(sentences[number]) for number in filled], _BATCH):
                     numbers = [filled[place] for place in group]
                     batch = pad([encode(sentences[number], self.vocabulary) for number in numbers])
-                    best = self.model(batch.rows, batch.shapes, batch.lengths).argmax(dim=-1).tolist()
+                    read = self.model.read(batch.rows, batch.shapes, batch.lengths)
+                    best = self.model.head.tags(read, batch.lengths).tolist()
                     for number, choice in zip(numbers, best, strict=True):
                         found[number] = [self.tags[tag] for tag in choice[: len(sentences[number])]]
         finally:

@@ -1,0 +1,21 @@
+"""Sizes and rates of a tagger and its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """Sizes and rates; the defaults suit a few thousand short sentences."""
+
+    hidden: int = 200
+    shape_width: int = 16
+    dropout: float = 0.2  # of the LSTM's inputs and outputs, one mask for all tokens of a sentence
+    chain: bool = True  # a CRF judges the tags of a sentence as a chain; False: each token's alone
+    batch: int = 16
+    learning_rate: float = 3e-3  # at the start; falls evenly to a tenth
+    decay: float = 1e-2
+    clip: float = 1.0
+    hide: float = 0.5  # a missing word seen n times is read as <unk> with probability hide / (hide + n)
+    average: float = 0.998  # the weights kept are a running mean over steps; 0: those of the last step
