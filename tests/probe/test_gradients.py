@@ -427,6 +427,18 @@ def test_bad_targets_are_named(wrt: object, says: str) -> None:
         fl.gradients(lambda: torch.ones(()), wrt)  # type: ignore[arg-type]
 
 
+def test_a_loss_that_is_no_function_is_named() -> None:
+    with pytest.raises(TypeError, match=re.escape("loss_fn: Tensor is no function. Pass one that runs the pass:")):
+        fl.gradients(torch.ones(()), [])  # type: ignore[arg-type]
+
+
+def test_the_parameters_of_a_model_can_be_given_as_they_come() -> None:
+    model = Net()
+    found = fl.gradients(lambda: model(IDS), model.parameters())
+    assert [gradient.shape for gradient in found] == [parameter.shape for parameter in model.parameters()]
+    assert all(map(torch.equal, found, plain(model, lambda m: list(m.parameters()))))
+
+
 def test_bad_masks_are_named() -> None:
     with pytest.raises(ValueError, match="masks: 'new', but it must be 'same' or 'fresh'"):
         fl.gradients(lambda: torch.ones(()), [], masks="new")  # type: ignore[arg-type]

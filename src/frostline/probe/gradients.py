@@ -27,7 +27,7 @@ _calls = itertools.count(1)
 
 def gradients(
     loss_fn: Callable[[], Tensor],
-    wrt: Sequence[Tensor | nn.Module],
+    wrt: Iterable[Tensor | nn.Module],
     *,
     model: nn.Module | None = None,
     generators: Iterable[Any] = (),
@@ -56,7 +56,7 @@ def gradients(
     Raises:
         ProbeError: The loss is not one number or does not depend on one of `wrt`; a module of `wrt` is not called
             exactly once or returns no single tensor; the pass itself writes to a parameter; a module is still lazy.
-        TypeError: `wrt` is no sequence of tensors and modules, or one of them has no gradient (integers).
+        TypeError: `loss_fn` is no function; `wrt` holds something that has no gradient (integers, sharded parameters).
 
     Cost: one forward and backward, a copy of the buffers, some microseconds for each module and each torch function.
     Hooks of the user's run; accumulation hooks (`register_post_accumulate_grad_hook`) do not.
@@ -72,7 +72,13 @@ def gradients(
     """
     if masks not in ("same", "fresh"):
         raise ValueError(f"masks: {masks!r}, but it must be 'same' or 'fresh'.")
-    targets = _targets(wrt)
+    if not callable(loss_fn):
+        raise TypeError(
+            f"loss_fn: {type(loss_fn).__name__} is no function. Pass one that runs the pass: `lambda: ...`."
+        )
+    if isinstance(wrt, (Tensor, nn.Module)) or not isinstance(wrt, Iterable):
+        raise TypeError(f"wrt: {type(wrt).__name__}, but it must be a list of tensors and modules. Pass `[...]`.")
+    targets = _targets(wrt := list(wrt))
     leaves = [target for target in targets if isinstance(target, Tensor) and target.is_leaf]
     outputs = {one: _Output(_name(index, one)) for index, one in enumerate(targets) if isinstance(one, nn.Module)}
     models = [*outputs] if model is None else [model, *outputs]
@@ -108,8 +114,6 @@ def gradients(
 
 def _targets(wrt: Sequence[Tensor | nn.Module]) -> list[Tensor | nn.Module]:
     """What to differentiate by, the learned part for a partial tensor."""
-    if isinstance(wrt, (Tensor, nn.Module)) or not isinstance(wrt, Sequence):
-        raise TypeError(f"wrt: {type(wrt).__name__}, but it must be a list of tensors and modules. Pass `[...]`.")
     targets = [one.learned if isinstance(one, PartialTensor) else one for one in wrt]
     for index, one in enumerate(targets):
         name = _name(index, one)
