@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, MutableSequence, MutableSet, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import MethodType, ModuleType
 from typing import Any
@@ -30,7 +30,8 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def local(tensor: Any) -> Tensor:
     """The shard of a DTensor that this process holds, without a word to others; any other tensor itself. Detached."""
-    return getattr(tensor, "_local_tensor", tensor).detach()
+    held: Tensor = getattr(tensor, "_local_tensor", tensor)
+    return held.detach()
 
 
 def bits(tensor: Tensor) -> Tensor:
@@ -84,11 +85,10 @@ def taken_back(optimizers: Sequence[Any], tensors: Iterable[Tensor] = ()) -> Ite
         _remember(tensor, before, undo, seen)
     for optimizer in optimizers:
         _remember(vars(optimizer), before, undo, seen)
-    try:
-        yield before
-    finally:
+    with ExitStack() as stack:  # one that fails does not stop the others
         for put_back in undo:
-            put_back()
+            stack.callback(put_back)
+        yield before
 
 
 def take_step(optimizers: Sequence[Any], evaluate: Callable[[], Any]) -> None:
@@ -178,6 +178,7 @@ def _put_back_sequence(sequence: Any, items: list[Any]) -> None:
 
 
 def _put_back_set(values: MutableSet[Any], items: set[Any]) -> None:
-    values.clear()
-    for item in items:
-        values.add(item)
+    if values != items:
+        values.clear()
+        for item in items:
+            values.add(item)
