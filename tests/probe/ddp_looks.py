@@ -10,6 +10,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -68,6 +69,9 @@ def train_sharded(looks: bool) -> tuple[list[float], dict[str, Tensor], list[Ten
         for masks in ("same", "fresh") if looks else ():
             seen.extend(fl.gradients(lambda: net(torch.arange(6)).square().mean(), [net[1]], masks=masks))
 
+    if looks:
+        with pytest.raises(TypeError, match=r"sharded by FSDP2\. Pass a module"):
+            fl.gradients(lambda: net(torch.arange(6)).mean(), [net[1].weight])
     for _ in range(5):
         look()
         optimizer.zero_grad()
