@@ -19,7 +19,7 @@ from frostline.probe import read_run
 for extra in ("gensim", "matplotlib", "plotly"):
     pytest.importorskip(extra, reason=f"the demo needs {extra}, of the extra demo")
 
-SMALL = Scale(dimension=16, vector_epochs=2, epochs=3, seeds=(0, 1), docstrings=1500, sentences=120)
+SMALL = Scale(dimension=16, vector_epochs=2, epochs=8, seeds=(0, 1), docstrings=1500, sentences=120)
 
 
 @pytest.fixture(scope="module")
