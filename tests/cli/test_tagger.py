@@ -107,6 +107,19 @@ def test_a_tagger_with_its_run_files_is_replaced_by_the_next(trained: SimpleName
     assert len(read_run(files.out).curves) == 2
 
 
+def test_a_corpus_with_other_tags_is_learned_from_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = _write(tmp_path)
+    (tmp_path / "more.conll").write_text("Rome\tB-capital\nslept\tO\n", encoding="utf-8")
+    assert main([*_train_arguments(files, epochs=2), "--also", str(tmp_path / "more.conll")]) == 0
+    printed = capsys.readouterr().out
+    assert f"also     1 sentences, 2 tokens in {tmp_path / 'more.conll'}" in printed.splitlines()
+    config = json.loads((files.out / "config.json").read_text(encoding="ascii"))
+    assert config["tags"] == ["O", "B-town"]
+    assert "Rome" in json.loads((files.out / "words.json").read_text(encoding="ascii"))[: config["missing"]]
+    assert main([*_train_arguments(files, epochs=1), "--also", "nowhere.conll"]) == 2
+    assert "nowhere.conll: No such file" in capsys.readouterr().err
+
+
 def test_evaluating_in_json_gives_the_f1_that_training_printed(
     trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,6 +133,7 @@ def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: An
         ({"epochs": 0}, ValueError, "epochs: 0 is out of range. Pass 1 or more."),
         ({"learn": "rows"}, ValueError, "learn: 'rows' is none of 'missing', 'none', 'all'"),
         ({"train": []}, fl.DataFileError, "train: no sentence with a token"),
+        ({"also": [[(["a"], ["O"])], []]}, fl.DataFileError, "also[1]: no sentence with a token"),
         ({"dev": [([], [])]}, fl.DataFileError, "dev: no sentence with a token"),
         ({"train": [(["a"], ["O", "O"])]}, ValueError, "train: sentence 0 has 1 tokens and 2 tags"),
         (
@@ -159,6 +160,29 @@ def test_without_an_average_the_weights_kept_are_those_of_the_last_step(toy: Any
     options = dataclasses.replace(toy.options, average=0.0)
     last, mean = (_train(toy, epochs=1, options=o).tagger.model.head.linear.weight for o in (options, toy.options))
     assert not torch.equal(last, mean)
+
+
+def test_a_second_corpus_teaches_the_network_its_words_and_leaves_no_tag_of_its_own(toy: Any) -> None:
+    few = toy.train[:3]
+    other = [
+        (tokens, [tag.replace("person", "who").replace("place", "where") for tag in tags]) for tokens, tags in toy.train
+    ]
+    alone, beside = _train(toy, train=few, epochs=4), _train(toy, train=few, also=[other], epochs=4)
+    assert alone.best.dev_f1 < beside.best.dev_f1
+    assert beside.tagger.tags == alone.tagger.tags
+    assert beside.tagger.model.state_dict().keys() == alone.tagger.model.state_dict().keys()
+    assert beside.coverage.words > alone.coverage.words
+    assert beside.history[0].tokens == sum(len(tokens) for tokens, _ in [*few, *other])
+    assert beside.audit.frozen_moved == 0
+    assert beside.audit.learned_rows_moved == beside.audit.learned_rows == 11
+
+
+def test_the_second_corpus_has_a_last_layer_of_its_own(toy: Any) -> None:
+    """Its tags contradict those of the first; judged by one layer, the first would be lost."""
+    swap = {"B-person": "B-place", "I-person": "I-place", "B-place": "B-person"}
+    contrary = 2 * [(tokens, [swap.get(tag, tag) for tag in tags]) for tokens, tags in toy.train]
+    assert _train(toy, also=[contrary], epochs=4).best.dev_f1 > 0.9
+    assert _train(toy, train=[*toy.train, *contrary], epochs=4).best.dev_f1 < 0.8
 
 
 def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:

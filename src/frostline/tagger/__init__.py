@@ -7,6 +7,7 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     sentences = tagger.read_conll("train.conll")        # list of Sentence(tokens, tags); plain pairs will do
     run = tagger.train(
         sentences, dev_sentences, vectors,              # vectors: fl.vectors.load(...) or Vectors(words, matrix)
+        also=[more_sentences],                          # corpora with tag sets of their own, to learn from as well
         learn="missing",                                # which rows of the table learn: "missing", "none" or "all"
         epochs=16, seed=0,
         options=tagger.Options(hidden=64),              # sizes and rates, all with defaults

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -16,6 +15,7 @@ from frostline.errors import DataFileError, VectorFileError
 from frostline.tagger.audit import Audit, compare
 from frostline.tagger.batches import encoded, tag_set
 from frostline.tagger.fit import Fit, Task
+from frostline.tagger.head import Head
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
 from frostline.tagger.tagging import Labelled, Tagger, one_thread
@@ -46,6 +46,7 @@ def train(
     dev: Sequence[Labelled],
     vectors: Vectors,
     *,
+    also: Sequence[Sequence[Labelled]] = (),
     learn: Learn = "missing",
     epochs: int = 16,
     seed: int = 0,
@@ -59,9 +60,11 @@ def train(
             is learned as B-type.
         dev: Sentences that choose the epoch to keep.
         vectors: Pretrained words and their matrix, float32, shape (V, D). Copied, never written to.
+        also: More labelled corpora to learn from beside `train`, each with a tag set of its own. They share the whole
+            network but its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
             The rest of the network always learns.
-        epochs: Passes over `train`, 1 or more.
+        epochs: Passes over `train` and `also`, 1 or more.
         seed: Same seed, same result on the same machine; the global generator is untouched.
         options: Sizes and rates.
         watch: Is told of each step and epoch.
@@ -70,7 +73,7 @@ def train(
         A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (of equals, the lower loss).
 
     Raises:
-        DataFileError: no training or dev sentence, or one with another number of tags than of tokens.
+        DataFileError: no sentence in a corpus, or one with another number of tags than of tokens.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
         ValueError: `epochs` or `learn` out of range.
 
@@ -82,14 +85,9 @@ def train(
         raise ValueError(f"epochs: {epochs} is out of range. Pass 1 or more.")
     if learn not in ("missing", "none", "all"):
         raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
-    for name, sentences in (("train", train), ("dev", dev)):
-        if not any(tokens for tokens, _ in sentences):
-            raise DataFileError(f"{name}: no sentence with a token in it.")
-        for number, (tokens, tags) in enumerate(sentences):
-            if len(tokens) != len(tags):
-                raise DataFileError(f"{name}: sentence {number} has {len(tokens)} tokens and {len(tags)} tags.")
-    words = list(vectors.words)
-    coverage = cover(chain.from_iterable(tokens for tokens, _ in train), words)
+    _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
+    words, corpora = list(vectors.words), [train, *also]
+    coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), words)
     if coverage.found_words == 0:
         raise VectorFileError(
             f"vectors: none of the {coverage.words:,} training words is among the {len(words):,} words of the vectors. "
@@ -99,8 +97,9 @@ def train(
         torch.manual_seed(seed)
         vocabulary = Vocabulary([*coverage.missing, *words], missing=len(coverage.missing))
         table = torch.from_numpy(initial_table(vectors.matrix, vocabulary.missing, np.random.default_rng(seed)))
-        names = tag_set(tags for _, tags in train)
+        names, *others = [tag_set(tags for _, tags in corpus) for corpus in corpora]
         model = LSTMTagger(table, names, options.hidden, options.shape_width, options.dropout, options.chain)
+        heads = [model.head, *(Head(2 * options.hidden, other, options.chain) for other in others)]
         start = table.clone()
         selection = {
             "missing": partial.rows(vocabulary.learned),
@@ -109,13 +108,26 @@ def train(
         }[learn]
         plan = partial.train_only(model, {"*": partial.everything, "embed.weight": selection})
         tagger = Tagger(model, vocabulary, names)
-        task = Task(encoded(train, vocabulary, names), model.head)
-        fit = Fit(tagger, [task], plan.parameters(), epochs, options, torch.Generator().manual_seed(seed))
+        tasks = [
+            Task(encoded(corpus, vocabulary, tags), head)
+            for corpus, tags, head in zip(corpora, [names, *others], heads, strict=True)
+        ]
+        parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
+        fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed))
         watch.start(plan, coverage)
         best = fit.run(dev, watch)
     end = model.embed.weight.detach().clone()
     audit = compare(start, end, _rows_that_learn(learn, vocabulary))
     return TrainingRun(tagger, plan, coverage, fit.history, best, audit, start)
+
+
+def _check(corpora: Mapping[str, Sequence[Labelled]]) -> None:
+    for name, sentences in corpora.items():
+        if not any(tokens for tokens, _ in sentences):
+            raise DataFileError(f"{name}: no sentence with a token in it.")
+        for number, (tokens, tags) in enumerate(sentences):
+            if len(tokens) != len(tags):
+                raise DataFileError(f"{name}: sentence {number} has {len(tokens)} tokens and {len(tags)} tags.")
 
 
 def _rows_that_learn(learn: Learn, vocabulary: Vocabulary) -> Tensor:

@@ -15,6 +15,7 @@ _EXAMPLES = """\
 examples:
   frostline tagger train --train train.conll --dev dev.conll --vectors glove.6B.50d.txt.gz --out model
   frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out model --epochs 30 --seed 1
+  frostline tagger train --train train.conll --also news.conll --dev dev.conll --vectors wiki.vec --out model
 
 A .conll file holds one token a line, its tag (O, B-type, I-type) last, and an empty line after each sentence."""
 
@@ -25,6 +26,9 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.description = "Train a tagger. Every pretrained vector stays fixed; training words without one learn theirs."
     train.add_argument("--train", metavar="F", required=True, help="sentences to learn from, CoNLL columns")
     train.add_argument("--dev", metavar="F", required=True, help="sentences that choose the best epoch, CoNLL columns")
+    train.add_argument(
+        "--also", metavar="F", action="append", default=[], help="more to learn from, with tags of its own; repeatable"
+    )
     train.add_argument("--vectors", metavar="F", required=True, help="word vectors: .txt .vec .bin .gz .safetensors")
     train.add_argument(
         "--out", metavar="DIR", required=True, help="folder to write; a tagger already there is replaced"
@@ -42,15 +46,20 @@ def run(args: argparse.Namespace) -> int:
     train, dev = tagger.read_conll(args.train), tagger.read_conll(args.dev)
     print(f"train    {_size(train)} in {args.train}")
     print(f"dev      {_size(dev)} in {args.dev}", flush=True)
+    also = [tagger.read_conll(path) for path in args.also]
+    for path, corpus in zip(args.also, also, strict=True):
+        print(f"also     {_size(corpus)} in {path}", flush=True)
     table = vectors.load(args.vectors)
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
-    with tagger.Progress(args.epochs, sum(len(sentence.tokens) for sentence in train)) as progress:
-        result = tagger.train(train, dev, table, epochs=args.epochs, seed=args.seed, watch=progress)
+    tokens = sum(len(sentence.tokens) for corpus in (train, *also) for sentence in corpus)
+    with tagger.Progress(args.epochs, tokens) as progress:
+        result = tagger.train(train, dev, table, also=also, epochs=args.epochs, seed=args.seed, watch=progress)
     result.tagger.save(args.out)
     best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
     facts = {
         "train": f"{_size(train)} in {args.train}",
         "dev": f"{_size(dev)} in {args.dev}",
+        **{f"also {path}": _size(corpus) for path, corpus in zip(args.also, also, strict=True)},
         "vectors": f"{len(table):,} words x {table.dimension} numbers in {args.vectors}",
         "coverage": str(result.coverage),
         "seed": str(args.seed),
