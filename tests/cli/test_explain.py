@@ -78,7 +78,7 @@ def said(capfd, *arguments):
 def test_a_model_without_fault_ends_with_0(capfd, place):
     code, out, err = said(capfd, f"{place}:make")
     assert (code, err) == (0, "")
-    assert out.startswith("No alarm; 4 learn, 0 are frozen.\n")
+    assert out.startswith("No alarm; 4 learn, 0 frozen.\n")
 
 
 def test_an_alarm_ends_with_1_and_names_the_line(capfd):

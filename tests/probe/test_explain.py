@@ -1251,7 +1251,7 @@ def test_the_table_names_the_worst_first_and_sums_up_the_frozen():
     model[1].requires_grad_(False)
     text = str(fl.explain(model, lambda: model[3](model[2](model[0](x)).detach()).sum()))
     lines = text.splitlines()
-    assert lines[0] == "2 of 8 tensors do not train as they stand; 2 learn, 4 are frozen."
+    assert lines[0] == "2 of 8 tensors do not train as they stand; 2 learn, 4 frozen."
     assert lines[2].split() == ["verdict", "tensor", "why", "where"]
     assert [line.split()[0] for line in lines[4:]] == ["!", "learns", "learns", "frozen"]
     assert "2.weight, 2.bias" in lines[4]
@@ -1289,7 +1289,7 @@ def test_all_that_stands_under_a_name_is_summed_up_by_it():
 def test_a_model_of_a_thousand_tensors_prints_a_few_lines():
     model = nn.ModuleList(nn.Linear(2, 2) for _ in range(500))
     text = str(fl.explain(model, lambda: sum(layer(torch.ones(2)).sum() for layer in model)))
-    assert text.splitlines()[0] == "No alarm; 1000 learn, 0 are frozen."
+    assert text.splitlines()[0] == "No alarm; 1000 learn, 0 frozen."
     assert len(text.splitlines()) < 10
 
 

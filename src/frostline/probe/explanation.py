@@ -121,7 +121,7 @@ class Explanation:
         alarms = len(self.alarms)
         learn = sum(finding.verdict in (LEARNS, IN_PART) for finding in self.findings)
         said = f"{alarms} of {len(self.findings)} tensors do not train as they stand" if alarms else "No alarm"
-        return f"{said}; {learn} learn, {len(self.findings) - learn - alarms} are frozen."
+        return f"{said}; {learn} learn, {len(self.findings) - learn - alarms} frozen."
 
     def _worst_first(self) -> list[Finding]:
         rank = {verdict: place for place, verdict in enumerate(VERDICTS)}  # of what is no alarm the last comes first
