@@ -125,10 +125,10 @@ def test_evaluating_in_json_gives_the_f1_that_training_printed(
 ) -> None:
     assert main(["tagger", "evaluate", str(trained.out), str(trained.dev), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"precision", "recall", "f1", "per_type"} <= found.keys()
-    assert list(found["per_type"]) == ["town"]
-    assert 0.9 < found["f1"] <= 1
-    assert trained.printed.splitlines()[-1].startswith(f"F1 on dev {100 * found['f1']:.1f} %")
+    assert found.keys() == {"town", "overall_precision", "overall_recall", "overall_f1", "overall_accuracy"}
+    assert found["town"].keys() == {"precision", "recall", "f1", "number"}
+    assert 0.9 < found["overall_f1"] <= 1
+    assert trained.printed.splitlines()[-1].startswith(f"F1 on dev {100 * found['overall_f1']:.1f} %")
 
 
 def test_evaluating_prints_a_table_with_a_line_for_each_type_and_for_all(

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from frostline.tagger import Span, score, spans
 
-TAGS = st.lists(st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"]), max_size=8)
+TAG = st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"])
+TAGS = st.lists(TAG, max_size=8)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +70,39 @@ def test_a_part_of_an_entity_or_another_type_is_no_match() -> None:
 
 
 def test_nothing_to_find_and_nothing_found_is_zero_and_no_division_by_zero() -> None:
-    found = score([["O"]], [["O"]])
-    assert found.to_dict() == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "correct": 0, "predicted": 0, "gold": 0}
+    assert score([["O"]], [["O"]]).to_dict() == {
+        "overall_precision": 0.0,
+        "overall_recall": 0.0,
+        "overall_f1": 0.0,
+        "overall_accuracy": 1.0,
+    }
+    assert score([], []).accuracy == 0.0
 
 
-def test_the_dictionary_holds_fractions_for_all_and_for_each_type() -> None:
-    found = score([["B-a", "B-a"]], [["B-a", "O"]]).to_dict()
-    part = {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "correct": 1, "predicted": 1, "gold": 2}
-    assert found == {**part, "per_type": {"a": part}}
+def test_the_dictionary_holds_fractions_under_the_names_of_the_metric_seqeval() -> None:
+    assert score([["B-a", "B-a", "O", "O"]], [["B-a", "O", "O", "B-b"]]).to_dict() == {
+        "a": {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "number": 2},
+        "b": {"precision": 0.0, "recall": 0.0, "f1": 0.0, "number": 0},
+        "overall_precision": 0.5,
+        "overall_recall": 0.5,
+        "overall_f1": 0.5,
+        "overall_accuracy": 0.5,
+    }
+
+
+@given(st.lists(st.lists(st.tuples(TAG, TAG), max_size=8), max_size=4))
+def test_what_counts_as_correct_are_the_entities_that_both_sides_have(pairs: list[list[tuple[str, str]]]) -> None:
+    gold, predicted = ([[pair[side] for pair in sentence] for sentence in pairs] for side in (0, 1))
+    entities = [
+        {(number, *span) for number, tags in enumerate(side) for span in spans(tags)} for side in (gold, predicted)
+    ]
+    found = score(gold, predicted)
+    assert (found.correct, found.predicted, found.gold) == (
+        len(entities[0] & entities[1]),
+        len(entities[1]),
+        len(entities[0]),
+    )
+    assert sum(part.correct for part in found.per_type.values()) == found.correct
 
 
 def test_sentences_of_another_length_are_refused() -> None:

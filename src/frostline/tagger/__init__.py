@@ -25,6 +25,7 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
 
     run.tagger.predict([["Ada", "lives", "here"]])      # [["B-person", "O", "O"]]
     run.tagger.evaluate(dev_sentences)                  # Score: precision, recall, f1 (fractions), per_type
+    tagger.score_file("output.conll")                   # Score of any system's output, as conlleval counts
     run.tagger.save("folder"); tagger.Tagger.load("folder")
     tagger.leave("folder", run, title=..., facts={})    # plan, curves, audit and movement, for `frostline report`
     run.tagger.model.embed.weight                       # the table, (2 + words, D); .detach().clone() joins it
@@ -44,6 +45,7 @@ from frostline.tagger.left import leave
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
 from frostline.tagger.progress import Progress
+from frostline.tagger.score_file import score_file
 from frostline.tagger.scores import Score, Span, score, spans
 from frostline.tagger.split import split
 from frostline.tagger.tagging import Tagger
@@ -69,6 +71,7 @@ __all__ = [
     "leave",
     "read_conll",
     "score",
+    "score_file",
     "spans",
     "split",
     "train",

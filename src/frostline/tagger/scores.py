@@ -1,15 +1,16 @@
 """Entity precision, recall and F1 by exact match.
 
-The idea: an entity is (type, first token, one past the last token), and it counts when all three agree. Tags are BIO;
-an illegal sequence is read the way the field's scorers read it: an I-type that continues nothing starts an entity.
+The idea: an entity is (type, first token, one past the last token), and it counts when all three agree. What the tags
+of an illegal sequence mean is conlleval's to say (see `chunks`): an I-type that continues nothing starts an entity.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from frostline.tagger.chunks import Counts
 
 
 class Span(NamedTuple):
@@ -22,12 +23,28 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of entities, and the fractions (0 to 1) made of them; a fraction of nothing is 0."""
+    """Counts of entities and of tokens, and the fractions (0 to 1) made of them; a fraction of nothing is 0.
+
+    Args:
+        correct, predicted, gold: Entities found in both, in the predicted tags, in the gold ones.
+        per_type: The same for each type, in alphabetical order; empty in the score of one type.
+        tokens, right: Tokens, and those whose predicted tag is the gold one; 0 in the score of one type.
+    """
 
     correct: int
     predicted: int
     gold: int
     per_type: dict[str, Score] = field(default_factory=dict)
+    tokens: int = 0
+    right: int = 0
+
+    @classmethod
+    def of(cls, counts: Counts) -> Score:
+        """Return the score of all that was counted."""
+        types = sorted(counts.gold.keys() | counts.predicted.keys())
+        per_type = {kind: cls(counts.correct[kind], counts.predicted[kind], counts.gold[kind]) for kind in types}
+        correct, predicted, gold = (part.total() for part in (counts.correct, counts.predicted, counts.gold))
+        return cls(correct, predicted, gold, per_type, counts.tokens, counts.right)
 
     @property
     def precision(self) -> float:
@@ -44,6 +61,11 @@ class Score:
         """Harmonic mean of precision and recall."""
         return 2 * self.correct / (self.predicted + self.gold) if self.correct else 0.0
 
+    @property
+    def accuracy(self) -> float:
+        """Share of the tokens whose tag is right, O included: high wherever entities are rare."""
+        return self.right / self.tokens if self.tokens else 0.0
+
     def __str__(self) -> str:
         """Return a table: a line for each type, then one for all."""
         width = max([len("type"), *map(len, self.per_type)])
@@ -55,13 +77,39 @@ class Score:
             )
         return "\n".join(lines)
 
+    def conlleval(self) -> str:
+        """Return the figures as the script conlleval prints them, to the last blank."""
+        lines = [
+            f"processed {self.tokens} tokens with {self.gold} phrases; "
+            f"found: {self.predicted} phrases; correct: {self.correct}.",
+            f"accuracy: {100 * self.right / max(self.tokens, 1):6.2f}%; {self._percents()}",
+        ]
+        for kind, part in self.per_type.items():
+            padded = " " * (17 - len(kind.encode())) + kind  # it counts bytes
+            twice = (
+                2 if not kind and part.gold and part.predicted else 1
+            )  # a type without a name is listed by each side
+            lines += [f"{padded}: {part._percents()}  {part.predicted}"] * twice
+        return "\n".join(lines)
+
+    def _percents(self) -> str:
+        precision = 100 * self.correct / max(self.predicted, 1)
+        recall = 100 * self.correct / max(self.gold, 1)
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        return f"precision: {precision:6.2f}%; recall: {recall:6.2f}%; FB1: {f1:6.2f}"
+
     def to_dict(self) -> dict[str, object]:
-        """Return precision, recall, f1 (fractions), the three counts and, where there are types, `per_type`."""
-        plain: dict[str, object] = {name: getattr(self, name) for name in ("precision", "recall", "f1")}
-        plain |= {"correct": self.correct, "predicted": self.predicted, "gold": self.gold}
-        if self.per_type:
-            plain["per_type"] = {name: score.to_dict() for name, score in self.per_type.items()}
-        return plain
+        """Return fractions under the names of the metric seqeval in the library evaluate.
+
+        `overall_precision`, `overall_recall`, `overall_f1`, `overall_accuracy`, and for each type a dictionary of
+        `precision`, `recall`, `f1` and `number` (gold entities), under the type's name.
+        """
+        per_type: dict[str, object] = {
+            kind: {"precision": part.precision, "recall": part.recall, "f1": part.f1, "number": part.gold}
+            for kind, part in self.per_type.items()
+        }
+        overall = {f"overall_{name}": getattr(self, name) for name in ("precision", "recall", "f1", "accuracy")}
+        return per_type | overall
 
 
 def spans(tags: Sequence[str]) -> list[Span]:
@@ -97,7 +145,7 @@ def score(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> 
         predicted: The tags to judge: as many sentences, each of the same length.
 
     Returns:
-        A `Score` over all types, with one `Score` for each type that occurs on either side, in alphabetical order.
+        A `Score` over all types, with one for each type that occurs on either side.
 
     Raises:
         ValueError: another number of sentences, or a sentence of another length.
@@ -106,20 +154,11 @@ def score(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> 
         >>> score([["B-a", "O", "B-b"]], [["B-a", "O", "O"]]).recall
         0.5
     """
-    correct: Counter[str] = Counter()
-    of_gold: Counter[str] = Counter()
-    of_predicted: Counter[str] = Counter()
+    counts = Counts()
     for number, (right, guess) in enumerate(zip(gold, predicted, strict=True)):
         if len(right) != len(guess):
             raise ValueError(f"predicted: sentence {number} has {len(guess)} tags, its gold tags are {len(right)}.")
-        right_spans, guess_spans = set(spans(right)), set(spans(guess))
-        of_gold.update(span.type for span in right_spans)
-        of_predicted.update(span.type for span in guess_spans)
-        correct.update(span.type for span in right_spans & guess_spans)
-    types = sorted(of_gold.keys() | of_predicted.keys())
-    return Score(
-        correct.total(),
-        of_predicted.total(),
-        of_gold.total(),
-        {name: Score(correct[name], of_predicted[name], of_gold[name]) for name in types},
-    )
+        for pair in zip(right, guess, strict=True):
+            counts.token(*pair)
+        counts.boundary()
+    return Score.of(counts.finish())
