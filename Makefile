@@ -1,16 +1,19 @@
-# The words: demo, test, check, bench. Each makes the project's own virtual environment if it is missing.
+# The words: demo, test, soak, check, bench. Each makes the project's own virtual environment if it is missing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test soak check bench format clean
 
 demo: $(VENV)/demo.done
 	$(BIN)/frostline demo
 
 test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -q
+
+soak: $(VENV)/dev.done
+	FROSTLINE_SOAK=20000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
