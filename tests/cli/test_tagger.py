@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from frostline import tagger
 from frostline.cli import main
 from frostline.probe import read_run
 from frostline.tagger import read_conll
@@ -118,6 +120,32 @@ def test_a_corpus_with_other_tags_is_learned_from_as_well(tmp_path: Path, capsys
     assert "Rome" in json.loads((files.out / "words.json").read_text(encoding="ascii"))[: config["missing"]]
     assert main([*_train_arguments(files, epochs=1), "--also", "nowhere.conll"]) == 2
     assert "nowhere.conll: No such file" in capsys.readouterr().err
+
+
+def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _write(tmp_path)
+    arguments = [*_train_arguments(files), "--patience", "6"]
+    assert main([*arguments, "--resume"]) == 2
+    assert "training.safetensors: no such file, so nothing to resume" in capsys.readouterr().err
+    assert main(arguments) == 0
+    whole = (files.out / "model.safetensors").read_bytes()
+    shutil.rmtree(files.out)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("frostline.tagger.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
+        patch.setattr(tagger.Progress, "epoch", killed)
+        assert main(arguments) == 130
+    assert [path.name for path in files.out.iterdir()] == ["training.safetensors"]
+    assert main(["tagger", "predict", str(files.out)]) == 2
+    assert "its training has not ended. Pass --resume" in capsys.readouterr().err
+    assert main([*arguments, "--resume"]) == 0
+    assert (files.out / "model.safetensors").read_bytes() == whole
+    assert not (files.out / "training.safetensors").exists()
 
 
 def test_evaluating_in_json_gives_the_f1_that_training_printed(

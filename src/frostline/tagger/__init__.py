@@ -5,6 +5,8 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     from frostline import tagger
 
     sentences = tagger.read_conll("train.conll")        # list of Sentence(tokens, tags); plain pairs will do
+                                                        # (tagger.Columns(token=1, tag=-1, separator=None,
+                                                        #   comments=None) says where a file keeps them)
     run = tagger.train(
         sentences, dev_sentences, vectors,              # vectors: fl.vectors.load(...) or Vectors(words, matrix)
         also=[more_sentences],                          # corpora with tag sets of their own, to learn from as well
@@ -13,6 +15,8 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
         options=tagger.Options(hidden=64),              # sizes and rates, all with defaults
         watch=None,                                     # a tagger.Watcher: its start(plan, coverage), batch(tokens)
                                                         #   and epoch(Epoch) are called; a subclass may define any
+        patience=None,                                  # stop after so many epochs without a better F1 on dev
+        checkpoint="file", resume=False,                # keep the state of training there; go on from it, bit for bit
     )                                                   # -> TrainingRun
     run.plan                                            # what learns: the printable plan
     run.history                                         # list of Epoch(number, loss, dev_f1, seconds, tokens)
@@ -38,9 +42,9 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
 from __future__ import annotations
 
 from frostline.tagger.audit import Audit
-from frostline.tagger.conll import Sentence
+from frostline.tagger.conll import Columns, Sentence
 from frostline.tagger.conll import read as read_conll
-from frostline.tagger.folder import check_free
+from frostline.tagger.folder import CHECKPOINT, check_free
 from frostline.tagger.left import leave
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
@@ -54,7 +58,9 @@ from frostline.tagger.vocabulary import Coverage, Vocabulary
 from frostline.tagger.watching import Epoch, Watcher
 
 __all__ = [
+    "CHECKPOINT",
     "Audit",
+    "Columns",
     "Coverage",
     "Epoch",
     "LSTMTagger",

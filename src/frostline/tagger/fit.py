@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,51 +55,71 @@ class Fit:
         self.average = Average(parameters, options.average)
         self.history: list[Epoch] = []
         self.best_values: list[Tensor] = []
+        self.left: list[tuple[int, list[int]]] = []  # batches still to come in this epoch
+        self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0  # of this epoch
         self._epochs = epochs
         self._hidden_with = chance_of_hiding([s for task in tasks for s in task.sentences], tagger.vocabulary, options)
         self._steps = epochs * sum(math.ceil(len(task.sentences) / options.batch) for task in tasks)
 
-    def run(self, dev: Sequence[Labelled], watch: Watcher) -> Epoch:
-        """Train to the end; return the best epoch, whose weights the model then has."""
-        while len(self.history) < self._epochs:
-            self._epoch(dev, watch)
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, self.best_values, strict=True):
-                parameter.copy_(value)
+    def run(
+        self,
+        dev: Sequence[Labelled],
+        watch: Watcher,
+        patience: int | None = None,
+        after_step: Callable[[Fit], object] | None = None,
+    ) -> Epoch:
+        """Train to the end, or until `patience` epochs brought nothing better.
+
+        Returns:
+            The best epoch, whose weights the model then has.
+        """
+        while len(self.history) < self._epochs and not self._stalled(patience):
+            self._epoch(dev, watch, after_step)
+        _put(self.best_values, self.parameters)
         self.tagger.model.eval()
         return _best(self.history)
 
-    def _epoch(self, dev: Sequence[Labelled], watch: Watcher) -> None:
-        began = time.perf_counter()
-        loss_sum, seen = 0.0, 0
+    def _stalled(self, patience: int | None) -> bool:
+        return (
+            patience is not None and bool(self.history) and len(self.history) - _best(self.history).number >= patience
+        )
+
+    def _epoch(self, dev: Sequence[Labelled], watch: Watcher, after_step: Callable[[Fit], object] | None) -> None:
         self.tagger.model.train()
-        for task, group in self._groups():
-            loss, tokens = self._step(task, [task.sentences[number] for number in group])
-            loss_sum += loss * tokens
-            seen += tokens
+        if not self.seen:
+            self.left = self._groups()
+        while self.left:
+            began = time.perf_counter()
+            number, group = self.left.pop()
+            loss, tokens = self._step(self.tasks[number], group)
+            self.loss_sum += loss * tokens
+            self.seen += tokens
+            self.seconds += time.perf_counter() - began
+            if after_step is not None:
+                after_step(self)
             watch.batch(tokens)
-        seconds = time.perf_counter() - began
         with self.average.in_place():
             f1 = self.tagger.evaluate(dev).f1
-        self.history.append(Epoch(len(self.history) + 1, loss_sum / seen, f1, seconds, seen))
+        self.history.append(Epoch(len(self.history) + 1, self.loss_sum / self.seen, f1, self.seconds, self.seen))
+        self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0
         if self.history[-1] is _best(self.history):
             self.best_values = [value.clone() for value in self.average.values]
         watch.epoch(self.history[-1])
 
-    def _groups(self) -> list[tuple[Task, list[int]]]:
-        """Draw the batches of one epoch: a task, and the numbers of its sentences."""
+    def _groups(self) -> list[tuple[int, list[int]]]:
+        """Draw the batches of one epoch: the number of a task, and those of its sentences."""
         groups = [
-            (task, group)
-            for task in self.tasks
+            (number, group)
+            for number, task in enumerate(self.tasks)
             for group in shuffled([len(one.rows) for one in task.sentences], self.options.batch, self.generator)
         ]
         return [groups[i] for i in torch.randperm(len(groups), generator=self.generator).tolist()]
 
-    def _step(self, task: Task, sentences: list[Encoded]) -> tuple[float, int]:
+    def _step(self, task: Task, group: list[int]) -> tuple[float, int]:
         """Learn from one batch; return the mean loss of its tokens, and how many they are."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * (1 - 0.9 * self.average.steps / self._steps)
-        batch = pad(sentences)
+        for settings in self.optimizer.param_groups:
+            settings["lr"] = self.options.learning_rate * (1 - 0.9 * self.average.steps / self._steps)
+        batch = pad([task.sentences[number] for number in group])
         hide = torch.rand(batch.rows.shape, generator=self.generator) < self._hidden_with[batch.rows]
         read = self.tagger.model.read(batch.rows.masked_fill(hide, UNKNOWN), batch.shapes, batch.lengths)
         tokens = int(batch.lengths.sum())
@@ -110,6 +131,58 @@ class Fit:
         self.average.step()
         return float(loss.detach()), tokens
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor that a step reads and changes, by name; not copies."""
+        found = {"order": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        for name, values in self._lists().items():
+            found |= {f"{name}.{number}": value.detach() for number, value in enumerate(values)}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        return found
+
+    def numbers(self) -> dict[str, Any]:
+        """Return what else it needs to go on, as JSON takes it."""
+        return {
+            "history": [asdict(epoch) for epoch in self.history],
+            "steps": self.average.steps,
+            "left": self.left,
+            "epoch": [self.loss_sum, self.seen, self.seconds],
+        }
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on where `tensors` and `numbers` were taken: every later step is the one that would have followed.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: Something is missing, or of another kind or shape.
+        """
+        self.history = [Epoch(**epoch) for epoch in numbers["history"]]
+        self.average.steps = int(numbers["steps"])
+        self.left = [(int(task), [int(one) for one in group]) for task, group in numbers["left"]]
+        loss_sum, seen, seconds = numbers["epoch"]
+        self.loss_sum, self.seen, self.seconds = float(loss_sum), int(seen), float(seconds)
+        for task, group in self.left:
+            if task not in range(len(self.tasks)) or not set(group) <= set(range(len(self.tasks[task].sentences))):
+                raise ValueError("a batch of sentences that are not there")
+        if self.history:
+            self.best_values = [torch.empty_like(value) for value in self.average.values]
+        for name, places in self._lists().items():
+            for number, place in enumerate(places):
+                _put([_fitting(tensors, f"{name}.{number}", place.shape, place.dtype)], [place])
+        state: dict[int, dict[str, Tensor]] = {}
+        for name in tensors:
+            if name.startswith("optimizer."):
+                _, of, key = name.split(".")
+                shape = self.parameters[int(of)].shape if key != "step" else torch.Size([])
+                state.setdefault(int(of), {})[key] = _fitting(tensors, name, shape, torch.float32)
+        if not state.keys() <= set(range(len(self.parameters))):
+            raise ValueError("optimizer state of a parameter that is not there")
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
+        self.generator.set_state(tensors["order"])
+        torch.set_rng_state(tensors["dropout"])
+
+    def _lists(self) -> dict[str, Sequence[Tensor]]:
+        return {"parameter": self.parameters, "average": self.average.values, "best": self.best_values}
+
 
 def chance_of_hiding(sentences: list[Encoded], vocabulary: Vocabulary, options: Options) -> Tensor:
     """Return for each row how often it is read as <unk> in training, float32, shape (V,): 0 but for missing words."""
@@ -118,6 +191,18 @@ def chance_of_hiding(sentences: list[Encoded], vocabulary: Vocabulary, options: 
     chance[:FIRST] = 0
     chance[FIRST + vocabulary.missing :] = 0
     return chance
+
+
+def _fitting(tensors: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    if tensors[name].shape != shape or tensors[name].dtype != dtype:
+        raise ValueError(f"{name} is not {dtype} of shape {tuple(shape)}")
+    return tensors[name]
+
+
+def _put(values: Sequence[Tensor], places: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for value, place in zip(values, places, strict=True):
+            place.copy_(value)
 
 
 def _best(history: list[Epoch]) -> Epoch:

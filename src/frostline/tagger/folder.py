@@ -5,7 +5,8 @@
     words.json          the word of row 2, 3, ... of the table
     model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`
 
-`frostline tagger train` leaves the files of a run beside them (see `frostline.probe.run`).
+While `frostline tagger train` is at work the folder has a checkpoint (see `frostline.tagger.checkpoint`), of which
+nothing is left at the end; then the files of a run stand beside the tagger (see `frostline.probe.run`).
 Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
 """
 
@@ -29,6 +30,7 @@ from frostline.tagger.vocabulary import Vocabulary
 
 KIND, FORMAT = "frostline tagger", 2
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
+CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -86,6 +88,8 @@ def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str
     source = Path(path)
     if not source.is_dir():
         raise ModelFolderError(f"{source}: no such folder. Name one that `frostline tagger train --out` wrote.")
+    if not (source / CONFIG).exists() and (source / CHECKPOINT).exists():
+        raise ModelFolderError(f"{source}: its training has not ended. Pass --resume to `frostline tagger train`.")
     config = _json(source / CONFIG)
     if not isinstance(config, dict) or config.get("kind") != KIND:
         raise ModelFolderError(f"{source / CONFIG}: not the configuration of a frostline tagger.")
@@ -144,6 +148,8 @@ def _all_text(value: object) -> bool:
 
 
 def _is_ours(folder: Path) -> bool:
+    if {path.name for path in folder.iterdir()} <= {CHECKPOINT, f"{CHECKPOINT}.part"}:
+        return True
     try:
         config = _json(folder / CONFIG)
     except ModelFolderError:

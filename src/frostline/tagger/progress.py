@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class Progress(Watcher):
         self._epochs = epochs
         self._tokens = tokens
         self._began = time.perf_counter()
+        self._done_before = 0.0  # epochs, by the training that this one resumes
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
@@ -51,6 +53,13 @@ class Progress(Watcher):
         self._began = time.perf_counter()
         print(f"coverage {coverage}\n\n{plan}\n", flush=True)
 
+    def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
+        """Print where it goes on, and move the bar there."""
+        self._done_before = len(history) + tokens / self._tokens
+        print(f"resumed  after {len(history)} epochs and {tokens:,} tokens of the next", flush=True)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=round(self._done_before * self._tokens))
+
     def batch(self, tokens: int) -> None:
         """Move the bar."""
         if self._bar is not None:
@@ -58,7 +67,9 @@ class Progress(Watcher):
 
     def epoch(self, epoch: Epoch) -> None:
         """Print one line."""
-        left = (time.perf_counter() - self._began) / epoch.number * (self._epochs - epoch.number)
+        here = epoch.number - self._done_before
+        of_one = (time.perf_counter() - self._began) / here if here else epoch.seconds
+        left = of_one * (self._epochs - epoch.number)
         print(
             f"epoch {epoch.number:>{len(str(self._epochs))}}/{self._epochs}  loss {epoch.loss:.4f}  "
             f"dev F1 {100 * epoch.dev_f1:4.1f}%  {epoch.tokens / epoch.seconds:,.0f} tokens/s  {left:.0f} s left",

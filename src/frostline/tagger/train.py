@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from frostline import partial
 from frostline.errors import DataFileError, VectorFileError
 from frostline.tagger.audit import Audit, compare
 from frostline.tagger.batches import encoded, tag_set
+from frostline.tagger.checkpoint import Checkpoint, digest
 from frostline.tagger.fit import Fit, Task
 from frostline.tagger.head import Head
 from frostline.tagger.model import LSTMTagger
@@ -50,8 +52,12 @@ def train(
     learn: Learn = "missing",
     epochs: int = 16,
     seed: int = 0,
+    patience: int | None = None,
     options: Options | None = None,
     watch: Watcher | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 30.0,
+    resume: bool = False,
 ) -> TrainingRun:
     """Train a tagger over `vectors`, all of which stay as they are unless `learn` says otherwise.
 
@@ -66,8 +72,13 @@ def train(
             The rest of the network always learns.
         epochs: Passes over `train` and `also`, 1 or more.
         seed: Same seed, same result on the same machine; the global generator is untouched.
+        patience: Stop after so many epochs that brought no better F1 on dev, 1 or more; None never stops early.
         options: Sizes and rates.
         watch: Is told of each step and epoch.
+        checkpoint: File to keep the state of training in, from which it can go on after it was killed.
+        every: Seconds between two writings of `checkpoint`; 0 writes it after every step.
+        resume: Go on from `checkpoint`, which a training with the same arguments wrote: the result is, bit for bit,
+            that of a training that was never interrupted. `patience`, `watch` and `every` may differ.
 
     Returns:
         A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (of equals, the lower loss).
@@ -75,7 +86,8 @@ def train(
     Raises:
         DataFileError: no sentence in a corpus, or one with another number of tags than of tokens.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
-        ValueError: `epochs` or `learn` out of range.
+        RunFolderError: `checkpoint` cannot be written, or not be resumed from.
+        ValueError: `epochs`, `patience` or `learn` out of range, or `resume` without `checkpoint`.
 
     Cost: two copies of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
         unless `learn` is "all".
@@ -83,6 +95,10 @@ def train(
     options, watch = options or Options(), watch or Watcher()
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} is out of range. Pass 1 or more.")
+    if patience is not None and patience < 1:
+        raise ValueError(f"patience: {patience} is out of range. Pass 1 or more, or None.")
+    if resume and checkpoint is None:
+        raise ValueError("resume: nothing to resume from. Pass checkpoint=, the file that the training wrote.")
     if learn not in ("missing", "none", "all"):
         raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
     _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
@@ -115,7 +131,15 @@ def train(
         parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
         fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed))
         watch.start(plan, coverage)
-        best = fit.run(dev, watch)
+        file = None
+        if checkpoint is not None:
+            given = {"epochs": epochs, "seed": seed, "learn": learn, **asdict(options)}
+            data = {"data": digest([*corpora, dev]), "vectors": digest([words, start.numpy().data])}
+            file = Checkpoint(checkpoint, given | data, every)
+        if file is not None and resume:
+            file.read(fit)
+            watch.resumed(fit.history, fit.seen)
+        best = fit.run(dev, watch, patience, after_step=None if file is None else file.write)
     end = model.embed.weight.detach().clone()
     audit = compare(start, end, _rows_that_learn(learn, vocabulary))
     return TrainingRun(tagger, plan, coverage, fit.history, best, audit, start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,9 @@ class Watcher:
 
     def start(self, plan: Plan, coverage: Coverage) -> None:
         """Training is about to begin."""
+
+    def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
+        """An interrupted training goes on after these epochs, and so many tokens of the next."""
 
     def batch(self, tokens: int) -> None:
         """One step was made, over so many tokens."""

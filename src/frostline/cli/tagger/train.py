@@ -17,6 +17,7 @@ examples:
   frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out model --epochs 30 --seed 1
   frostline tagger train --train train.conll --also news.conll --dev dev.conll --vectors wiki.vec --out model
 
+A killed training goes on with the same arguments and --resume; its state is written to --out every 30 seconds.
 A .conll file holds one token a line, its tag (O, B-type, I-type) last, and an empty line after each sentence."""
 
 
@@ -35,6 +36,8 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     )
     train.add_argument("--epochs", metavar="N", type=at_least(1), default=16, help="passes over --train (default 16)")
     train.add_argument("--seed", metavar="N", type=at_least(0), default=0, help="same seed, same tagger (default 0)")
+    train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
+    train.add_argument("--resume", action="store_true", help="go on with the killed training of --out, bit for bit")
     train.set_defaults(action=run)
 
 
@@ -53,7 +56,18 @@ def run(args: argparse.Namespace) -> int:
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
     tokens = sum(len(sentence.tokens) for corpus in (train, *also) for sentence in corpus)
     with tagger.Progress(args.epochs, tokens) as progress:
-        result = tagger.train(train, dev, table, also=also, epochs=args.epochs, seed=args.seed, watch=progress)
+        result = tagger.train(
+            train,
+            dev,
+            table,
+            also=also,
+            epochs=args.epochs,
+            seed=args.seed,
+            patience=args.patience,
+            watch=progress,
+            checkpoint=Path(args.out) / tagger.CHECKPOINT,
+            resume=args.resume,
+        )
     result.tagger.save(args.out)
     best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
     facts = {
