@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import frostline as fl
-from frostline.tagger import read_conll
+from frostline.tagger import Columns, read_conll
 
 PLAIN = [(("New", "York"), ("B-place", "I-place")), (("Hi",), ("O",))]
 
@@ -47,7 +48,13 @@ def test_a_tab_keeps_blanks_and_empty_tokens_and_other_unicode_blanks_belong_to_
         (b" O\n", ":1: no token before 'O'"),
         (b"Hi\tO\n\nYork\tLOC\n", ":3: tag 'LOC' of 'York' is not O, B-type or I-type"),
         (b"Hi\tB-\n", ":1: tag 'B-' of 'Hi' is not"),
-        (b"Hi\tS-place\n", ":1: tag 'S-place' of 'Hi' is not"),
+        (b"Hi\tM-place\n", ":1: tag 'M-place' of 'Hi' is not"),
+        (b"Hi\tS-place\n\nYork\tU-place\n", ": tags of BIOES (E-, S-) beside tags of BILOU (L-, U-)"),
+        (b"Hi\tS-place\nYou\tO\n\nYork\tI-place\n", ":4: tag 'I-place' after no B-. Correct it; this file is BIOES"),
+        (b"Hi\tS-place\nNew\tB-place\nYork\tO\n", ":3: tag 'O' inside an entity 'place'"),
+        (b"Hi\tS-place\nNew\tB-place\n\nYork\tO\n", ":2: tag 'B-place' ends the sentence inside an entity"),
+        (b"New\tB-place\nYork\tL-film\n", ":2: tag 'L-film' inside an entity 'place'"),
+        (b"# text = Hi there\nHi\tO\n", ":1: tag 'there' of '#' is not O"),
         (b"Hi\tO\ncaf\xe9\tO\n", ":2: byte 0xe9 is not UTF-8"),
         (b"", ": no labelled token in it"),
         (b"\n\n \t\n", ": no labelled token in it"),
@@ -59,3 +66,83 @@ def test_a_bad_file_is_refused_with_its_path_and_line(tmp_path: Path, data: byte
     with pytest.raises(fl.DataFileError, match=re.escape(f"{path}{says}")) as caught:
         read_conll(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags"),
+    [
+        ("IOB1", ["I-a", "I-a", "B-a", "I-b", "O"]),
+        ("IOB2", ["B-a", "I-a", "B-a", "B-b", "O"]),
+        ("BIOES", ["B-a", "E-a", "S-a", "S-b", "O"]),
+        ("BILOU", ["B-a", "L-a", "U-a", "U-b", "O"]),
+    ],
+)
+def test_the_tags_of_every_scheme_are_read_as_the_same_entities(tmp_path: Path, scheme: str, tags: list[str]) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("".join(f"x\t{tag}\n" for tag in tags), encoding="utf-8")
+    found = read_conll(path)
+    assert found.scheme == scheme
+    assert [list(sentence.tags) for sentence in found] == [["B-a", "I-a", "B-a", "B-b", "O"]]
+
+
+@pytest.mark.parametrize(
+    ("columns", "data"),
+    [
+        (Columns(token=2, tag=-2), b"1\tNew\tB-place\t_\n2\tYork\tI-place\t_\n\n1\tHi\tO\t_\n"),
+        (Columns(token=-1, tag=1), b"B-place New\nI-place York\n\nO Hi\n"),
+        (Columns(separator=","), b"New,B-place\nYork,I-place\n\nHi,O\n"),
+        (Columns(separator="||", tag=2), b"New||B-place||x y\r\nYork||I-place||\r\n\r\nHi||O||O\r\n"),
+        (Columns(comments="# "), b"# id = 1\n# text = New York\nNew\tB-place\n# in between\nYork\tI-place\n\nHi\tO\n"),
+    ],
+    ids=["columns", "from the end", "separator", "long separator", "comments"],
+)
+def test_columns_separators_and_comments_can_be_chosen(tmp_path: Path, columns: Columns, data: bytes) -> None:
+    path = tmp_path / "a.conll"
+    path.write_bytes(data)
+    assert read_conll(path, columns) == PLAIN
+
+
+def test_a_hash_is_a_token_unless_comments_are_asked_for_and_never_lost_then(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("#\tO\n#win\tO\n", encoding="utf-8")
+    assert read_conll(path) == [(("#", "#win"), ("O", "O"))]
+    assert read_conll(path, Columns(comments="# ")) == [(("#", "#win"), ("O", "O"))]
+    with pytest.raises(fl.DataFileError, match=re.escape(f"{path}:1: '#\\tO' begins as a comment, '#', and reads as")):
+        read_conll(path, Columns(comments="#"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "data", "says"),
+    [
+        (Columns(separator=","), b"Hi,O\n,,O\n", ":2: 3 columns, where the first line has 2"),
+        (Columns(tag=4), b"Hi x O\n", ":1: 3 columns in 'Hi x O', 4 needed"),
+        (Columns(token=-5), b"Hi x O\n", ":1: 3 columns in 'Hi x O', 5 needed"),
+        (Columns(tag=2), b"Hi UH O\n", ":1: tag 'UH' of 'Hi' is not"),
+    ],
+)
+def test_columns_that_are_not_there_are_refused_with_path_and_line(
+    tmp_path: Path, columns: Columns, data: bytes, says: str
+) -> None:
+    path = tmp_path / "bad.conll"
+    path.write_bytes(data)
+    with pytest.raises(fl.DataFileError, match=re.escape(f"{path}{says}")):
+        read_conll(path, columns)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"token": 0}, "token: there is no column 0"),
+        ({"tag": 0}, "tag: there is no"),
+        ({"separator": ""}, "separator: em"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Columns(**wrong)
+
+
+def test_a_sentence_of_641_tokens_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_text("x\tO\n" * 641 + "\n", encoding="utf-8")
+    assert [len(sentence.tokens) for sentence in read_conll(path)] == [641]

@@ -1,8 +1,8 @@
-"""Labelled text in CoNLL columns: one token a line, the token first, its tag last, a blank line between sentences.
+"""Labelled text in CoNLL columns: one token a line, its tag in another column, a blank line between sentences.
 
 The idea: only LF ends a line (a CR before it is dropped), only TAB and SPACE separate, so every other character,
 Unicode blanks included, belongs to a token. Where a line holds a TAB, the TAB alone separates: a token may then hold
-blanks, or be empty, as it happens in real files. Tags are O, B-type or I-type.
+blanks, or be empty, as it happens in real files. Whatever scheme the tags are in, they are given back in IOB2.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from frostline.errors import DataFileError
+from frostline.tagger import schemes
 
-_TAG = re.compile(r"O|[BI]-.+")
+_TAG = re.compile(r"O|[BIESLU]-.+")
 _BLANKS = " \t\r"
 
 
@@ -24,6 +26,71 @@ class Sentence(NamedTuple):
 
     tokens: tuple[str, ...]
     tags: tuple[str, ...]
+
+
+class Sentences(list[Sentence]):
+    """The sentences of a file; `scheme` is the one that their tags were written in."""
+
+    scheme: schemes.Scheme = "IOB2"
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a file keeps tokens and tags.
+
+    Args:
+        token: Column of the token: 1 is the first, -1 the last.
+        tag: Column of the tag.
+        separator: What stands between columns, to the letter; every line must then have as many, since a separator
+            inside a token cannot be told from one beside it. None: the TAB in a line that has one, else blanks.
+        comments: A line that begins with this is skipped. None: no line is, since `#` is a token like any other.
+
+    Raises:
+        ValueError: column 0, or a separator or prefix without a character.
+    """
+
+    token: int = 1
+    tag: int = -1
+    separator: str | None = None
+    comments: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("token", "tag"):
+            if getattr(self, name) == 0:
+                raise ValueError(f"{name}: there is no column 0. The first is 1, the last -1.")
+        for name in ("separator", "comments"):
+            if getattr(self, name) == "":
+                raise ValueError(f"{name}: empty. Pass at least one character, or None.")
+
+    def of(self, line: str) -> tuple[str, str]:
+        """Return token and tag of a line; ValueError says why there are none."""
+        fields = self._fields(line)
+        needed = max(2, *(column if column > 0 else -column for column in (self.token, self.tag)))
+        if len(fields) < needed:
+            if needed == 2:
+                raise ValueError(
+                    f"no tag beside {fields[0]!r}. Write token, TAB, tag; leave a line empty to end a sentence."
+                )
+            raise ValueError(
+                f"{len(fields)} columns in {line!r}, {needed} needed. Choose other columns or a separator."
+            )
+        token, tag = (fields[column - (column > 0)] for column in (self.token, self.tag))
+        if not token and self.separator is None and "\t" not in line:
+            raise ValueError(
+                f"no token before {tag!r}. Begin the line with its token, or separate the columns by a TAB."
+            )
+        if not _TAG.fullmatch(tag):
+            raise ValueError(
+                f"tag {tag!r} of {token!r} is not O, B-type or I-type (nor E-, S-, L- or U-type). "
+                f"Say which column holds the tag, and what begins a comment."
+            )
+        return token, tag
+
+    def _fields(self, line: str) -> list[str]:
+        if self.separator is not None:
+            return [field.strip(" ") for field in line.split(self.separator)]
+        line = line.rstrip(_BLANKS)
+        return [field.strip(" ") for field in line.split("\t")] if "\t" in line else re.split(" +", line)
 
 
 def decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
@@ -43,17 +110,20 @@ def decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
         yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
 
 
-def read(path: str | os.PathLike[str]) -> list[Sentence]:
+def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Sentences:
     r"""Read the labelled sentences of a CoNLL file.
 
     Args:
-        path: A UTF-8 file with at least two columns; columns between the first and the last are ignored.
+        path: A UTF-8 file with at least two columns.
+        columns: Where tokens and tags are; by default the token is in the first column and the tag in the last.
 
     Returns:
-        The sentences in file order, none of them empty. `-DOCSTART-` lines separate and are not tokens.
+        The sentences in file order, none of them empty, a list with the attribute `scheme`: IOB1, IOB2, BIOES or BILOU,
+        found by looking at all tags. The tags given back are IOB2. `-DOCSTART-` lines separate and are not tokens.
 
     Raises:
-        DataFileError: a line without a tag, a tag that is not O, B-type or I-type, bytes that are not UTF-8, or no
+        DataFileError: a line without a tag, a tag of no scheme or of another than the rest, a BIOES or BILOU tag that
+            contradicts the one before, a line that could be a comment and a token, bytes that are not UTF-8, or no
             sentence at all. The message names path:line.
         OSError: the file cannot be opened.
 
@@ -63,47 +133,65 @@ def read(path: str | os.PathLike[str]) -> list[Sentence]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "two.conll"
-        ...     _ = path.write_text("New\tB-place\nYork\tI-place\n\nHi O\n", encoding="utf-8")
-        ...     [sentence.tags for sentence in read(path)]
-        [('B-place', 'I-place'), ('O',)]
+        ...     _ = path.write_text("New\tB-place\nYork\tE-place\n\nHi O\n", encoding="utf-8")
+        ...     sentences = read(path)
+        >>> [sentence.tags for sentence in sentences], sentences.scheme
+        ([('B-place', 'I-place'), ('O',)], 'BIOES')
 
     Source: the column format of the CoNLL-2003 shared task.
     """
-    sentences: list[Sentence] = []
-    tokens: list[str] = []
-    tags: list[str] = []
-
-    def end_sentence() -> None:
-        if tokens:
-            sentences.append(Sentence(tuple(tokens), tuple(tags)))
-            tokens.clear()
-            tags.clear()
-
-    with Path(path).open("rb") as file:
-        for number, line in enumerate(decoded(file, str(path)), start=1):
-            if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
-                end_sentence()
-                continue
-            try:
-                token, tag = _columns(line)
-            except ValueError as error:
-                raise DataFileError(f"{path}:{number}: {error}") from None
-            tokens.append(token)
-            tags.append(tag)
-    end_sentence()
-    if not sentences:
+    blocks = list(_blocks(Path(path), columns or Columns()))
+    if not blocks:
         raise DataFileError(f"{path}: no labelled token in it. Expected one 'token<TAB>tag' a line.")
+    sentences = Sentences()
+    try:
+        sentences.scheme = schemes.detect([tag for _, _, tag in block] for block in blocks)
+    except ValueError as error:
+        raise DataFileError(f"{path}: {error}") from None
+    for block in blocks:
+        numbers, tokens, tags = zip(*block, strict=True)
+        try:
+            entities = schemes.read(tags, sentences.scheme)
+        except ValueError as error:
+            place, wrong = error.args
+            raise DataFileError(
+                f"{path}:{numbers[place]}: tag {wrong}. Correct it; this file is {sentences.scheme}."
+            ) from None
+        sentences.append(Sentence(tokens, tuple(schemes.write(entities, len(tokens)))))
     return sentences
 
 
-def _columns(line: str) -> tuple[str, str]:
-    line = line.rstrip(_BLANKS)
-    fields = [field.strip(" ") for field in line.split("\t")] if "\t" in line else line.split(" ")
-    token, tag = fields[0], fields[-1]
-    if len(fields) < 2:
-        raise ValueError(f"no tag beside {token!r}. Write token, TAB, tag; leave a line empty to end a sentence.")
-    if not token and "\t" not in line:
-        raise ValueError(f"no token before {tag!r}. Begin the line with its token, or separate the columns by a TAB.")
-    if not _TAG.fullmatch(tag):
-        raise ValueError(f"tag {tag!r} of {token!r} is not O, B-type or I-type. Put the tag last, in the BIO scheme.")
-    return token, tag
+def _blocks(path: Path, columns: Columns) -> Iterator[list[tuple[int, str, str]]]:
+    """Yield the sentences: line number, token and tag of each line."""
+    block: list[tuple[int, str, str]] = []
+    separators = None  # in the first line
+    with path.open("rb") as file:
+        for number, line in enumerate(decoded(file, str(path)), start=1):
+            comment = columns.comments is not None and line.startswith(columns.comments)
+            if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
+                if block:
+                    yield block
+                block = []
+                continue
+            try:
+                token, tag = columns.of(line)
+            except ValueError as error:
+                if comment:
+                    continue
+                raise DataFileError(f"{path}:{number}: {error}") from None
+            if comment:
+                raise DataFileError(
+                    f"{path}:{number}: {line!r} begins as a comment, {columns.comments!r}, and reads as the token "
+                    f"{token!r} with its tag. Pass a prefix that only comments have."
+                )
+            if columns.separator is not None:
+                found = line.count(columns.separator)
+                separators = separators or found
+                if found != separators:
+                    raise DataFileError(
+                        f"{path}:{number}: {found + 1} columns, where the first line has {separators + 1}. "
+                        f"Choose a separator that no token holds, such as TAB."
+                    )
+            block.append((number, token, tag))
+    if block:
+        yield block
