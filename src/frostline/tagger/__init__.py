@@ -7,8 +7,6 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     sentences = tagger.read_conll("train.conll")        # list of Sentence(tokens, tags); plain pairs will do
                                                         # (tagger.Columns(token=1, tag=-1, separator=None,
                                                         #   comments=None) says where a file keeps them)
-                                                        # (tagger.Columns(token=1, tag=-1, separator=None,
-                                                        #   comments=None) says where a file keeps them)
     run = tagger.train(
         sentences, dev_sentences, vectors,              # vectors: fl.vectors.load(...) or Vectors(words, matrix)
         also=[more_sentences],                          # corpora with tag sets of their own, to learn from as well
@@ -62,7 +60,6 @@ from frostline.tagger.watching import Epoch, Watcher
 __all__ = [
     "CHECKPOINT",
     "Audit",
-    "Columns",
     "Columns",
     "Coverage",
     "Epoch",
