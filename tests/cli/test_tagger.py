@@ -293,3 +293,40 @@ def test_every_line_of_the_dirty_real_files_is_read(name: str) -> None:
 def test_empty_tokens_and_tokens_with_blanks_of_the_real_files_are_kept() -> None:
     tokens = {token for sentence in read_conll(SHARED / "btc" / "h.conll") for token in sentence.tokens}
     assert {"", "ke s", "AD t"} <= tokens
+
+
+def test_columns_schemes_and_separators_can_be_chosen_and_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _write(tmp_path)
+    rewritten = {"\tO\n": "|O|x\n", "\tB-town\n": "|S-town|x\n"}
+    for path in (files.train, files.dev):
+        text = path.read_text(encoding="utf-8")
+        for old, new in rewritten.items():
+            text = text.replace(old, new)
+        path.write_text("## of towns\n" + text, encoding="utf-8")
+    layout = ["--tag-column", "-2", "--separator", "|", "--comments", "##"]
+    assert main([*_train_arguments(files, epochs=8), *layout]) == 0
+    printed = capsys.readouterr().out
+    assert f"train    60 sentences, 240 tokens, tags in BIOES in {files.train}" in printed
+    assert main(["tagger", "evaluate", str(files.out), str(files.dev), *layout, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["town"]["number"] == 60
+    assert main(["tagger", "evaluate", str(files.out), str(files.dev), "--tag-column", "0"]) == 2
+    assert "argument --tag-column: '0' is no column. The first is 1, the last -1." in capsys.readouterr().err
+
+
+def test_training_says_how_tokens_find_their_vectors_and_warns_where_few_do(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dev = trained.dev.read_text(encoding="utf-8")
+    lowered = 60 + dev.count("Town")  # "We" and the towns begin upper case; only Nowhere has no vector
+    written = 4 * 60 - lowered - dev.count("Nowhere")
+    assert (
+        f"dev      {1 - dev.count('Nowhere') / 240:.1%} of the tokens have a vector ({written / 240:.1%} as written, "
+        f"{lowered / 240:.1%} in lower case); without: Nowhere" in trained.printed
+    )
+    assert "warning" not in trained.printed
+    files = _write(tmp_path)
+    files.dev.write_text(dev.replace("We", "Nous").replace("left", "avons").replace("reached", "vu"), encoding="utf-8")
+    assert main(_train_arguments(files, epochs=1)) == 0
+    assert "warning  dev: few tokens have a vector. Compare how both write words" in capsys.readouterr().out

@@ -21,6 +21,7 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     run.plan                                            # what learns: the printable plan
     run.history                                         # list of Epoch(number, loss, dev_f1, seconds, tokens)
     run.best                                            # the Epoch whose weights were kept: the best dev F1
+    tagger.look_up(tokens, set(vectors.words))          # Lookups: how tokens of any text find their vectors
     run.coverage                                        # Coverage: which training words the vectors have
     run.audit                                           # Audit: frozen_compared, frozen_moved, learned_rows,
                                                         #   learned_rows_moved (compared bit by bit with the start)
@@ -46,6 +47,7 @@ from frostline.tagger.conll import Columns, Sentence
 from frostline.tagger.conll import read as read_conll
 from frostline.tagger.folder import CHECKPOINT, check_free
 from frostline.tagger.left import leave
+from frostline.tagger.lookups import Lookups, look_up
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
 from frostline.tagger.progress import Progress
@@ -64,6 +66,7 @@ __all__ = [
     "Coverage",
     "Epoch",
     "LSTMTagger",
+    "Lookups",
     "Options",
     "Progress",
     "Score",
@@ -75,6 +78,7 @@ __all__ = [
     "Watcher",
     "check_free",
     "leave",
+    "look_up",
     "read_conll",
     "score",
     "score_file",

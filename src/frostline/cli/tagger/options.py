@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from frostline.tagger import Columns
 
 
 def at_least(low: int) -> Callable[[str], int]:
@@ -19,3 +23,44 @@ def at_least(low: int) -> Callable[[str], int]:
         return number
 
     return whole_number
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a file keeps tokens and tags."""
+    group = parser.add_argument_group("columns")
+    group.add_argument(
+        "--token-column", metavar="N", type=_column, default=1, help="1 is the first, -1 the last (default 1)"
+    )
+    group.add_argument("--tag-column", metavar="N", type=_column, default=-1, help="likewise (default -1)")
+    group.add_argument(
+        "--separator",
+        metavar="S",
+        type=_characters,
+        help=r"between columns, such as , or \t (default: TAB where a line has one, else blanks)",
+    )
+    group.add_argument(
+        "--comments", metavar="PREFIX", type=_characters, help="skip lines that begin with this (default: none are)"
+    )
+
+
+def columns(args: argparse.Namespace) -> Columns:
+    """Return what the options of `add_columns` say."""
+    from frostline.tagger import Columns
+
+    return Columns(args.token_column, args.tag_column, args.separator, args.comments)
+
+
+def _column(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is no column. The first is 1, the last -1.")
+    return number
+
+
+def _characters(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("empty. Give at least one character, or leave the option out.")
+    return text.replace("\\t", "\t")

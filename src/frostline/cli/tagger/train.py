@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import at_least
+from frostline.cli.tagger.options import add_columns, at_least, columns
 
 if TYPE_CHECKING:
-    from frostline.tagger import Sentence
+    from frostline.tagger.conll import Sentences
 
 _EXAMPLES = """\
 examples:
@@ -18,7 +18,7 @@ examples:
   frostline tagger train --train train.conll --also news.conll --dev dev.conll --vectors wiki.vec --out model
 
 A killed training goes on with the same arguments and --resume; its state is written to --out every 30 seconds.
-A .conll file holds one token a line, its tag (O, B-type, I-type) last, and an empty line after each sentence."""
+A .conll file holds one token a line, its tag (IOB1, IOB2, BIOES, BILOU) last, and an empty line after each sentence."""
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -38,6 +38,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--seed", metavar="N", type=at_least(0), default=0, help="same seed, same tagger (default 0)")
     train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
     train.add_argument("--resume", action="store_true", help="go on with the killed training of --out, bit for bit")
+    add_columns(train)
     train.set_defaults(action=run)
 
 
@@ -46,14 +47,16 @@ def run(args: argparse.Namespace) -> int:
     from frostline import tagger, vectors
 
     tagger.check_free(args.out)  # before the work, not after it
-    train, dev = tagger.read_conll(args.train), tagger.read_conll(args.dev)
+    layout = columns(args)
+    train, dev = tagger.read_conll(args.train, layout), tagger.read_conll(args.dev, layout)
     print(f"train    {_size(train)} in {args.train}")
     print(f"dev      {_size(dev)} in {args.dev}", flush=True)
-    also = [tagger.read_conll(path) for path in args.also]
+    also = [tagger.read_conll(path, layout) for path in args.also]
     for path, corpus in zip(args.also, also, strict=True):
         print(f"also     {_size(corpus)} in {path}", flush=True)
     table = vectors.load(args.vectors)
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
+    _report_lookups({"train": train, "dev": dev}, set(table.words))
     tokens = sum(len(sentence.tokens) for corpus in (train, *also) for sentence in corpus)
     with tagger.Progress(args.epochs, tokens) as progress:
         result = tagger.train(
@@ -86,6 +89,21 @@ def run(args: argparse.Namespace) -> int:
     return 1 if result.audit.frozen_moved else 0
 
 
-def _size(sentences: list[Sentence]) -> str:
+def _size(sentences: Sentences) -> str:
     tokens = sum(len(sentence.tokens) for sentence in sentences)
-    return f"{len(sentences):,} sentences, {tokens:,} tokens"
+    scheme = "" if sentences.scheme == "IOB2" else f", tags in {sentences.scheme}"
+    return f"{len(sentences):,} sentences, {tokens:,} tokens{scheme}"
+
+
+def _report_lookups(texts: dict[str, Sentences], words: set[str]) -> None:
+    from frostline.tagger import look_up
+    from frostline.tagger.lookups import SUSPICIOUS
+
+    for name, sentences in texts.items():
+        found = look_up((token for sentence in sentences for token in sentence.tokens), words)
+        print(f"{name:<8} {found}")
+        if found.share < SUSPICIOUS:
+            print(
+                f"warning  {name}: few tokens have a vector. Compare how both write words: language, case, encoding, "
+                f"punctuation split off or not.",
+            )
