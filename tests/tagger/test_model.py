@@ -120,3 +120,26 @@ def test_groups_hold_every_sentence_once_and_similar_lengths_together() -> None:
     assert groups != shuffled(lengths, 8, torch.Generator().manual_seed(1))
     assert groups == shuffled(lengths, 8, torch.Generator().manual_seed(0))
     assert [lengths[i] for group in by_length(lengths, 8) for i in group] == sorted(lengths)
+
+
+def test_dropout_of_the_recurrent_weights_is_drawn_once_a_batch_and_is_gone_in_eval() -> None:
+    torch.manual_seed(0)
+    model = LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.0, recurrent_dropout=0.5)
+    batch = _batch()
+    plain = model.eval().read(*batch)
+    state = torch.get_rng_state()
+    found = model.train().read(*batch)
+    torch.set_rng_state(state)
+    by_hand = LSTMTagger(torch.zeros(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.0).eval()
+    torch.set_rng_state(state)
+    by_hand.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for lstm in (by_hand.forwards, by_hand.backwards):
+            lstm.weight_hh_l0.copy_(nn.functional.dropout(lstm.weight_hh_l0, 0.5))
+    torch.testing.assert_close(found, by_hand.read(*batch))
+    assert not torch.allclose(found, plain)
+    found.sum().backward()
+    gradient = model.forwards.weight_hh_l0.grad
+    assert gradient is not None
+    assert ((gradient == 0) == (by_hand.forwards.weight_hh_l0 == 0)).all(), "a weight that was zeroed does not learn"
+    assert torch.equal(model.eval().read(*batch), plain)

@@ -12,7 +12,8 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
         also=[more_sentences],                          # corpora with tag sets of their own, to learn from as well
         learn="missing",                                # which rows of the table learn: "missing", "none" or "all"
         epochs=16, seed=0,
-        options=tagger.Options(hidden=64),              # sizes and rates, all with defaults
+        options=tagger.Options(hidden=64),              # sizes and rates, all with defaults; tagger.ORIGINAL: the
+                                                        #   form of the TensorFlow tagger this one comes from
         watch=None,                                     # a tagger.Watcher: its start(plan, coverage), batch(tokens)
                                                         #   and epoch(Epoch) are called; a subclass may define any
         patience=None,                                  # stop after so many epochs without a better F1 on dev
@@ -49,7 +50,7 @@ from frostline.tagger.folder import CHECKPOINT, check_free
 from frostline.tagger.left import leave
 from frostline.tagger.lookups import Lookups, look_up
 from frostline.tagger.model import LSTMTagger
-from frostline.tagger.options import Options
+from frostline.tagger.options import ORIGINAL, Options
 from frostline.tagger.progress import Progress
 from frostline.tagger.score_file import score_file
 from frostline.tagger.scores import Score, Span, score, spans
@@ -61,6 +62,7 @@ from frostline.tagger.watching import Epoch, Watcher
 
 __all__ = [
     "CHECKPOINT",
+    "ORIGINAL",
     "Audit",
     "Columns",
     "Coverage",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from frostline.tagger.average import Average
 from frostline.tagger.batches import Encoded, pad, shuffled
-from frostline.tagger.head import Head
+from frostline.tagger.head import Head, mean_loss
 from frostline.tagger.options import Options
 from frostline.tagger.tagging import Labelled, Tagger
 from frostline.tagger.vocabulary import FIRST, UNKNOWN, Vocabulary
@@ -123,7 +123,8 @@ class Fit:
         hide = torch.rand(batch.rows.shape, generator=self.generator) < self._hidden_with[batch.rows]
         read = self.tagger.model.read(batch.rows.masked_fill(hide, UNKNOWN), batch.shapes, batch.lengths)
         tokens = int(batch.lengths.sum())
-        loss = task.head.loss(read, batch.tags, batch.lengths).sum() / tokens
+        losses = task.head.loss(read, batch.tags, batch.lengths)
+        loss = mean_loss(losses, batch.tags, self.options.by_sentence)
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from frostline.tagger.batches import NO_TAG
 from frostline.tagger.crf import CRF
 
 
@@ -58,3 +59,17 @@ class Head(nn.Module):
         """Return the best tags of each sentence, int64, shape (B, T); anything behind its end."""
         scores = self(read)
         return scores.argmax(dim=-1) if self.crf is None else self.crf.decode(scores, lengths)
+
+
+def mean_loss(losses: Tensor, tags: Tensor, by_sentence: bool) -> Tensor:
+    """Return the mean of `losses`, shape (): 0 where there is no token at all.
+
+    Args:
+        losses: Loss of each sentence, the sum over its tokens, shape (B,).
+        tags: The right tags, int64, shape (B, T), NO_TAG where there is no token.
+        by_sentence: Mean over sentences of each one's mean over its tokens, or mean over all tokens.
+    """
+    counts = (tags != NO_TAG).sum(dim=1)  # (B,)
+    if by_sentence:
+        return (losses / counts.clamp(min=1)).mean()
+    return losses.sum() / counts.sum().clamp(min=1)

@@ -9,7 +9,8 @@ harmless; the other direction reads each sentence turned round within its own le
 runs two to three times as fast on a CPU, where packed ones miss the fused kernel.
 
 Dropout draws one mask for a sentence and keeps it for all its tokens: what is hidden stays hidden, so that the LSTM
-cannot take it from the neighbour (Gal and Ghahramani, 2016).
+cannot take it from the neighbour (Gal and Ghahramani, 2016). Dropout of the recurrent state zeroes weights instead,
+once for all steps, so that the fused kernel still serves (Merity, Keskar and Socher, 2018).
 """
 
 from __future__ import annotations
@@ -32,11 +33,19 @@ class LSTMTagger(nn.Module):
         hidden: H.
         shape_width: Width of the vector of a token's shape.
         dropout: Share of the inputs and outputs of the LSTM that is zeroed in training, 0 to 1.
+        recurrent_dropout: Share of the LSTM's weights from state to state that is zeroed in training, 0 to 1.
         chain: Judge the tags of a sentence as a chain (see `CRF`), or each token's alone.
     """
 
     def __init__(
-        self, table: Tensor, tags: Sequence[str], hidden: int, shape_width: int, dropout: float, chain: bool = True
+        self,
+        table: Tensor,
+        tags: Sequence[str],
+        hidden: int,
+        shape_width: int,
+        dropout: float,
+        recurrent_dropout: float = 0.0,
+        chain: bool = True,
     ) -> None:
         super().__init__()
         rows, dimension = table.shape
@@ -44,6 +53,7 @@ class LSTMTagger(nn.Module):
         self.embed = nn.Embedding(rows, dimension, padding_idx=PADDING, _weight=table)
         self.shape = nn.Embedding(SHAPES, shape_width, padding_idx=PADDING, device=table.device)
         self.dropout = KeptDropout(dropout)
+        self.recurrent_dropout = recurrent_dropout
         self.forwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)
         self.backwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)
         self.head = Head(2 * hidden, tags, chain, device=table.device)
@@ -63,10 +73,32 @@ class LSTMTagger(nn.Module):
         """
         inputs = self.dropout(torch.cat([self.embed(rows), self.shape(shapes)], dim=-1))  # (B, T, D + shape)
         turn = _turn_round(lengths, rows.shape[1])  # (B, T, 1)
-        ahead, _ = self.forwards(inputs)
-        back, _ = self.backwards(inputs.take_along_dim(turn, dim=1))
+        ahead = self._run(self.forwards, inputs)
+        back = self._run(self.backwards, inputs.take_along_dim(turn, dim=1))
         both: Tensor = self.dropout(torch.cat([ahead, back.take_along_dim(turn, dim=1)], dim=-1))
         return both
+
+    def _run(self, lstm: nn.LSTM, inputs: Tensor) -> Tensor:
+        """Return the states, shape (B, T, H); in training some weights from state to state are zeroed for all steps."""
+        if not self.training or not self.recurrent_dropout:
+            return lstm(inputs)[0]  # type: ignore[no-any-return]
+        into, from_state, *biases = lstm.all_weights[0]
+        weights = [into, nn.functional.dropout(from_state, self.recurrent_dropout), *biases]
+        zeros = inputs.new_zeros(1, len(inputs), lstm.hidden_size)
+        states, _, _ = torch.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, True, False, True)
+        return states
+
+    @torch.no_grad()
+    def use_one_bias(self, forget: float) -> list[str]:
+        """Give the LSTM the biases of TensorFlow's: 0, `forget` on the forget gate; return the names of the second.
+
+        torch adds two biases where TensorFlow has one: the second is 0, and has to be kept from learning.
+        """
+        for lstm in (self.forwards, self.backwards):
+            _, _, first, second = lstm.all_weights[0]
+            second.zero_()
+            first.zero_()[lstm.hidden_size : 2 * lstm.hidden_size] = forget  # gates stand as i, f, g, o
+        return ["forwards.bias_hh_l0", "backwards.bias_hh_l0"]
 
 
 class KeptDropout(nn.Module):

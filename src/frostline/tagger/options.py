@@ -12,6 +12,7 @@ class Options:
     hidden: int = 200
     shape_width: int = 16
     dropout: float = 0.2  # of the LSTM's inputs and outputs, one mask for all tokens of a sentence
+    recurrent_dropout: float = 0.0  # of the weights from one state to the next, one mask for a batch
     chain: bool = True  # a CRF judges the tags of a sentence as a chain; False: each token's alone
     batch: int = 16
     learning_rate: float = 3e-3  # at the start; falls evenly to a tenth
@@ -19,3 +20,9 @@ class Options:
     clip: float = 1.0
     hide: float = 0.5  # a missing word seen n times is read as <unk> with probability hide / (hide + n)
     average: float = 0.998  # the weights kept are a running mean over steps; 0: those of the last step
+    forget_bias: float | None = None  # of the LSTM at the start, which then has one bias as TensorFlow's; None: torch's
+    by_sentence: bool = False  # every sentence counts the same in the loss, however long; False: every token
+
+
+ORIGINAL = Options(shape_width=0, chain=False, decay=0.0, hide=0.0, average=0.0, forget_bias=3.0, by_sentence=True)
+"""The form of the TensorFlow tagger this one comes from: word vectors alone, a softmax over each token's tags."""

@@ -114,7 +114,16 @@ def train(
         vocabulary = Vocabulary([*coverage.missing, *words], missing=len(coverage.missing))
         table = torch.from_numpy(initial_table(vectors.matrix, vocabulary.missing, np.random.default_rng(seed)))
         names, *others = [tag_set(tags for _, tags in corpus) for corpus in corpora]
-        model = LSTMTagger(table, names, options.hidden, options.shape_width, options.dropout, options.chain)
+        model = LSTMTagger(
+            table,
+            names,
+            options.hidden,
+            options.shape_width,
+            options.dropout,
+            options.recurrent_dropout,
+            options.chain,
+        )
+        fixed = [] if options.forget_bias is None else model.use_one_bias(options.forget_bias)
         heads = [model.head, *(Head(2 * options.hidden, other, options.chain) for other in others)]
         start = table.clone()
         selection = {
@@ -122,7 +131,8 @@ def train(
             "none": partial.nothing,
             "all": partial.everything,
         }[learn]
-        plan = partial.train_only(model, {"*": partial.everything, "embed.weight": selection})
+        selections = dict.fromkeys(fixed, partial.nothing) | {"*": partial.everything, "embed.weight": selection}
+        plan = partial.train_only(model, selections)
         tagger = Tagger(model, vocabulary, names)
         tasks = [
             Task(encoded(corpus, vocabulary, tags), head)

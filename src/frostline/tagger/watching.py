@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass over the training sentences: mean loss of a token, F1 on dev (0 to 1), seconds, tokens trained on."""
+    """One pass over the training sentences: mean loss, F1 on dev (0 to 1), seconds, tokens trained on."""
 
     number: int
     loss: float
