@@ -127,6 +127,17 @@ def test_functional_call_with_the_plain_name_uses_the_whole_tensor_it_was_given(
     assert whole.grad[3].tolist() == [3.0] * 6
 
 
+def test_functional_call_with_the_frozen_part_detached_and_the_learned_one_not_is_refused():
+    module, _ = moved_embedding()
+    learns = {name: value for name, value in module.named_parameters() if value.requires_grad}
+    frozen = {name: value.detach() for name, value in module.named_parameters() if not value.requires_grad}
+    with pytest.raises(fl.PartialTensorError, match="may be the whole or the frozen part alone. Pass both parts"):
+        functional_call(module, (learns, frozen), (IDS,))
+    detached = {name: value.detach() for name, value in learns.items()}
+    assert torch.equal(functional_call(module, (detached, frozen), (IDS,)), module(IDS))
+    assert torch.equal(functional_call(module, dict(module.named_parameters()), (IDS,)), module(IDS))
+
+
 class Product(torch.autograd.Function):
     @staticmethod
     def forward(context, x, weight):
