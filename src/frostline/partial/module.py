@@ -265,9 +265,9 @@ def _partial_tensor(name: str) -> property:
         if not (layouts[name].read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             if not frozen.requires_grad:
                 raise PartialTensorError(
-                    f"{name}: functional_call was given a tensor without gradient under this name, which may be the whole "
-                    "or the frozen part alone. Pass both parts as they are in named_parameters(), or both detached; "
-                    "to call it with a whole tensor, call fl.merge(model) first."
+                    f"{name}: functional_call was given a tensor without gradient, which may be the whole or the "
+                    "frozen part alone. Pass both parts as they are in named_parameters(), or both detached; or call "
+                    "fl.merge(model) first, and pass the whole."
                 )
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
