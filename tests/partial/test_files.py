@@ -128,6 +128,20 @@ def test_saving_a_model_in_which_nothing_learns_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
+    model, _ = trained(PLANS["rows"])
+    with pytest.raises(fl.LearnedFileError, match=re.escape("a: cannot be written: File name too long. Name another")):
+        fl.save_learned(model, tmp_path / ("a" * 250))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_has_the_mode_that_any_new_file_has(tmp_path):
+    model, _ = trained(PLANS["rows"])
+    fl.save_learned(model, tmp_path / "learned.safetensors")
+    (tmp_path / "new").touch()
+    assert (tmp_path / "learned.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_files_that_are_something_else_are_refused(tmp_path):
     model, _ = trained(PLANS["rows"])
     path = tmp_path / "learned.safetensors"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,13 +182,19 @@ def _fingerprint(tensor: Tensor, layout: Layout) -> str:
 def _write_whole(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
     if not path.parent.is_dir() or path.is_dir():
         raise LearnedFileError(f"{path}: not a file in a folder that exists. Make the folder, and name a file in it.")
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        save_file(tensors, name, metadata=metadata)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        try:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # safetensors gives its files a mode that nobody else can read
+            save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(mode)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise LearnedFileError(f"{path}: cannot be written: {why}. Name another file.") from None
 
 
 def _read(path: Path) -> dict[str, Saved]:
