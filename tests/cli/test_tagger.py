@@ -187,12 +187,46 @@ def test_predicting_reads_stdin_and_gives_one_json_object_a_line(
     assert main(["tagger", "predict", str(trained.out), "--json"]) == 0
     first, empty, last = map(json.loads, capsys.readouterr().out.splitlines())
     assert first == {
+        "text": "We left Town15.",
         "tokens": ["We", "left", "Town15", "."],
         "tags": ["O", "O", "B-town", "O"],
-        "entities": [{"type": "town", "start": 2, "end": 3, "text": "Town15"}],
+        "offsets": [[0, 2], [3, 7], [8, 14], [14, 15]],
+        "entities": [{"type": "town", "text": "Town15", "start": 8, "end": 14, "token_start": 2, "token_end": 3}],
     }
-    assert empty == {"tokens": [], "tags": [], "entities": []}
+    assert empty == {"text": "", "tokens": [], "tags": [], "offsets": [], "entities": []}
     assert last["tokens"] == ["Zoë", "slept"]
+
+
+def test_predicting_in_colour_prints_the_text_as_it_was_around_its_entities(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("We  left Town15.\n\nWe reached  Town3 .\n", encoding="utf-8")
+    assert main(["tagger", "predict", str(trained.out), str(text), "--color"]) == 0
+    first, second = (f"\x1b[1;36m{town}\x1b[0;36m/town\x1b[0m" for town in ("Town15", "Town3"))
+    assert capsys.readouterr().out == f"We  left {first}.\n\nWe reached  {second} .\n"
+
+
+def test_predicting_over_labelled_columns_gives_what_score_reads(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tagger", "predict", str(trained.out), str(trained.dev), "--tokens"]) == 0
+    (tmp_path / "output.conll").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert main(["tagger", "score", str(tmp_path / "output.conll"), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert main(["tagger", "evaluate", str(trained.out), str(trained.dev), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == scored
+    assert scored["town"]["number"] == 60
+
+
+def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_is_asked_for(
+    trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plain.conll"
+    path.write_text("# a\n1 We\n2 left\n3 Town15 \n\n1 Town3\n", encoding="utf-8")
+    layout = ["--token-column", "2", "--comments", "#"]
+    assert main(["tagger", "predict", str(trained.out), str(path), "--tokens", "--scheme", "BIOES", *layout]) == 0
+    assert capsys.readouterr().out == "1 We O\n2 left O\n3 Town15 S-town\n\n1 Town3 S-town\n\n"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +270,9 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
         (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory"),
         (["predict", "MODEL", "LATIN"], "latin.txt:2: byte 0xe9 is not UTF-8"),
         (["predict", "nowhere"], "nowhere: no such folder"),
+        (["predict", "MODEL", "--token-column", "2"], "--token-column, --separator and --comments are for --tokens"),
+        (["predict", "MODEL", "LATIN", "--json", "--color"], "argument --color: not allowed with argument --json"),
+        (["predict", "MODEL", "LATIN", "--tokens", "--token-column", "3"], "latin.txt:1: 1 columns in 'tea', 3 needed"),
     ],
 )
 def test_wrong_input_to_a_trained_tagger_gets_one_line_and_exit_code_2(

@@ -30,6 +30,9 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     run.tagger                                          # Tagger
 
     run.tagger.predict([["Ada", "lives", "here"]])      # [["B-person", "O", "O"]]
+    tokens = tagger.tokenize("Ada lives here")          # list of Token(text, start, end)
+    tags = run.tagger.predict([[token.text for token in tokens]])[0]
+    tagger.Tagged("Ada lives here", tokens, tags)       # .entities, with places in the text; .to_dict(), .colored()
     run.tagger.evaluate(dev_sentences)                  # Score: precision, recall, f1 (fractions), per_type
     tagger.score_file("output.conll")                   # Score of any system's output, as conlleval counts
     run.tagger.save("folder"); tagger.Tagger.load("folder")
@@ -54,7 +57,8 @@ from frostline.tagger.options import ORIGINAL, Options
 from frostline.tagger.progress import Progress
 from frostline.tagger.score_file import score_file
 from frostline.tagger.scores import Score, Span, score, spans
-from frostline.tagger.split import split
+from frostline.tagger.split import Token, split, tokenize
+from frostline.tagger.tagged import Entity, Tagged
 from frostline.tagger.tagging import Tagger
 from frostline.tagger.train import TrainingRun, train
 from frostline.tagger.vocabulary import Coverage, Vocabulary
@@ -66,6 +70,7 @@ __all__ = [
     "Audit",
     "Columns",
     "Coverage",
+    "Entity",
     "Epoch",
     "LSTMTagger",
     "Lookups",
@@ -74,7 +79,9 @@ __all__ = [
     "Score",
     "Sentence",
     "Span",
+    "Tagged",
     "Tagger",
+    "Token",
     "TrainingRun",
     "Vocabulary",
     "Watcher",
@@ -86,5 +93,6 @@ __all__ = [
     "score_file",
     "spans",
     "split",
+    "tokenize",
     "train",
 ]

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from frostline.errors import DataFileError
 from frostline.tagger import schemes
 
 _TAG = re.compile(r"O|[BIESLU]-.+")
 _BLANKS = " \t\r"
+Parsed = TypeVar("Parsed")
 
 
 class Sentence(NamedTuple):
@@ -65,20 +66,11 @@ class Columns:
     def of(self, line: str) -> tuple[str, str]:
         """Return token and tag of a line; ValueError says why there are none."""
         fields = self._fields(line)
-        needed = max(2, *(column if column > 0 else -column for column in (self.token, self.tag)))
-        if len(fields) < needed:
-            if needed == 2:
-                raise ValueError(
-                    f"no tag beside {fields[0]!r}. Write token, TAB, tag; leave a line empty to end a sentence."
-                )
+        if len(fields) < 2:
             raise ValueError(
-                f"{len(fields)} columns in {line!r}, {needed} needed. Choose other columns or a separator."
+                f"no tag beside {fields[0]!r}. Write token, TAB, tag; leave a line empty to end a sentence."
             )
-        token, tag = (fields[column - (column > 0)] for column in (self.token, self.tag))
-        if not token and self.separator is None and "\t" not in line:
-            raise ValueError(
-                f"no token before {tag!r}. Begin the line with its token, or separate the columns by a TAB."
-            )
+        token, tag = self.token_of(line), _field(fields, self.tag, line)
         if not _TAG.fullmatch(tag):
             raise ValueError(
                 f"tag {tag!r} of {token!r} is not O, B-type or I-type (nor E-, S-, L- or U-type). "
@@ -86,11 +78,40 @@ class Columns:
             )
         return token, tag
 
+    def token_of(self, line: str) -> str:
+        """Return the token of a line, which need not have a tag; ValueError says why there is none."""
+        token = _field(self._fields(line), self.token, line)
+        if not token and self.separator is None and "\t" not in line:
+            raise ValueError(f"no token before {line.strip(_BLANKS)!r}. Begin the line with it, or separate by TABs.")
+        return token
+
+    def is_comment(self, line: str) -> bool:
+        """Return whether a line is one; ValueError if it could be a token as well, which must not be lost."""
+        if self.comments is None or not line.startswith(self.comments):
+            return False
+        try:
+            token, _ = self.of(line)
+        except ValueError:
+            return True
+        raise ValueError(
+            f"{line!r} begins as a comment, {self.comments!r}, and reads as the token {token!r} with its tag. "
+            f"Pass a prefix that only comments have."
+        )
+
     def _fields(self, line: str) -> list[str]:
         if self.separator is not None:
             return [field.strip(" ") for field in line.split(self.separator)]
         line = line.rstrip(_BLANKS)
         return [field.strip(" ") for field in line.split("\t")] if "\t" in line else re.split(" +", line)
+
+    def open_end(self, line: str) -> str:
+        """Return a line with a separator at its end, ready for one more column."""
+        if self.separator is not None:
+            return line + self.separator
+        if "\t" in line:
+            return line + "\t"
+        line = line.rstrip(_BLANKS)
+        return line + (" " if " " in line else "\t")
 
 
 def decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
@@ -140,58 +161,81 @@ def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Senten
 
     Source: the column format of the CoNLL-2003 shared task.
     """
-    blocks = list(_blocks(Path(path), columns or Columns()))
+    columns = columns or Columns()
+    with Path(path).open("rb") as file:
+        blocks = list(_blocks(decoded(file, str(path)), str(path), columns, columns.of))
     if not blocks:
         raise DataFileError(f"{path}: no labelled token in it. Expected one 'token<TAB>tag' a line.")
     sentences = Sentences()
     try:
-        sentences.scheme = schemes.detect([tag for _, _, tag in block] for block in blocks)
+        sentences.scheme = schemes.detect([tag for _, _, (_, tag) in block] for block in blocks)
     except ValueError as error:
         raise DataFileError(f"{path}: {error}") from None
     for block in blocks:
-        numbers, tokens, tags = zip(*block, strict=True)
+        tokens, tags = zip(*(labelled for _, _, labelled in block), strict=True)
         try:
             entities = schemes.read(tags, sentences.scheme)
         except ValueError as error:
             place, wrong = error.args
             raise DataFileError(
-                f"{path}:{numbers[place]}: tag {wrong}. Correct it; this file is {sentences.scheme}."
+                f"{path}:{block[place][0]}: tag {wrong}. Correct it; this file is {sentences.scheme}."
             ) from None
         sentences.append(Sentence(tokens, tuple(schemes.write(entities, len(tokens)))))
     return sentences
 
 
-def _blocks(path: Path, columns: Columns) -> Iterator[list[tuple[int, str, str]]]:
-    """Yield the sentences: line number, token and tag of each line."""
-    block: list[tuple[int, str, str]] = []
+def unlabelled(lines: Iterable[str], path: str, columns: Columns) -> Iterator[list[tuple[str, str]]]:
+    """Yield the sentences of a file in columns that need not have tags.
+
+    Args:
+        lines: Its lines, without their ends.
+        path: Its name, for messages.
+        columns: Where the tokens are.
+
+    Yields:
+        For each token its line, ready for one more column at its end, and the token itself.
+
+    Raises:
+        DataFileError: a line without a token; the message names path:line.
+    """
+    for block in _blocks(lines, path, columns, columns.token_of):
+        yield [(columns.open_end(line), token) for _, line, token in block]
+
+
+def _blocks(
+    lines: Iterable[str], path: str, columns: Columns, parse: Callable[[str], Parsed]
+) -> Iterator[list[tuple[int, str, Parsed]]]:
+    """Yield the sentences: number of each line, the line, and what `parse` makes of it."""
+    block: list[tuple[int, str, Parsed]] = []
     separators = None  # in the first line
-    with path.open("rb") as file:
-        for number, line in enumerate(decoded(file, str(path)), start=1):
-            comment = columns.comments is not None and line.startswith(columns.comments)
-            if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
-                if block:
-                    yield block
-                block = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
+            if block:
+                yield block
+            block = []
+            continue
+        try:
+            if columns.is_comment(line):
                 continue
-            try:
-                token, tag = columns.of(line)
-            except ValueError as error:
-                if comment:
-                    continue
-                raise DataFileError(f"{path}:{number}: {error}") from None
-            if comment:
+            parsed = parse(line)
+        except ValueError as error:
+            raise DataFileError(f"{path}:{number}: {error}") from None
+        if columns.separator is not None:
+            found = line.count(columns.separator)
+            separators = found if separators is None else separators
+            if found != separators:
                 raise DataFileError(
-                    f"{path}:{number}: {line!r} begins as a comment, {columns.comments!r}, and reads as the token "
-                    f"{token!r} with its tag. Pass a prefix that only comments have."
+                    f"{path}:{number}: {found + 1} columns, where the first line has {separators + 1}. "
+                    f"Choose a separator that no token holds, such as TAB."
                 )
-            if columns.separator is not None:
-                found = line.count(columns.separator)
-                separators = separators or found
-                if found != separators:
-                    raise DataFileError(
-                        f"{path}:{number}: {found + 1} columns, where the first line has {separators + 1}. "
-                        f"Choose a separator that no token holds, such as TAB."
-                    )
-            block.append((number, token, tag))
+        block.append((number, line, parsed))
     if block:
         yield block
+
+
+def _field(fields: list[str], column: int, line: str) -> str:
+    if len(fields) < abs(column):
+        raise ValueError(
+            f"{len(fields)} columns in {line!r}, {abs(column)} needed. Choose other columns or a separator."
+        )
+    return fields[column - (column > 0)]

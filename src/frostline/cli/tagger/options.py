@@ -25,13 +25,16 @@ def at_least(low: int) -> Callable[[str], int]:
     return whole_number
 
 
-def add_columns(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a file keeps tokens and tags."""
+def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:
+    """Add the options that say where a file keeps tokens and, unless `tag` is False, tags."""
     group = parser.add_argument_group("columns")
     group.add_argument(
         "--token-column", metavar="N", type=_column, default=1, help="1 is the first, -1 the last (default 1)"
     )
-    group.add_argument("--tag-column", metavar="N", type=_column, default=-1, help="likewise (default -1)")
+    if not tag:
+        parser.set_defaults(tag_column=-1)
+    else:
+        group.add_argument("--tag-column", metavar="N", type=_column, default=-1, help="likewise (default -1)")
     group.add_argument(
         "--separator",
         metavar="S",

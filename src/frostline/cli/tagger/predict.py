@@ -11,17 +11,24 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from frostline.cli.tagger.options import add_columns, columns
+from frostline.errors import FrostlineError
+
 if TYPE_CHECKING:
-    from frostline.tagger import Tagger
+    from frostline.tagger import Tagged, Tagger
 
 _EXAMPLES = """\
 examples:
   echo "Ada Lovelace lived in London." | frostline tagger predict model
   frostline tagger predict model news.txt --json > news.jsonl
+  frostline tagger predict model test.conll --tokens > output.conll && frostline tagger score output.conll
 
-Without --json: one token, TAB, tag a line, an empty line after each sentence.
-With --json: one object a line of text: tokens, tags, entities (type, start, end, text)."""
-_CHUNK = 512  # lines tagged at a time: enough to batch by length, little to hold
+Columns: one token, TAB, tag a line, an empty line after each sentence; with --tokens, the line as it was, and the tag.
+JSON: one object a line of text: text, tokens, tags, offsets and entities (type, text, start, end, token_start,
+token_end). start and end count characters (code points) of the line; text[start:end] is the entity as written.
+Words are split at blanks, punctuation off their ends, n't 's 'm 'd 're 've 'll off their backs; URLs, @names, #tags,
+smileys and abbreviations such as U.S. stay whole."""
+_CHUNK = 512  # sentences tagged at a time: enough to batch by length, little to hold
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -30,7 +37,14 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     predict.description = "Tag text, one sentence a line; punctuation is split off words."
     predict.add_argument("folder", metavar="DIR", help="folder that train wrote")
     predict.add_argument("file", metavar="F", nargs="?", help="UTF-8 text, one sentence a line (default: stdin)")
-    predict.add_argument("--json", action="store_true", help="print JSON lines, one object for each line of text")
+    predict.add_argument("--tokens", action="store_true", help="the text is CoNLL columns: one token a line, not split")
+    predict.add_argument(
+        "--scheme", choices=("IOB1", "IOB2", "BIOES", "BILOU"), default="IOB2", help="of the tags (default IOB2)"
+    )
+    shown = predict.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print JSON lines, one object for each line of text")
+    shown.add_argument("--color", action="store_true", help="print the text, its entities in colour")
+    add_columns(predict, tag=False)
     predict.set_defaults(action=run)
 
 
@@ -38,16 +52,50 @@ def run(args: argparse.Namespace) -> int:
     """Tag and print."""
     from frostline import tagger
 
+    if not args.tokens and columns(args) != tagger.Columns():
+        raise FrostlineError("--token-column, --separator and --comments are for --tokens: plain text has no columns.")
     loaded = tagger.Tagger.load(args.folder)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # CoNLL and JSON lines are UTF-8, whatever the locale says
-    lines = _text_lines(args.file)
-    while chunk := list(islice(lines, _CHUNK)):
-        _print_tagged(loaded, [tagger.split(line) for line in chunk], args.json)
+    chunks = _tagged_tokens(loaded, args) if args.tokens else _tagged_text(loaded, args)
+    types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})
+    for lines, tagged in chunks:
+        if args.json:
+            print(json.dumps(tagged.to_dict(args.scheme), ensure_ascii=False))
+        elif args.color:
+            print(tagged.colored(types))
+        elif lines:
+            print("".join(f"{line}{tag}\n" for line, tag in zip(lines, tagged.written(args.scheme), strict=True)))
     return 0
 
 
-def _text_lines(path: str | None) -> Iterator[str]:
+def _tagged_text(loaded: Tagger, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
+    """Yield, for each line of text, what stands before each tag in columns, and the tagged text."""
+    from frostline.tagger import Tagged, tokenize
+
+    lines = _lines(args.file)
+    while chunk := list(islice(lines, _CHUNK)):
+        tokens = [tokenize(line) for line in chunk]
+        tags = loaded.predict([[token.text for token in sentence] for sentence in tokens])
+        for line, sentence, found in zip(chunk, tokens, tags, strict=True):
+            yield [f"{token.text}\t" for token in sentence], Tagged(line, sentence, found)
+        sys.stdout.flush()
+
+
+def _tagged_tokens(loaded: Tagger, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
+    """Yield the same for each sentence in columns."""
+    from frostline.tagger import Tagged
+    from frostline.tagger.conll import unlabelled
+
+    sentences = unlabelled(_lines(args.file), args.file or "stdin", columns(args))
+    while chunk := list(islice(sentences, _CHUNK)):
+        tags = loaded.predict([[token for _, token in sentence] for sentence in chunk])
+        for sentence, found in zip(chunk, tags, strict=True):
+            yield [line for line, _ in sentence], Tagged.of_tokens([token for _, token in sentence], found)
+        sys.stdout.flush()
+
+
+def _lines(path: str | None) -> Iterator[str]:
     from frostline.tagger.conll import decoded
 
     if path is None:
@@ -55,18 +103,3 @@ def _text_lines(path: str | None) -> Iterator[str]:
     else:
         with Path(path).open("rb") as file:
             yield from decoded(file, path)
-
-
-def _print_tagged(loaded: Tagger, sentences: list[list[str]], as_json: bool) -> None:
-    from frostline.tagger import spans
-
-    for tokens, tags in zip(sentences, loaded.predict(sentences), strict=True):
-        if as_json:
-            entities = [
-                {"type": kind, "start": start, "end": end, "text": " ".join(tokens[start:end])}
-                for kind, start, end in spans(tags)
-            ]
-            print(json.dumps({"tokens": tokens, "tags": tags, "entities": entities}, ensure_ascii=False))
-        elif tokens:
-            print("".join(f"{token}\t{tag}\n" for token, tag in zip(tokens, tags, strict=True)))
-    sys.stdout.flush()
