@@ -71,6 +71,18 @@ def test_loading_a_models_own_state_dict_changes_nothing() -> None:
     assert torch.equal(model[0].weight_learned, learned)
 
 
+def test_a_zero_keeps_the_sign_it_has_in_the_checkpoint() -> None:
+    model, other = make(), make()
+    with torch.no_grad():
+        model.get_parameter("0.weight_learned").zero_()
+        other.get_parameter("0.weight_learned").fill_(-0.0)
+    model.load_state_dict(values(other))
+    assert model.get_parameter("0.weight_learned").signbit().all()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[5] = 0.0
+    assert model.get_parameter("0.weight_learned").signbit().tolist() == [[False] * 3, [True] * 3]
+
+
 def test_a_model_without_data_takes_its_learned_rows_from_the_checkpoint() -> None:
     trained, empty = make(), make(dtype=torch.float64).to("meta")
     train(trained)

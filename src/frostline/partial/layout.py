@@ -95,8 +95,7 @@ class Layout:
     @torch.no_grad()
     def update(self, learned: Tensor, full: Tensor) -> None:
         """Take into `learned` what is new in `full` (V, *); the rest keeps digits that the dtype of `full` has not."""
-        new = self.take(full)
-        learned.copy_(torch.where(new != learned.to(new.dtype), new.to(learned.dtype), learned))
+        learned.copy_(with_news(learned, self.take(full)))
 
     @torch.no_grad()
     def put(self, full: Tensor, values: Tensor) -> None:
@@ -107,6 +106,11 @@ class Layout:
 def _real(device: torch.device) -> torch.device:
     """Where a layout is kept for a tensor on `device`: a tensor may be without data (meta), its layout may not."""
     return torch.device("cpu") if device.type == "meta" else device
+
+
+def with_news(old: Tensor, new: Tensor) -> Tensor:
+    """`new` in the dtype of `old`; an entry that `old` rounds to keeps its digits. In one dtype, every bit of `new`."""
+    return new if new.dtype == old.dtype else torch.where(new != old.to(new.dtype), new.to(old.dtype), old)
 
 
 def writable(tensor: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError, PartialTensorError
-from frostline.partial.layout import Layout, writable
+from frostline.partial.layout import Layout, with_news, writable
 
 _CHUNK = 1 << 24  # numbers of a sharded tensor put together at a time
 
@@ -75,9 +75,7 @@ def update(layout: Layout, learned: Tensor, frozen: Tensor) -> None:
     """Take into `learned` what is new in `frozen`; as `Layout.update` does, for parts that may be sharded."""
     if not (is_sharded(frozen) or is_sharded(learned)):
         return layout.update(learned, frozen.detach())
-    new = take(layout, frozen)
-    old = whole(learned)
-    fill(learned, torch.where(new != old.to(new.dtype), new.to(old.dtype), old))
+    fill(learned, with_news(whole(learned), take(layout, frozen)))
 
 
 @torch.no_grad()
