@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from frostline.tagger.average import Average
 from frostline.tagger.batches import Encoded, pad, shuffled
-from frostline.tagger.head import Head, mean_loss
+from frostline.tagger.head import Head, shares
 from frostline.tagger.options import Options
 from frostline.tagger.tagging import Labelled, Tagger
+from frostline.tagger.team import Team
 from frostline.tagger.vocabulary import FIRST, UNKNOWN, Vocabulary
 from frostline.tagger.watching import Epoch, Watcher
 
@@ -38,6 +39,7 @@ class Fit:
         epochs: Passes over all tasks.
         options: Rates.
         generator: Draws the order of batches and which words are hidden; dropout takes from the global one.
+        team: Who works on it; every process is given the same, but for the draws of dropout.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Fit:
         epochs: int,
         options: Options,
         generator: torch.Generator,
+        team: Team,
     ) -> None:
         self.tagger, self.tasks, self.parameters, self.options = tagger, tasks, parameters, options
         self.generator = generator
@@ -57,7 +60,12 @@ class Fit:
         self.best_values: list[Tensor] = []
         self.left: list[tuple[int, list[int]]] = []  # batches still to come in this epoch
         self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0  # of this epoch
+        self._team = team
         self._epochs = epochs
+        heads = [{id(weight) for weight in task.head.parameters()} for task in tasks]
+        self._learning = [  # of each task: all but the heads of the others
+            [p for p in parameters if not any(id(p) in head for head in heads if head is not own)] for own in heads
+        ]
         self._hidden_with = chance_of_hiding([s for task in tasks for s in task.sentences], tagger.vocabulary, options)
         self._steps = epochs * sum(math.ceil(len(task.sentences) / options.batch) for task in tasks)
 
@@ -91,7 +99,7 @@ class Fit:
         while self.left:
             began = time.perf_counter()
             number, group = self.left.pop()
-            loss, tokens = self._step(self.tasks[number], group)
+            loss, tokens = self._step(number, group)
             self.loss_sum += loss * tokens
             self.seen += tokens
             self.seconds += time.perf_counter() - began
@@ -115,22 +123,27 @@ class Fit:
         ]
         return [groups[i] for i in torch.randperm(len(groups), generator=self.generator).tolist()]
 
-    def _step(self, task: Task, group: list[int]) -> tuple[float, int]:
-        """Learn from one batch; return the mean loss of its tokens, and how many they are."""
+    def _step(self, number: int, group: list[int]) -> tuple[float, int]:
+        """Learn from one batch of a task; return the mean loss of its tokens, and how many they are."""
         for settings in self.optimizer.param_groups:
             settings["lr"] = self.options.learning_rate * (1 - 0.9 * self.average.steps / self._steps)
-        batch = pad([task.sentences[number] for number in group])
-        hide = torch.rand(batch.rows.shape, generator=self.generator) < self._hidden_with[batch.rows]
-        read = self.tagger.model.read(batch.rows.masked_fill(hide, UNKNOWN), batch.shapes, batch.lengths)
-        tokens = int(batch.lengths.sum())
-        losses = task.head.loss(read, batch.tags, batch.lengths)
-        loss = mean_loss(losses, batch.tags, self.options.by_sentence)
+        task, learning = self.tasks[number], self._learning[number]
+        whole = pad([task.sentences[number] for number in group])
+        hide = torch.rand(whole.rows.shape, generator=self.generator) < self._hidden_with[whole.rows]
+        share = shares(whole.tags, self.options.by_sentence)
+        batch = self._team.part(whole._replace(rows=whole.rows.masked_fill(hide, UNKNOWN)))
+        loss = torch.zeros(())
         self.optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.options.clip)
+        if len(batch.rows):
+            read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths)
+            losses = task.head.loss(read, batch.tags, batch.lengths)
+            loss = (losses * share[self._team.rank :: self._team.size]).sum()
+            loss.backward()
+        loss = self._team.add_up(loss, learning)
+        torch.nn.utils.clip_grad_norm_(learning, self.options.clip)
         self.optimizer.step()
         self.average.step()
-        return float(loss.detach()), tokens
+        return float(loss.detach()), int(whole.lengths.sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step reads and changes, by name; not copies."""

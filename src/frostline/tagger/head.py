@@ -61,15 +61,18 @@ class Head(nn.Module):
         return scores.argmax(dim=-1) if self.crf is None else self.crf.decode(scores, lengths)
 
 
-def mean_loss(losses: Tensor, tags: Tensor, by_sentence: bool) -> Tensor:
-    """Return the mean of `losses`, shape (): 0 where there is no token at all.
+def shares(tags: Tensor, by_sentence: bool) -> Tensor:
+    """Return what the loss of each sentence counts in the mean of a batch, shape (B,), 0 without a token.
 
     Args:
-        losses: Loss of each sentence, the sum over its tokens, shape (B,).
         tags: The right tags, int64, shape (B, T), NO_TAG where there is no token.
         by_sentence: Mean over sentences of each one's mean over its tokens, or mean over all tokens.
+
+    Example:
+        >>> tags = torch.tensor([[0, 1, 2], [0, NO_TAG, NO_TAG]])
+        >>> shares(tags, by_sentence=False), shares(tags, by_sentence=True)
+        (tensor([0.2500, 0.2500]), tensor([0.1667, 0.5000]))
     """
     counts = (tags != NO_TAG).sum(dim=1)  # (B,)
-    if by_sentence:
-        return (losses / counts.clamp(min=1)).mean()
-    return losses.sum() / counts.sum().clamp(min=1)
+    each = len(tags) * counts if by_sentence else counts.sum().expand_as(counts)
+    return torch.where(counts > 0, 1 / each.clamp(min=1), 0)

@@ -21,6 +21,7 @@ from frostline.tagger.head import Head
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
 from frostline.tagger.tagging import Labelled, Tagger, one_thread
+from frostline.tagger.team import Team
 from frostline.tagger.vocabulary import PADDING, Coverage, Vocabulary, cover, initial_table
 from frostline.tagger.watching import Epoch, Watcher
 
@@ -58,6 +59,7 @@ def train(
     checkpoint: str | os.PathLike[str] | None = None,
     every: float = 30.0,
     resume: bool = False,
+    together: bool = False,
 ) -> TrainingRun:
     """Train a tagger over `vectors`, all of which stay as they are unless `learn` says otherwise.
 
@@ -79,6 +81,8 @@ def train(
         every: Seconds between two writings of `checkpoint`; 0 writes it after every step.
         resume: Go on from `checkpoint`, which a training with the same arguments wrote: the result is, bit for bit,
             that of a training that was never interrupted. `patience`, `watch` and `every` may differ.
+        together: Share each batch with the other processes of torch.distributed's group; all are to be given the same,
+            and all get the same tagger.
 
     Returns:
         A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (of equals, the lower loss).
@@ -87,7 +91,7 @@ def train(
         DataFileError: no sentence in a corpus, or one with another number of tags than of tokens.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
-        ValueError: `epochs`, `patience` or `learn` out of range, or `resume` without `checkpoint`.
+        ValueError: `epochs`, `patience` or `learn` out of range, `resume` without `checkpoint`, or `together` with it.
 
     Cost: two copies of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
         unless `learn` is "all".
@@ -99,6 +103,8 @@ def train(
         raise ValueError(f"patience: {patience} is out of range. Pass 1 or more, or None.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from. Pass checkpoint=, the file that the training wrote.")
+    if together and checkpoint is not None:
+        raise ValueError("checkpoint: kept by a training of one process only. Leave it out, or together=True.")
     if learn not in ("missing", "none", "all"):
         raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
     _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
@@ -139,7 +145,10 @@ def train(
             for corpus, tags, head in zip(corpora, [names, *others], heads, strict=True)
         ]
         parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
-        fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed))
+        team = Team(together)
+        fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed), team)
+        if team.rank:
+            torch.manual_seed(seed + team.rank)  # dropout draws its own in each process
         watch.start(plan, coverage)
         file = None
         if checkpoint is not None:

@@ -1,0 +1,49 @@
+"""Processes that train one tagger together: each takes a part of every batch, and their gradients are added.
+
+A step of a team is the step of one process over the whole batch, but for rounding and for the draws of dropout, so the
+rates mean the same however many processes there are. Every process ends each step with the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from frostline.tagger.batches import Batch
+
+
+class Team:
+    """The processes of torch.distributed's group, or this one alone.
+
+    Args:
+        together: Take part in the group, which must have been initialised.
+    """
+
+    def __init__(self, together: bool) -> None:
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+    def part(self, batch: Batch) -> Batch:
+        """Return the sentences of `batch` that this process takes: none, where there are fewer than processes."""
+        return batch if self.size == 1 else Batch(*(numbers[self.rank :: self.size] for numbers in batch))
+
+    def add_up(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Add the gradients of all processes, in place, and return the sum of their losses.
+
+        Args:
+            loss: Of this process's part, shape ().
+            parameters: What has a gradient in some process; None counts as 0.
+
+        Cost: one all-reduce of the size of `parameters`, and two copies.
+        """
+        if self.size == 1:
+            return loss
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = torch.cat([loss.detach().reshape(1), *(gradient.flatten() for gradient in gradients)])
+        dist.all_reduce(flat)
+        sums = flat[1:].split([gradient.numel() for gradient in gradients])
+        for parameter, total in zip(parameters, sums, strict=True):
+            parameter.grad = total.view_as(parameter)
+        return flat[0]
