@@ -727,6 +727,23 @@ def test_a_zero_filled_gradient_lets_decay_move_what_is_unused():
     assert (found["0.weight"]["verdict"], found["0.weight"]["notes"]) == ("learns", [])
 
 
+def test_a_mask_on_accumulated_gradients_is_part_of_the_step():
+    model, loss_fn = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert verdicts(model, loss_fn, optimizer)["0.bias"] == "learns"
+
+    def nothing(parameter):
+        parameter.grad.zero_()
+
+    model[0].bias.register_post_accumulate_grad_hook(nothing)
+    assert verdicts(model, loss_fn, optimizer) == {
+        "0.weight": "learns",
+        "0.bias": "zero gradient",
+        "2.weight": "learns",
+        "2.bias": "learns",
+    }
+
+
 def test_an_optimizer_in_the_backward_pass_is_seen_and_taken_back():
     model, loss_fn = two_layers()
     optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}

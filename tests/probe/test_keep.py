@@ -259,29 +259,6 @@ def test_gradients_are_out_of_sight_and_come_back_as_the_same_objects() -> None:
     assert torch.equal(its, bits[1])
 
 
-def test_with_values_parameters_and_gradients_stand_in_sight_and_are_put_back_bit_for_bit() -> None:
-    model, extra = nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 1)), nn.Parameter(torch.zeros(2))
-    fl.train_only(model, {"*": fl.everything, "0.weight": fl.rows([1, 2])})
-    model[1].weight.requires_grad_(False)
-    model(torch.arange(5)).sum().backward()
-    parameters = [*model.parameters(), extra]
-    gradients = [p.grad for p in parameters]
-    bits = [p.detach().clone() for p in parameters], [None if g is None else g.clone() for g in gradients]
-    versions = [p._version for p in parameters]
-    with kept([model], tensors=[extra], values=True):
-        assert [p.grad for p in parameters] == gradients
-        model(torch.arange(5)).sum().backward()
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.sub_(0.5)
-            model[1].bias.data = torch.ones(1)
-    assert all(map(torch.equal, parameters, bits[0]))
-    assert [p._version for p in parameters] == versions
-    for parameter, gradient, before in zip(parameters, gradients, bits[1], strict=True):
-        assert parameter.grad is gradient
-        assert gradient is None or torch.equal(gradient, before)
-
-
 def test_a_parameter_that_the_pass_itself_writes_to_is_an_error() -> None:
     class Writes(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

@@ -460,6 +460,39 @@ def test_what_is_no_module_is_refused_in_one_line():
         fl.trial_step([weight], lambda: weight.sum(), torch.optim.SGD([weight], lr=0.1))
 
 
+def test_a_mask_on_accumulated_gradients_is_part_of_the_step(everything):
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
+
+    def only_the_first_row(parameter):
+        parameter.grad[1:] = 0
+
+    model[0].weight.register_post_accumulate_grad_hook(only_the_first_row)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = everything(model, optimizer)
+    trial = fl.trial_step(model, lambda: model(x).sum(), optimizer)
+    assert everything(model, optimizer) == before
+    assert trial["0.weight"].rows.tolist() == [0]
+    assert trial["0.bias"].moved == 3
+
+
+@pytest.mark.parametrize("look", [fl.trial_step, lambda model, loss_fn, _: fl.explain(model, loss_fn)])
+def test_an_optimizer_that_only_a_hook_knows_of_is_taken_back(look, everything):
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
+    inner, outer = (torch.optim.Adam(layer.parameters(), lr=0.1) for layer in model)
+
+    def step(parameter):
+        inner.step()
+        parameter.grad = None
+
+    model[0].weight.register_post_accumulate_grad_hook(step)
+    before = everything(model, inner), everything(model, outer)
+    found = look(model, lambda: model(x).sum(), outer)
+    assert (everything(model, inner), everything(model, outer)) == before
+    assert found.to_dict()["0.weight"].get("moved", 9) == 9
+    model(x).sum().backward()
+    assert inner.state
+
+
 def test_optimizers_that_step_in_the_backward_pass_are_taken_back(everything):
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
     optimizers = {parameter: torch.optim.Adam([parameter], lr=0.1) for parameter in model.parameters()}

@@ -21,6 +21,7 @@ from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.groups import Groups
 from frostline.probe.keep import kept
 from frostline.probe.observe import Observed, extremes
+from frostline.probe.reach import optimizers_in_backward
 from frostline.probe.reasons import reason_for
 from frostline.probe.step import Before, changed, local, take_step, taken_back
 from frostline.probe.trial import unwrapped
@@ -82,8 +83,8 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
     stale = {tensor: tensor.grad for tensor in (*tensors, *groups.tensors) if tensor.grad is not None}
     hooked = any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors)
     with (
-        kept([whole], function=loss_fn, tensors=groups.tensors),
-        taken_back(groups.optimizers, tensors) as before,
+        kept([whole], function=loss_fn, tensors=groups.tensors, accumulation_hooks=True),
+        taken_back([*groups.optimizers, *optimizers_in_backward(tensors)], tensors) as before,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):

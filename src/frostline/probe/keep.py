@@ -9,9 +9,8 @@ Kept, also when the block raises:
     modules          those given, those `function` reaches, those called in the block, and all their submodules:
                      mode, hooks, buffers and other tensors (bits, memory, version counter), attributes, lists and dicts
     gradients        `.grad` is out of sight in the block (None) and comes back, the same object with the same bits;
-                     hooks that run when it is accumulated are out of sight with it
+                     so are the hooks that run when it is accumulated, unless they are asked for
     flags, hooks     `requires_grad` of parameters and the hooks registered on them
-    values           of parameters, only if asked: they are copied then, and `.grad` stays in sight, copied too
 
 Version counters matter: a buffer that is written and put back has its old bits but a new count, and the backward of a
 step that is under way would refuse it. A module that averages over processes (DDP) runs its inner module alone in the
@@ -55,37 +54,33 @@ def kept(
     function: object = None,
     tensors: Iterable[Tensor] = (),
     generators: Iterable[Any] = (),
-    values: bool = False,
+    accumulation_hooks: bool = False,
 ) -> Iterator[None]:
     """Put back, when the block ends or raises, everything that a pass in it changed.
 
     Args:
         modules: Modules that the block may change, with their submodules. Those it calls are found without this.
         function: What the block will call; what it reaches is kept too. Any object that holds things will do.
-        tensors: Tensors outside of modules whose `.grad` and `requires_grad` are kept, and values if `values`.
+        tensors: Tensors outside of modules whose `.grad` and `requires_grad` are kept.
         generators: torch.Generator, numpy's Generator or RandomState, Python's Random, that cannot be seen otherwise.
-        values: Keep the values of the parameters of `modules` and of `tensors` too, and leave `.grad` in sight.
+        accumulation_hooks: Let those of the parameters run: some mask `.grad`, some step an optimizer.
 
     Raises:
-        ProbeError: A module is lazy, so its first call would give it its shape; or, at the end, a parameter whose
-            values were not kept was written to in the block.
+        ProbeError: A module is lazy, so its first call would give it its shape; or, at the end, a parameter was
+            written to in the block.
         TypeError: Something in `generators` is no generator.
 
-    Cost: a copy of the buffers, for the length of the block; with `values` of the parameters and gradients too.
+    Cost: a copy of the buffers, for the length of the block.
     """
     modules = list(modules)
     reached = reach(function, *modules)
-    memory = _Memory()
+    memory = _Memory(accumulation_hooks)
     with contextlib.ExitStack() as stack:
         stack.callback(memory.put_back)
-        for module in modules:
-            memory.module(module, values)
-        for tensor in tensors:
-            memory.tensor(tensor, values)
-        for module in reached.modules:
+        for module in (*modules, *reached.modules):
             memory.module(module)
-        for leaf in reached.leaves:
-            memory.tensor(leaf)
+        for tensor in (*tensors, *reached.leaves):
+            memory.tensor(tensor)
         for generator in (*generators, *reached.generators):
             memory.generator(generator)
         stack.enter_context(_random_numbers())
@@ -100,7 +95,8 @@ def kept(
 class _Memory:
     """What was remembered so far: each thing as it was when it was first seen."""
 
-    def __init__(self) -> None:
+    def __init__(self, accumulation_hooks: bool) -> None:
+        self._accumulation_hooks = accumulation_hooks
         self._seen: dict[int, object] = {}  # id -> the object itself, so that no id is used twice
         self._kinds: list[tuple[nn.Module, type[nn.Module]]] = []
         self._items: list[tuple[Any, Any]] = []  # a dict, set, list or deque, and a copy of it
@@ -140,57 +136,55 @@ class _Memory:
         if self._is_new(generator):
             self._undo.append(_remember_generator(generator))
 
-    def module(self, module: nn.Module, values: bool = False) -> None:
+    def module(self, module: nn.Module) -> None:
         if id(module) in self._seen:
             return
         for one in module.modules():
             if self._is_new(one):
-                self._one_module(one, values)
+                self._one_module(one)
 
-    def tensor(self, tensor: Tensor, values: bool = False, written: bool = False) -> None:
+    def tensor(self, tensor: Tensor, written: bool = False) -> None:
         """Remember a tensor: the values of one that no optimizer drives, the gradient of one that may have one.
 
-        With `values` those of any, its gradient's too; with `written` those of a parameter that a forward writes to.
+        With `written` also the values of a parameter, one that a forward writes to.
         """
         if not self._is_new(tensor) or isinstance(tensor, PartialTensor | PartialView):  # their parts are parameters
             return
         if is_lazy(tensor):
             raise ProbeError("a lazy module has no shape yet. Run one batch through the model first.")
         learns = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
-        if values or written or not learns:
+        if written or not learns:
             self._undo.append(_remember_values(tensor))
         else:
             self._leaves.append((tensor, _version(tensor)))
         if tensor.is_leaf:
-            if values and tensor.grad is not None:
-                self._undo.append(_remember_values(tensor.grad))
-            self._undo.append(_remember_gradient(tensor, in_sight=values))
+            self._undo.append(_remember_gradient(tensor, self._accumulation_hooks))
 
     def _is_new(self, one: object) -> bool:
         known = len(self._seen)
         self._seen.setdefault(id(one), one)
         return len(self._seen) > known
 
-    def _one_module(self, module: nn.Module, values: bool) -> None:
+    def _one_module(self, module: nn.Module) -> None:
         self._kinds.append((module, type(module)))
         written = getattr(module, "max_norm", None) is not None  # a lookup that rescales its own weight
-        self._container(module.__dict__, values, written)
+        self._container(module.__dict__, written)
         if isinstance(module, torch.jit.ScriptModule):  # keeps its tensors elsewhere
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-                self.tensor(tensor, values)
+                self.tensor(tensor)
         if isinstance(module, nn.parallel.DistributedDataParallel):
             _run_alone(module)
 
-    def _container(self, items: Any, values: bool, written: bool) -> None:
+    def _container(self, items: Any, written: bool) -> None:
         """Remember what a container holds, the tensors in it, and the containers in it unless it holds data."""
         if not self._is_new(items):
             return
         self._items.append((items, items.copy()))
         for item in items.values() if isinstance(items, dict) else items:
             if isinstance(item, Tensor):
-                self.tensor(item, values, written)
+                self.tensor(item, written)
             elif type(item) in _CONTAINERS and len(items) <= MOST_ITEMS:
-                self._container(item, values, written)
+                self._container(item, written)
 
 
 class _Watch(TorchFunctionMode):
@@ -259,19 +253,18 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(bits(a), bits(b))
 
 
-def _remember_gradient(leaf: Tensor, in_sight: bool) -> Callable[[], object]:
-    """Put back `.grad`, `requires_grad` and the hooks of a leaf; without `in_sight` it is without `.grad` until then.
+def _remember_gradient(leaf: Tensor, accumulation_hooks: bool) -> Callable[[], object]:
+    """Put back `.grad`, `requires_grad` and the hooks of a leaf, which is without `.grad` until then.
 
-    Accumulation hooks are taken away with `.grad`: some step an optimizer.
+    It is without its accumulation hooks, too, unless they are to run: some step an optimizer.
     """
     gradient, requires_grad = leaf.grad, leaf.requires_grad
     hooks = dict(leaf._backward_hooks or {})
     later = getattr(leaf, "_post_accumulate_grad_hooks", None)
     later_hooks = dict(later or {})
-    if not in_sight:
-        leaf.grad = None
-        if later:
-            later.clear()
+    leaf.grad = None
+    if later and not accumulation_hooks:
+        later.clear()
 
     def undo() -> None:
         if leaf.grad is not gradient:

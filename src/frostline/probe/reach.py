@@ -8,11 +8,12 @@ found.
 
 from __future__ import annotations
 
+import itertools
 import random
 import sysconfig
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -38,12 +39,14 @@ class Reached:
         modules: Modules, without those inside them.
         generators: torch.Generator, numpy's Generator, BitGenerator and RandomState, Python's Random.
         leaves: Leaf tensors that require a gradient, other than parameters of the modules.
+        optimizers: Objects with `param_groups` and `step`.
         compiled: Whether something that `torch.compile` made was met.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
     generators: list[Any] = field(default_factory=list)
     leaves: list[Tensor] = field(default_factory=list)
+    optimizers: list[Any] = field(default_factory=list)
     compiled: bool = False
 
 
@@ -69,9 +72,17 @@ def reach(*roots: object) -> Reached:
         elif isinstance(one, GENERATORS):
             found.generators.append(one)
         else:
+            if hasattr(type(one), "step") and "param_groups" in getattr(one, "__dict__", ()):
+                found.optimizers.append(one)
             found.compiled |= isinstance(one, types.FunctionType) and hasattr(one, "_torchdynamo_orig_callable")
             waiting.extend(_next(one))
     return found
+
+
+def optimizers_in_backward(tensors: Iterable[Tensor]) -> list[Any]:
+    """The optimizers that accumulation hooks of `tensors` may step."""
+    hooks = [(getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values() for tensor in tensors]
+    return reach(*itertools.chain.from_iterable(hooks)).optimizers
 
 
 def _of_module(module: nn.Module) -> Iterator[object]:

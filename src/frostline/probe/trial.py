@@ -18,6 +18,7 @@ from frostline.errors import ProbeError
 from frostline.partial.find import Found, find_tensors
 from frostline.probe.keep import kept
 from frostline.probe.moved import Moved, Tally, first_row
+from frostline.probe.reach import optimizers_in_backward
 from frostline.probe.step import Before, changed, local, needs_closure, take_step, taken_back
 
 _LISTED = 40  # a model with more tensors than this has those that did not move summed up in one line
@@ -87,7 +88,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         loss_fn: Takes nothing, runs the forward pass, returns the loss: one number.
         optimizer: Anything with `param_groups` and `step`: a torch.optim optimizer, a wrapper around one, or a list of
             them, stepped in order. One that needs a closure (LBFGS, SAM) gets it, and each of its evaluations begins
-            with `.grad` as it stood. Optimizers that step in hooks of the backward pass must be listed too.
+            with `.grad` as it stood. One that steps in hooks of the backward pass is taken back too, listed or not.
 
     Returns:
         A Trial: for each tensor how many entries moved, in which rows, and how far.
@@ -133,8 +134,8 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         return loss.detach()
 
     with (
-        kept([model], function=loss_fn, tensors=held),
-        taken_back(optimizers, parameters) as before,
+        kept([model], function=loss_fn, tensors=held, accumulation_hooks=True),
+        taken_back([*optimizers, *optimizers_in_backward(parameters)], parameters) as before,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
