@@ -115,3 +115,27 @@ def test_the_explain_benchmark_names_the_cut_before_it_is_timed() -> None:
     printed = run("explain.py", "--quick")
     lines = re.findall(r"^\| [\d,]+ \|.*\| [\d.]+ \|$", printed, re.MULTILINE)
     assert len(lines) == 2, "one line for each size"
+
+
+def test_the_tagger_speed_benchmark_measures_both_sizes() -> None:
+    printed = run("tagger_speed.py", "--quick")
+    for way in ("frostline", "frostline, 256"):
+        (line,) = re.findall(rf"^\| {way} \| (.*) \|$", printed, re.MULTILINE)
+        assert all(int(number.replace(",", "")) > 0 for number in line.split(" | "))
+    assert "flair" not in printed
+
+
+def test_the_tagger_regimes_benchmark_trains_every_regime_on_every_part() -> None:
+    printed = run("tagger_regimes.py", "--quick", "--parts", "1", "2")
+    for sentences in (60, 30):
+        for regime in ("none", "missing", "all"):
+            assert len(re.findall(rf"^\| {sentences} \| {regime} \| [\d.]+ \([\d.]+, [\d.]+\) ", printed, re.M)) == 1
+
+
+def test_the_tagger_regimes_benchmark_tells_entities_by_their_words() -> None:
+    told = (
+        "import tagger_regimes as b; from frostline.tagger import Sentence; "
+        "gold = [Sentence(['Ada', 'Blorp', 'Zork'], ['B-a'] * 3), Sentence(['Blorp', 'Zork'], ['B-a', 'I-a'])]; "
+        "print(b.recall_by_kind(gold, [['B-a', 'B-b', 'O'], ['B-a', 'I-a']], {'ada'}, {'Blorp'}))"
+    )
+    assert run("-c", told) == "{'known': (1, 1), 'learned': (0, 1), 'unknown': (1, 2)}\n"
