@@ -69,3 +69,18 @@ def test_every_process_ends_with_the_same_bits_and_dropout_draws_differ(tmp_path
 def test_a_checkpoint_is_refused_by_a_team(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="checkpoint: kept by a training of one process only"):
         tagger.train(toy.train, toy.dev, toy.vectors, checkpoint=tmp_path / "c", together=True)
+
+
+def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(tmp_path: Path) -> None:
+    words = [f"w{number}" for number in range(10)]
+    text = "".join(f"{word}\t{'B-x' if word < 'w5' else 'O'}\n\n" for word in 3 * [*words, "none"])
+    (tmp_path / "data.conll").write_text(text, encoding="utf-8")
+    (tmp_path / "toy.vec").write_text("".join(f"{word} 1 {i} -1\n" for i, word in enumerate(words)), encoding="utf-8")
+    data, vectors, out = tmp_path / "data.conll", tmp_path / "toy.vec", tmp_path / "model"
+    command = ["-m", "frostline", "tagger", "train", "--train", data, "--dev", data, "--vectors", vectors, "--out", out]
+    printed = _torchrun(2, *command, "--epochs", "2").splitlines()
+    assert [line.split()[1] for line in printed if line.startswith("epoch")] == ["1/2", "2/2"]
+    assert sum(line.startswith("audit    0 of 33 frozen entries moved") for line in printed) == 1
+    assert tagger.Tagger.load(out).tags == ["O", "B-x"]
+    with pytest.raises(AssertionError, match="--resume: only a training of one process keeps a checkpoint"):
+        _torchrun(2, *command, "--resume")

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.cli.tagger.options import add_columns, at_least, columns
+from frostline.cli.tagger.processes import processes
+from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
     from frostline.tagger.conll import Sentences
@@ -16,8 +18,10 @@ examples:
   frostline tagger train --train train.conll --dev dev.conll --vectors glove.6B.50d.txt.gz --out model
   frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out model --epochs 30 --seed 1
   frostline tagger train --train train.conll --also news.conll --dev dev.conll --vectors wiki.vec --out model
+  torchrun --nproc-per-node 2 -m frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out m
 
-A killed training goes on with the same arguments and --resume; its state is written to --out every 30 seconds.
+A killed training of one process goes on with the same arguments and --resume: every 30 seconds --out gets its state.
+Under torchrun the processes share each batch.
 A .conll file holds one token a line, its tag (IOB1, IOB2, BIOES, BILOU) last, and an empty line after each sentence."""
 
 
@@ -44,6 +48,13 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, audit; return 1 where a frozen entry moved."""
+    with processes() as (rank, size):
+        if size > 1 and args.resume:
+            raise FrostlineError("--resume: only a training of one process keeps a checkpoint. Train from the start.")
+        return _train(args, first=rank == 0, together=size > 1)
+
+
+def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     from frostline import tagger, vectors
 
     tagger.check_free(args.out)  # before the work, not after it
@@ -68,10 +79,10 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             patience=args.patience,
             watch=progress,
-            checkpoint=Path(args.out) / tagger.CHECKPOINT,
+            checkpoint=None if together else Path(args.out) / tagger.CHECKPOINT,
             resume=args.resume,
+            together=together,
         )
-    result.tagger.save(args.out)
     best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
     facts = {
         "train": f"{_size(train)} in {args.train}",
@@ -82,7 +93,9 @@ def run(args: argparse.Namespace) -> int:
         "seed": str(args.seed),
         "kept": best,
     }
-    tagger.leave(args.out, result, title=f"A tagger trained on {Path(args.train).name}", facts=facts)
+    if first:
+        result.tagger.save(args.out)
+        tagger.leave(args.out, result, title=f"A tagger trained on {Path(args.train).name}", facts=facts)
     print(f"audit    {result.audit}")
     print(result.tagger.evaluate(dev))
     print(f"F1 on dev {100 * result.best.dev_f1:.1f} %: epoch {result.best.number}, saved in {args.out}")
