@@ -158,6 +158,10 @@ def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
             "PartialTensorError: weight: the processes chose different rows, or another order of them",
         ),
         ("another order, fsdp", "PartialTensorError: weight: the processes chose different rows, or another order"),
+        (
+            "later plan, ddp",
+            "PartialTensorError: weight: its plan is newer than DistributedDataParallel, which knows only",
+        ),
         ("state of the wrapper", "RuntimeError: Missing key: table.weight_learned."),  # torch's own, as docs say
         ("merge", "is sharded. Plans change before fully_shard only:"),
         ("plan of sharded", "is sharded. Plans change before fully_shard only:"),

@@ -263,6 +263,7 @@ def refusals() -> dict[str, str]:
         "state of the model": lambda: load_state(DistributedDataParallel(make()).module),
         "another order, ddp": lambda: DistributedDataParallel(make(rows=own_order()))(batches()[0, 0]),
         "another order, fsdp": lambda: sharded(make(rows=own_order()))(batches()[0, 0]),
+        "later plan, ddp": later_plan,
         "merge": lambda: fl.merge(sharded(make())),
         "plan of sharded": lambda: make_plan(sharded(make())),
     }
@@ -279,6 +280,14 @@ def early_optimizer() -> None:
     optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
     fully_shard(model)(batches()[0, 0]).backward()
     optimizer.step()
+
+
+def later_plan() -> None:
+    model = make()
+    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    wrapped(batches()[0, 0]).backward()
+    fl.train_only(model, {"table.weight": fl.rows(ROWS[:2])})
+    wrapped(batches()[0, 0])
 
 
 def make_plan(model: nn.Module) -> None:

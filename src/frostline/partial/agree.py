@@ -27,14 +27,21 @@ def shared_over(layout: Layout, frozen: Any) -> None:
     _meshes[layout] = frozen.device_mesh
 
 
-def check_agreement(name: str, layout: Layout, frozen: Tensor) -> None:
+def check_agreement(name: str, layout: Layout, frozen: Tensor, learned: Tensor) -> None:
     """Compare the places with the other processes', if this is a forward that all make and the first of them.
 
     Raises:
-        PartialTensorError: They are not the same; on every process.
+        PartialTensorError: They are not the same; or DDP was built before the plan, and nobody would average the
+            gradients of `learned`; on every process.
     """
     if not (dist.is_available() and dist.is_initialized()) or layout in _agreed:
         return
+    ddp: Any = nn.parallel.DistributedDataParallel._active_ddp_module
+    if ddp is not None and not (ddp.parameters_to_ignore or any(learned is one for one in ddp._module_parameters)):
+        raise PartialTensorError(
+            f"{name}: its plan is newer than DistributedDataParallel, which knows only the parameters it was built "
+            "with. Wrap the model again after train_only."
+        )
     groups = _groups(layout)
     if not groups:
         return

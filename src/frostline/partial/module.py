@@ -271,7 +271,7 @@ def _partial_tensor(name: str) -> property:
                 )
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
-            check_agreement(name, layouts[name], frozen)
+            check_agreement(name, layouts[name], frozen, learned)
         return partial_tensor(frozen, learned, layouts[name])
 
     def set(module: nn.Module, value: object) -> None:
