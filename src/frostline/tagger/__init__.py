@@ -34,6 +34,9 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     tags = run.tagger.predict([[token.text for token in tokens]])[0]
     tagger.Tagged("Ada lives here", tokens, tags)       # .entities, with places in the text; .to_dict(), .colored()
     run.tagger.evaluate(dev_sentences)                  # Score: precision, recall, f1 (fractions), per_type
+    found = tagger.analyse(tokens, gold_tags, tags)     # Errors: .kinds, .confusion, .frequent(20), .longest(20)
+    tagger.draw_confusion(found, "confusion.png")
+    tagger.surface_score(tokens, gold_tags, tags)       # Score of the set of (type, text)
     tagger.score_file("output.conll")                   # Score of any system's output, as conlleval counts
     run.tagger.save("folder"); tagger.Tagger.load("folder")
     tagger.leave("folder", run, title=..., facts={})    # plan, curves, audit and movement, for `frostline report`
@@ -46,7 +49,9 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
 
 from __future__ import annotations
 
+from frostline.tagger.analysis import Errors, Pair, analyse, surface_score, unknown_types
 from frostline.tagger.audit import Audit
+from frostline.tagger.confusion import draw_confusion
 from frostline.tagger.conll import Columns, Sentence
 from frostline.tagger.conll import read as read_conll
 from frostline.tagger.folder import CHECKPOINT, check_free
@@ -72,9 +77,11 @@ __all__ = [
     "Coverage",
     "Entity",
     "Epoch",
+    "Errors",
     "LSTMTagger",
     "Lookups",
     "Options",
+    "Pair",
     "Progress",
     "Score",
     "Sentence",
@@ -85,7 +92,9 @@ __all__ = [
     "TrainingRun",
     "Vocabulary",
     "Watcher",
+    "analyse",
     "check_free",
+    "draw_confusion",
     "leave",
     "look_up",
     "read_conll",
@@ -93,6 +102,8 @@ __all__ = [
     "score_file",
     "spans",
     "split",
+    "surface_score",
     "tokenize",
     "train",
+    "unknown_types",
 ]
