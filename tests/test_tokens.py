@@ -617,6 +617,14 @@ def test_bad_arguments_name_the_value_and_change_nothing(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_values_that_leave_the_range_of_the_table_are_refused(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer)).half()
+    with pytest.raises(fl.SelectionError, match=re.escape("init: holds NaN or Inf in torch.float16")):
+        fl.add_tokens(model, tokenizer, NEW, init=torch.full((2, 16), 1e6))
+    fl.add_tokens(model, tokenizer, NEW, init=torch.full((2, 16), 6e4))
+    assert table(model)[-2:].eq(6e4).all()
+
+
 def test_a_model_without_an_input_embedding_is_refused(tokenizer: Any) -> None:
     with pytest.raises(TypeError, match=re.escape("model: a Linear has no get_input_embeddings()")):
         fl.add_tokens(nn.Linear(2, 2), tokenizer, NEW)

@@ -143,8 +143,10 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[int]:
 
 def _refuse_init(init: object, count: int, table: Tensor) -> None:
     if isinstance(init, Tensor):
-        if not init.isfinite().all():
-            raise SelectionError("init: holds NaN or Inf, which every logit would show. Pass finite values.")
+        if not init.to(table.dtype).isfinite().all():
+            raise SelectionError(
+                f"init: holds NaN or Inf in {table.dtype}, which every logit would show. Pass values in its range."
+            )
         if tuple(init.shape) != (count, *table.shape[1:]):
             raise SelectionError(
                 f"init: shape {tuple(init.shape)}. Pass shape {(count, *table.shape[1:])}, "
