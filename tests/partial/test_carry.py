@@ -452,6 +452,14 @@ def test_what_nobody_held_needs_a_group_where_there_are_several():
     ]
 
 
+def test_a_tensor_without_entries_begins_to_learn_like_any_other():
+    model = nn.ParameterDict({"full": torch.ones(2, 3), "empty": torch.ones(0, 3)})
+    optimizer = torch.optim.Adam(fl.train_only(model, {"full": fl.everything}).parameters())
+    plan = fl.train_only(model, {"*": fl.everything})
+    plan.carry(optimizer)
+    assert {id(p) for p in optimizer.param_groups[0]["params"]} == {id(model["full"]), id(model["empty"])}
+
+
 def test_two_optimizers_of_one_model_each_keep_what_they_hold():
     model = Net()
     fl.train_only(model, {"embed.weight": fl.rows([1, 2]), "conv.*": fl.everything})

@@ -101,7 +101,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
     norms = {name: module for name, module in model.named_modules() if _moves_though_frozen(module)}
     _set_classes(model, held=set(norms.values()) if hold_statistics else set())
     lines = [_line(one, wish.layout) for one, wish in zip(found, wishes, strict=True)]
-    begins = {line.name for line in lines if line.learned} & frozen
+    begins = {line.name for line in lines if line.learns != "nothing"} & frozen
     return Plan(model, lines, () if hold_statistics else tuple(norms), tuple(norms) if hold_statistics else (), begins)
 
 
