@@ -152,6 +152,11 @@ def test_the_page_is_written(capfd, tmp_path):
         (["train:wrong"], "train:wrong: it must return model, loss_fn and optimizer; it returned ModuleDict."),
         (["train:make", "--expect", "no.json"], "no.json: No such file or directory"),
         (["train:make", "--expect", "bad.json"], "bad.json:2: no JSON: Expecting value."),
+        (["train:make", "--expect", "latin.json"], "latin.json:1: no JSON: not UTF-8."),
+        (
+            ["train:make", "--html", "nowhere/page.html"],
+            "nowhere/page.html: cannot be written: No such file or directory.",
+        ),
         (["train:make", "--expect", "list.json"], "list.json:1: it must map names to verdicts"),
         (
             ["train:make", "--expect", "word.json"],
@@ -162,6 +167,7 @@ def test_the_page_is_written(capfd, tmp_path):
 def test_what_cannot_run_ends_with_2_and_one_line(capfd, tmp_path, arguments, says):
     (tmp_path / "bad.json").write_text('{"*":\n}')
     (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "latin.json").write_bytes(b'{"caf\xe9": "learns"}')
     (tmp_path / "word.json").write_text('{"encoder.*": "learns",\n "head.*": "trains"}')
     code, out, err = said(capfd, *arguments)
     assert (code, out) == (2, "")

@@ -125,9 +125,11 @@ def _read_expected(path: Path) -> dict[str, tuple[str, int | None]]:
     """Name or pattern -> verdict, and for a partial tensor how many of its rows or entries learn, if that is said."""
     from frostline.probe.verdicts import VERDICTS
 
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         values = json.loads(text)
+    except UnicodeDecodeError:
+        raise DataFileError(f"{path}:1: no JSON: not UTF-8.") from None
     except json.JSONDecodeError as error:
         raise DataFileError(f"{path}:{error.lineno}: no JSON: {error.msg}.") from None
     if not isinstance(values, dict):
@@ -177,5 +179,7 @@ def _write(path: Path, text: str) -> None:
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
+    except OSError as error:
+        raise ProbeError(f"{path}: cannot be written: {error.strerror}. Name another file.") from None
     finally:
         temporary.unlink(missing_ok=True)
