@@ -515,12 +515,19 @@ def test_it_prints_a_table_and_plain_values():
     model = nn.Sequential(nn.Embedding(1000, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     model[2].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    trial = fl.trial_step(model, lambda: model[0](torch.tensor([1, 7])).sum() + model(torch.arange(3)).sum(), optimizer)
+    ids, used = torch.tensor([1, 7]), torch.arange(3)
+    trial = fl.trial_step(model, lambda: model[0](ids).sum() + model(used).square().sum(), optimizer)
     table, norm = trial["0.weight"], trial["1.weight"]
     assert [re.split("  +", line) for line in str(trial).splitlines()] == [
         ["tensor", "moved", "rows", "largest", "median"],
         [str(trial).splitlines()[1]],
-        ["0.weight", f"{table.moved} of 4,000", f"{len(table.rows)} of 1,000", "5.0e-01", "5.0e-01"],
+        [
+            "0.weight",
+            f"{table.moved} of 4,000",
+            f"{len(table.rows)} of 1,000",
+            f"{table.largest:.1e}",
+            f"{table.median:.1e}",
+        ],
         ["1.weight", f"{norm.moved} of 4", f"{norm.moved} of 4", f"{norm.largest:.1e}", f"{norm.median:.1e}"],
         ["1.bias", "4 of 4", "4 of 4", f"{trial['1.bias'].largest:.1e}", f"{trial['1.bias'].median:.1e}"],
         ["2.weight", "nothing of 4"],
