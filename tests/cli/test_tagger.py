@@ -365,9 +365,12 @@ def test_training_says_how_tokens_find_their_vectors_and_warns_where_few_do(
     )
     assert "warning" not in trained.printed
     files = _write(tmp_path)
+    dev += "Oslo\tB-harbour\n"
     files.dev.write_text(dev.replace("We", "Nous").replace("left", "avons").replace("reached", "vu"), encoding="utf-8")
     assert main(_train_arguments(files, epochs=1)) == 0
-    assert "warning  dev: few tokens have a vector. Compare how both write words" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "warning  dev: few tokens have a vector. Compare how both write words" in printed
+    assert "warning  dev: 1 of type 'harbour', which --train lacks; they count, and cannot be found\n" in printed
 
 
 def test_evaluating_shows_the_errors_draws_the_confusion_and_names_types_it_does_not_know(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,12 @@ def test_a_wrong_file_gets_one_line_and_exit_code_2(tmp_path: Path, capsys: pyte
     first, second = capsys.readouterr().err.splitlines()
     assert f"{path}:2: 2 columns" in first
     assert "none.txt: No such file or directory" in second
+
+
+def test_types_of_any_letters_are_printed_in_utf8_whatever_the_locale_says(tmp_path: Path) -> None:
+    path = tmp_path / "out.txt"
+    path.write_text("Oslo B-\u5730\u540d B-\u5730\u540d\n", encoding="utf-8")
+    command = [sys.executable, "-m", "frostline", "tagger", "score", str(path)]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "           \u5730\u540d: precision: 100.00%" in done.stdout.decode("utf-8")  # six bytes: padded to 17 bytes

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, at_least, columns
+from frostline.cli.tagger.options import add_columns, at_least, columns, speak_utf8
 
 if TYPE_CHECKING:
     from frostline.tagger import Errors
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Score and print."""
     from frostline import tagger
 
+    speak_utf8()
     loaded = tagger.Tagger.load(args.folder)
     sentences = tagger.read_conll(args.file, columns(args))
     tokens, gold = [sentence.tokens for sentence in sentences], [sentence.tags for sentence in sentences]

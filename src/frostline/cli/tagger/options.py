@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -23,6 +25,12 @@ def at_least(low: int) -> Callable[[str], int]:
         return number
 
     return whole_number
+
+
+def speak_utf8() -> None:
+    """Write UTF-8 to stdout whatever the locale says: columns and JSON are UTF-8, and names have any letters."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, columns
+from frostline.cli.tagger.options import add_columns, columns, speak_utf8
 from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
@@ -55,8 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.tokens and columns(args) != tagger.Columns():
         raise FrostlineError("--token-column, --separator and --comments are for --tokens: plain text has no columns.")
     loaded = tagger.Tagger.load(args.folder)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # CoNLL and JSON lines are UTF-8, whatever the locale says
+    speak_utf8()
     chunks = _tagged_tokens(loaded, args) if args.tokens else _tagged_text(loaded, args)
     types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})
     for lines, tagged in chunks:

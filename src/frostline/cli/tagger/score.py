@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from frostline.cli.tagger.options import speak_utf8
+
 _EXAMPLES = """\
 examples:
   frostline tagger score output.conll
@@ -30,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Score and print."""
     from frostline import tagger
 
+    speak_utf8()
     found = tagger.score_file(args.file)
     print(json.dumps(found.to_dict(), ensure_ascii=False) if args.json else found.conlleval())
     return 0

@@ -62,6 +62,10 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     train, dev = tagger.read_conll(args.train, layout), tagger.read_conll(args.dev, layout)
     print(f"train    {_size(train)} in {args.train}")
     print(f"dev      {_size(dev)} in {args.dev}", flush=True)
+    for kind, times in tagger.unknown_types(
+        (tag for _, tags in train for tag in tags), (tags for _, tags in dev)
+    ).items():
+        print(f"warning  dev: {times:,} of type {kind!r}, which --train lacks; they count, and cannot be found")
     also = [tagger.read_conll(path, layout) for path in args.also]
     for path, corpus in zip(args.also, also, strict=True):
         print(f"also     {_size(corpus)} in {path}", flush=True)
