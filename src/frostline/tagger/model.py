@@ -72,10 +72,10 @@ class LSTMTagger(nn.Module):
             lengths: Tokens of each sentence, int64, shape (B,).
         """
         inputs = self.dropout(torch.cat([self.embed(rows), self.shape(shapes)], dim=-1))  # (B, T, D + shape)
-        turn = _turn_round(lengths, rows.shape[1])  # (B, T, 1)
+        turn = _turn_round(lengths, rows.shape[1])  # (B T)
         ahead = self._run(self.forwards, inputs)
-        back = self._run(self.backwards, inputs.take_along_dim(turn, dim=1))
-        both: Tensor = self.dropout(torch.cat([ahead, back.take_along_dim(turn, dim=1)], dim=-1))
+        back = self._run(self.backwards, _taken(inputs, turn))
+        both: Tensor = self.dropout(torch.cat([ahead, _taken(back, turn)], dim=-1))
         return both
 
     def _run(self, lstm: nn.LSTM, inputs: Tensor) -> Tensor:
@@ -120,7 +120,15 @@ class KeptDropout(nn.Module):
 
 
 def _turn_round(lengths: Tensor, longest: int) -> Tensor:
-    """Return, for each place, the place it changes with: length - 1 - place inside a sentence, itself behind it."""
-    places = torch.arange(longest, device=lengths.device).expand(len(lengths), -1)  # (B, T)
-    turned = lengths[:, None] - 1 - places
-    return torch.where(turned >= 0, turned, places)[..., None]
+    """Return, for each place of a batch laid end to end, the place it changes with, int64, shape (B T).
+
+    Inside a sentence that is length - 1 - place; what stands behind one stays.
+    """
+    places = torch.arange(longest, device=lengths.device)
+    turned = lengths[:, None] - 1 - places  # (B, T)
+    first = torch.arange(len(lengths), device=lengths.device)[:, None] * longest
+    return (first + torch.where(turned >= 0, turned, places)).flatten()
+
+
+def _taken(features: Tensor, places: Tensor) -> Tensor:
+    return features.flatten(0, 1).index_select(0, places).view_as(features)

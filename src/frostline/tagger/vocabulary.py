@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +93,7 @@ def cover(tokens: Iterable[str], words: Sequence[str]) -> Coverage:
     return Coverage(len(counts), total, len(counts) - len(missing), total - lost, tuple(missing))
 
 
+@lru_cache(maxsize=1 << 16)
 def shape(token: str) -> int:
     """Return what the letters of `token` look like, a number from 1 to SHAPES - 1.
 
