@@ -118,6 +118,8 @@ def test_a_hash_is_a_token_unless_comments_are_asked_for_and_never_lost_then(tmp
         (Columns(tag=4), b"Hi x O\n", ":1: 3 columns in 'Hi x O', 4 needed"),
         (Columns(token=-5), b"Hi x O\n", ":1: 3 columns in 'Hi x O', 5 needed"),
         (Columns(tag=2), b"Hi UH O\n", ":1: tag 'UH' of 'Hi' is not"),
+        (Columns(token=2), b"Hi\tO\n", ":1: column 2 is the token's and the tag's. Choose two columns."),
+        (Columns(token=-2, tag=1), b"O\tHi\n", ":1: column -2 is the token's and the tag's"),
     ],
 )
 def test_columns_that_are_not_there_are_refused_with_path_and_line(

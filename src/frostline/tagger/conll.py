@@ -71,6 +71,8 @@ class Columns:
                 f"no tag beside {fields[0]!r}. Write token, TAB, tag; leave a line empty to end a sentence."
             )
         token, tag = self.token_of(line), _field(fields, self.tag, line)
+        if _index(self.token) % len(fields) == _index(self.tag) % len(fields):
+            raise ValueError(f"column {self.token} is the token's and the tag's. Choose two columns.")
         if not _TAG.fullmatch(tag):
             raise ValueError(
                 f"tag {tag!r} of {token!r} is not O, B-type or I-type (nor E-, S-, L- or U-type). "
@@ -238,4 +240,8 @@ def _field(fields: list[str], column: int, line: str) -> str:
         raise ValueError(
             f"{len(fields)} columns in {line!r}, {abs(column)} needed. Choose other columns or a separator."
         )
-    return fields[column - (column > 0)]
+    return fields[_index(column)]
+
+
+def _index(column: int) -> int:
+    return column - (column > 0)
