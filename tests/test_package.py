@@ -83,6 +83,14 @@ def test_importing_every_room_loads_no_extra():
     assert loaded == "[]"
 
 
+def test_importing_every_room_does_not_load_torchs_compiler():
+    rooms = "import frostline as fl; [getattr(fl, name) for name in fl.__all__]"
+    loaded = in_a_fresh_interpreter(
+        f"{rooms}; import sys; print([n in sys.modules for n in ('torch', 'torch._dynamo')])"
+    )
+    assert loaded == "[True, False]"
+
+
 def test_importing_frostline_alone_does_not_load_torch():
     assert in_a_fresh_interpreter("import sys, frostline; print('torch' in sys.modules)") == "False"
 

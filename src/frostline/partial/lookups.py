@@ -45,14 +45,14 @@ def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     assert weight.selected.slots is not None
     slots = weight.selected.slots.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
     if sparse:
-        overwritten: Tensor = _sparse_gradient_needs_eager(found, slots, weight.learned)
+        # Not as a decorator: that would import the compiler, a second, wherever frostline is imported.
+        overwritten: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(found, slots, weight.learned)
         return overwritten
     learns = (slots >= 0).view(*ids.shape, 1)
     learned = F.embedding(slots.clamp(min=0).view(ids.shape), weight.learned)
     return torch.where(learns, learned.to(found.dtype), found)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _sparse_gradient_needs_eager(found: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
     """Overwrite `found` where `slots` >= 0, so that only the rows in use get an entry in the sparse gradient.
 
