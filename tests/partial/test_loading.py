@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,17 @@ def test_loading_a_models_own_state_dict_changes_nothing() -> None:
     assert not torch.equal(learned, learned.float().double())  # digits that the table has not
     model.load_state_dict(model.state_dict())
     assert torch.equal(model[0].weight_learned, learned)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_learned_parts_saved_by_their_names_are_refused_not_skipped(strict: bool) -> None:
+    model = make()
+    before = values(model)
+    learns = {name: value.detach() + 1 for name, value in model.named_parameters() if value.requires_grad}
+    says = "0.weight_learned: does not say of which rows. Load 0.weight, or use save_learned."
+    with pytest.raises(RuntimeError, match=re.escape(says)):
+        model.load_state_dict(learns, strict=strict)
+    assert torch.equal(values(model)["0.weight"], before["0.weight"])
 
 
 def test_a_zero_keeps_the_sign_it_has_in_the_checkpoint() -> None:

@@ -153,7 +153,10 @@ class PartialModule(nn.Module):
         # (What `torch.distributed.checkpoint` has read into `state_dict()` stands there already.)
         for name, layout in state.layouts.items():
             frozen, learned = parts(self, name)
-            given[prefix + learned_name(name)] = learned.detach()
+            key = prefix + learned_name(name)
+            if given.get(key, learned) is not learned:  # set_model_state_dict adds each process's own
+                errors.append(f"{key}: does not say of which {layout.kind}. Load {prefix}{name}, or use save_learned.")
+            given[key] = learned.detach()
             values = sharded.whole(learned)  # asked for by every process, whatever it holds itself
             if not (name in wholes or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
                 sharded.put(layout, frozen, values)
