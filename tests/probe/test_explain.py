@@ -462,17 +462,22 @@ def test_a_cut_that_is_only_logged_is_not_blamed():
     assert len(logged) == 1
 
 
-def test_of_two_cuts_the_first_is_named_and_the_other_counted():
+@pytest.mark.parametrize(("third", "more"), [(False, ""), (True, ", and 1 more")])
+def test_of_several_cuts_the_first_two_are_named_and_the_others_counted(third, more):
     model, x = nn.ModuleDict({"before": nn.Linear(4, 4), "after": nn.Linear(4, 1)}), torch.randn(8, 4)
 
     def loss_fn():
         h = model["before"](x)
         first = h.detach()  # <- first of two
-        return model["after"](first + h.data).mean()
+        second = h.data  # <- second of two
+        if third:
+            second = second + h.relu().detach()
+        return model["after"](first + second).mean()
 
     found = fl.explain(model, loss_fn).to_dict()["before.weight"]
     assert found["where"].endswith(f":{line_of('first of two')}")
-    assert found["reason"] == "detach, and in 1 more: first = h.detach()"
+    second = f"{found['where'].rpartition(':')[0]}:{line_of('second of two')}"
+    assert found["reason"] == f"detach (also .data, {second}{more}): first = h.detach()"
 
 
 def test_a_cut_in_an_installed_package_is_shown_in_the_users_line():

@@ -60,9 +60,10 @@ def _why_cut(place: int, observed: Observed) -> tuple[str, str | None]:
         return "its value reaches the loss, its gradient does not come back", None
     first = sites[0]
     inside = f" (in {first.inside})" if first.inside else ""
-    lines = len({site.where for site in sites})
-    more = f", and in {lines - 1} more" if lines > 1 else ""
-    return f"{first.call}{more}: {first.source}".removesuffix(": ") + inside, first.where
+    others = list({site.where: site for site in sites if site.where != first.where}.values())
+    more = f", and {len(others) - 1} more" if len(others) > 1 else ""
+    also = f" (also {others[0].call}, {others[0].where}{more})" if others else ""
+    return f"{first.call}{also}: {first.source}".removesuffix(": ") + inside, first.where
 
 
 def _why_unused(place: int, observed: Observed) -> tuple[str, str | None]:
