@@ -70,9 +70,9 @@ def main() -> None:
     table = vectors.Vectors([table.words[row] for row in rows], table.matrix[rows])
     known = set(table.words)
     print(
-        "| sentences | regime | F1 on dev: mean (each seed) | " + " | ".join(f"recall, {k}" for k in KINDS), end=" | "
+        "| sentences | regime | F1 on dev: mean (each seed) | " + " | ".join(f"recall, {kind}" for kind in KINDS) + " |"
     )
-    print("\n| --: | --- | --- | --: | --: | --: |")
+    print("| --: | --- | --- | --: | --: | --: |")
     for part in arguments.parts:
         some = train[::part]
         trained = {token for tokens, _ in some for token in tokens}
