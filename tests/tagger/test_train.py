@@ -225,3 +225,16 @@ def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(
     finally:
         torch.set_num_threads(before)
     assert set(Notes.seen) == {1}
+
+
+def test_a_loss_that_is_no_number_ends_the_training_at_its_step(toy: Any) -> None:
+    options = dataclasses.replace(toy.options, learning_rate=1e38)
+    with pytest.raises(fl.FrostlineError, match=r"train: the loss is nan in step \d+ of 75\. .* below 1e\+38\."):
+        _train(toy, options=options)
+
+
+def test_text_without_any_entity_is_learned_as_such(toy: Any) -> None:
+    plain = [(tokens, ["O"] * len(tokens)) for tokens, _ in toy.train]
+    run = _train(toy, train=plain, epochs=1)
+    assert run.tagger.tags == ["O"]
+    assert run.tagger.predict([["Person3", "sees"]]) == [["O", "O"]]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frostline.errors import FrostlineError
 from frostline.tagger.average import Average
 from frostline.tagger.batches import Encoded, pad, shuffled
 from frostline.tagger.head import Head, shares
@@ -100,6 +101,11 @@ class Fit:
             began = time.perf_counter()
             number, group = self.left.pop()
             loss, tokens = self._step(number, group)
+            if not math.isfinite(loss):
+                raise FrostlineError(
+                    f"train: the loss is {loss} in step {self.average.steps} of {self._steps}. Values are not "
+                    f"finite, or grew too far: pass Options(learning_rate=...) below {self.options.learning_rate}."
+                )
             self.loss_sum += loss * tokens
             self.seen += tokens
             self.seconds += time.perf_counter() - began

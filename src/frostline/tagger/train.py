@@ -90,6 +90,7 @@ def train(
     Raises:
         DataFileError: no sentence in a corpus, or one with another number of tags than of tokens.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
+        FrostlineError: the loss is no longer a finite number.
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
         ValueError: `epochs`, `patience` or `learn` out of range, `resume` without `checkpoint`, or `together` with it.
 
