@@ -5,9 +5,9 @@ Compares, on the same sentences and the same vectors, each in a process of its o
     frostline, 256        the same with flair's sizes: hidden 256, batches of 32
     flair                 `SequenceTagger(hidden_size=256)` over `WordEmbeddings`, batches of 32, SGD at 0.1
 Seconds are of the processor, so that other work on the machine counts little. Training is timed by its steps alone,
-without loading and without judging dev. In prediction flair's `Sentence`s are made before the clock starts; frostline
-gets plain lists. Memory is the peak of the whole process, from vectors that each library has already turned into its
-own form (frostline's cache, gensim's KeyedVectors).
+without loading and without judging dev. Both predict lists of tokens, 32 sentences at a time or one; *prepared* is flair
+with its `Sentence` objects made before the clock starts. Memory is the peak of the whole process, in MB, from vectors
+that each library has already turned into its own form (frostline's cache, gensim's KeyedVectors).
 
 Run:    python benchmarks/tagger_speed.py TRAIN DEV VECTORS --flair PYTHON [--epochs N]
 PYTHON is the interpreter of an environment that has flair and gensim; without it flair is left out. With --quick the
@@ -131,10 +131,20 @@ def flair(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -> di
     model.eval()
     plain = [[token.text for token in sentence] for sentence in corpus.dev]
     tokens, trained = sum(map(len, plain)), sum(map(len, corpus.train))
+    groups, ones = [plain[start : start + 32] for start in range(0, len(plain), 32)], [[tokens] for tokens in plain]
+
+    def prepare(group: list[list[str]]) -> list[Any]:
+        return [Sentence(tokens) for tokens in group]
+
+    def predict(sentences: list[Any]) -> None:
+        model.predict(sentences, mini_batch_size=32)
+
     return {
         "train": statistics.median(trained / took for took in seconds),
-        "by 32": rate(lambda all_: model.predict(all_, 32), lambda: [[Sentence(p) for p in plain]], tokens, rounds),
-        "one by one": rate(model.predict, lambda: [Sentence(p) for p in plain], tokens, rounds),
+        "by 32": rate(lambda group: predict(prepare(group)), lambda: groups, tokens, rounds),
+        "one by one": rate(lambda group: predict(prepare(group)), lambda: ones, tokens, rounds),
+        "by 32, prepared": rate(predict, lambda: [prepare(group) for group in groups], tokens, rounds),
+        "one by one, prepared": rate(predict, lambda: [prepare(group) for group in ones], tokens, rounds),
         "MB": peak_mb(),
     }
 
@@ -194,13 +204,17 @@ def main() -> None:
         ways = [way for way in SIZES if way != "flair" or arguments.flair]
         if arguments.flair:
             subprocess.run([arguments.flair, "-c", CONVERT, folder / "vectors.txt", folder / "vectors.kv"], check=True)
-        print("| way | training, tokens/s | prediction by 32 | one by one | peak MB |\n| --- | --: | --: | --: | --: |")
+        columns = ("train", "by 32", "one by one", "by 32, prepared", "one by one, prepared", "MB")
+        print(f"| way | {' | '.join(columns)} |\n| --- |{' --: |' * len(columns)}")
         for way in ways:
             command = [arguments.flair if way == "flair" else sys.executable, __file__, "--alone", way, name]
             command += ["--epochs", str(epochs), "--rounds", str(rounds)]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
-            print(f"| {way} | " + " | ".join(f"{value:,.0f}" for value in found.values()) + " |", flush=True)
+            print(
+                f"| {way} | " + " | ".join(f"{found[key]:,.0f}" if key in found else "" for key in columns) + " |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
