@@ -238,3 +238,14 @@ def test_text_without_any_entity_is_learned_as_such(toy: Any) -> None:
     run = _train(toy, train=plain, epochs=1)
     assert run.tagger.tags == ["O"]
     assert run.tagger.predict([["Person3", "sees"]]) == [["O", "O"]]
+
+
+def test_a_lean_is_taken_off_the_score_of_o_once_and_changes_nothing_else(toy: Any) -> None:
+    runs = [_train(toy, epochs=1, options=dataclasses.replace(toy.options, lean=lean)) for lean in (0.0, 2.0)]
+    straight, leaning = (run.tagger.model.state_dict() for run in runs)
+    bias = straight["head.linear.bias"].clone()
+    bias[0] -= 2.0
+    assert torch.equal(leaning.pop("head.linear.bias"), bias)
+    assert all(torch.equal(leaning[name], straight[name]) for name in leaning)
+    assert runs[0].history[0].loss == runs[1].history[0].loss
+    assert runs[1].best.dev_f1 == runs[1].tagger.evaluate(toy.dev).f1

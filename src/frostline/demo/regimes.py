@@ -66,7 +66,7 @@ def train_all(
         The outcome of each regime, keyed by its `learn`. The regimes take turns, so that a slow moment of the machine
         does not hit one of them alone.
     """
-    options = tagger.Options(hidden=64, dropout=0.2, learning_rate=5e-3, chain=False)
+    options = tagger.Options(hidden=64, dropout=0.2, learning_rate=5e-3, chain=False, lean=0.0)
     runs: dict[str, list[tagger.TrainingRun]] = {regime.learn: [] for regime in REGIMES}
     for seed in seeds:
         for learn, name, _ in REGIMES:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_BLOCK = 10_000  # rows compared at a time: what a comparison holds besides the tables stays small
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -44,10 +46,14 @@ def compare(start: Tensor, end: Tensor, learns: Tensor) -> Audit:
         >>> print(compare(before, after, torch.tensor([False, False, True])))
         1 of 4 frozen entries moved, compared bit by bit; 1 of 1 rows that learn moved
     """
-    moved = start.contiguous().view(torch.int32) != end.contiguous().view(torch.int32)  # (V, D)
+    frozen_moved = learned_rows_moved = 0
+    for before, after, learn in zip(start.split(_BLOCK), end.split(_BLOCK), learns.split(_BLOCK), strict=True):
+        moved = before.contiguous().view(torch.int32) != after.contiguous().view(torch.int32)  # (block, D)
+        frozen_moved += int(moved[~learn].sum())
+        learned_rows_moved += int(moved[learn].any(dim=1).sum())
     return Audit(
         frozen_compared=int((~learns).sum()) * start.shape[1],
-        frozen_moved=int(moved[~learns].sum()),
+        frozen_moved=frozen_moved,
         learned_rows=int(learns.sum()),
-        learned_rows_moved=int(moved[learns].any(dim=1).sum()),
+        learned_rows_moved=learned_rows_moved,
     )

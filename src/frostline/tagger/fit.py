@@ -85,6 +85,7 @@ class Fit:
         while len(self.history) < self._epochs and not self._stalled(patience):
             self._epoch(dev, watch, after_step)
         _put(self.best_values, self.parameters)
+        self._lean()
         self.tagger.model.eval()
         return _best(self.history)
 
@@ -113,12 +114,18 @@ class Fit:
                 after_step(self)
             watch.batch(tokens)
         with self.average.in_place():
+            self._lean()
             f1 = self.tagger.evaluate(dev).f1
         self.history.append(Epoch(len(self.history) + 1, self.loss_sum / self.seen, f1, self.seconds, self.seen))
         self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0
         if self.history[-1] is _best(self.history):
             self.best_values = [value.clone() for value in self.average.values]
         watch.epoch(self.history[-1])
+
+    @torch.no_grad()
+    def _lean(self) -> None:
+        """Lean away from O, the first tag, whose score training leaves too high for the best F1."""
+        self.tagger.model.head.linear.bias[0] -= self.options.lean
 
     def _groups(self) -> list[tuple[int, list[int]]]:
         """Draw the batches of one epoch: the number of a task, and those of its sentences."""

@@ -19,10 +19,13 @@ class Options:
     decay: float = 1e-2
     clip: float = 1.0
     hide: float = 0.5  # a missing word seen n times is read as <unk> with probability hide / (hide + n)
+    lean: float = 0.75  # taken off the score of O once trained: more entities are found, and more that are none
     average: float = 0.998  # the weights kept are a running mean over steps; 0: those of the last step
     forget_bias: float | None = None  # of the LSTM at the start, which then has one bias as TensorFlow's; None: torch's
     by_sentence: bool = False  # every sentence counts the same in the loss, however long; False: every token
 
 
-ORIGINAL = Options(shape_width=0, chain=False, decay=0.0, hide=0.0, average=0.0, forget_bias=3.0, by_sentence=True)
+ORIGINAL = Options(
+    shape_width=0, chain=False, decay=0.0, hide=0.0, lean=0.0, average=0.0, forget_bias=3.0, by_sentence=True
+)
 """The form of the TensorFlow tagger this one comes from: word vectors alone, a softmax over each token's tags."""
