@@ -6,8 +6,8 @@ Compares, on the same sentences and the same vectors, each in a process of its o
     flair                 `SequenceTagger(hidden_size=256)` over `WordEmbeddings`, batches of 32, SGD at 0.1
 Seconds are of the processor, so that other work on the machine counts little. Training is timed by its steps alone,
 without loading and without judging dev. Both predict lists of tokens, 32 sentences at a time or one; *prepared* is
-flair with its `Sentence` objects made before the clock starts. Memory is the peak of the whole process, in MB, from vectors
-that each library has already turned into its own form (frostline's cache, gensim's KeyedVectors).
+flair with its `Sentence` objects made before the clock starts. Memory is the peak of the whole process, in MB, from
+vectors that each library has already turned into its own form (frostline's cache, gensim's KeyedVectors).
 
 Run:    python benchmarks/tagger_speed.py TRAIN DEV VECTORS --flair PYTHON [--epochs N]
 PYTHON is the interpreter of an environment that has flair and gensim; without it flair is left out. With --quick the
