@@ -45,6 +45,11 @@ def wrong():
     return make()[0]
 
 
+def forgotten():
+    model, loss_fn, optimizer = make()
+    return model, loss_fn, optimizer.step
+
+
 def broken():
     return 1 / 0
 
@@ -150,6 +155,7 @@ def test_the_page_is_written(capfd, tmp_path):
         (["train:missing"], "train: has no function 'missing'."),
         (["train:number"], "train: has no function 'number'."),
         (["train:wrong"], "train:wrong: it must return model, loss_fn and optimizer; it returned ModuleDict."),
+        (["train:forgotten"], "train:forgotten: optimizer: method has no `param_groups` and `step`."),
         (["train:make", "--expect", "no.json"], "no.json: No such file or directory"),
         (["train:make", "--expect", "bad.json"], "bad.json:2: no JSON: Expecting value."),
         (["train:make", "--expect", "latin.json"], "latin.json:1: no JSON: not UTF-8."),

@@ -775,14 +775,21 @@ def test_lbfgs_gets_its_closure():
 @pytest.mark.parametrize(
     ("optimizer", "says"),
     [
-        (nn.Linear(1, 1), "optimizer: Linear has no param_groups. Pass a torch optimizer, or a list of them."),
-        ("adam", "optimizer: str has no param_groups"),
+        (nn.Linear(1, 1), "optimizer: Linear has no `param_groups` and `step`. Pass the optimizer(s)."),
+        ("adam", "optimizer: str has no `param_groups` and `step`"),
     ],
 )
 def test_what_is_no_optimizer_is_refused(optimizer, says):
     model, loss_fn = two_layers()
     with pytest.raises(TypeError, match=re.escape(says)):
         fl.explain(model, loss_fn, optimizer)
+
+
+@pytest.mark.parametrize("look", [fl.explain, fl.trial_step])
+def test_a_loss_that_was_called_already_is_refused(look):
+    model, loss_fn = two_layers()
+    with pytest.raises(TypeError, match=re.escape("loss_fn: Tensor is no function. Pass one that runs the pass")):
+        look(model, loss_fn(), torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 def test_what_is_no_model_is_refused():

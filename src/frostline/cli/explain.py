@@ -107,11 +107,16 @@ def _explain(make: Callable[[], Any], text: str) -> Explanation:
     from torch import nn
 
     from frostline.probe import explain
+    from frostline.probe.arguments import optimizers_in
 
     made = make()
     parts = made if isinstance(made, tuple) else ()
     if len(parts) not in (2, 3) or not isinstance(parts[0], nn.Module) or not callable(parts[1]):
         raise ProbeError(f"{text}: it must return model, loss_fn and optimizer; it returned {_shape(made)}.")
+    try:
+        optimizers_in(parts[2] if len(parts) == 3 and parts[2] is not None else [])
+    except TypeError as error:
+        raise ProbeError(f"{text}: {error}") from None
     return explain(*parts)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from frostline.partial.find import Found, find_tensors
 from frostline.partial.module import state_of
 from frostline.partial.sharded import is_sharded
+from frostline.probe.arguments import check_loss_fn, check_model
 from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.groups import Groups
 from frostline.probe.keep import kept
@@ -73,8 +74,8 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         >>> explanation.alarms, explanation.to_dict()["0.weight"]["verdict"]
         (['0.weight', '0.bias'], 'cut')
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: {type(model).__name__}, but it must be an nn.Module.")
+    check_model(model)
+    check_loss_fn(loss_fn)
     groups = Groups(optimizer)
     whole, model = model, unwrapped(model)
     remarks = [_COMPILED] if any("_orig_mod" in module._modules for module in whole.modules()) else []

@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from frostline.errors import ProbeError
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
+from frostline.probe.arguments import check_loss_fn
 from frostline.probe.keep import hooks_run, kept
 
 _calls = itertools.count(1)
@@ -72,10 +73,7 @@ def gradients(
     """
     if masks not in ("same", "fresh"):
         raise ValueError(f"masks: {masks!r}, but it must be 'same' or 'fresh'.")
-    if not callable(loss_fn):
-        raise TypeError(
-            f"loss_fn: {type(loss_fn).__name__} is no function. Pass one that runs the pass: `lambda: ...`."
-        )
+    check_loss_fn(loss_fn)
     if isinstance(wrt, (Tensor, nn.Module)) or not isinstance(wrt, Iterable):
         raise TypeError(f"wrt: {type(wrt).__name__}, but it must be a list of tensors and modules. Pass `[...]`.")
     targets = _targets(wrt := list(wrt))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from frostline.partial.sharded import is_sharded
+from frostline.probe.arguments import optimizers_in
 
 
 class Groups:
@@ -22,15 +23,10 @@ class Groups:
     """
 
     def __init__(self, optimizer: Any) -> None:
-        several = isinstance(optimizer, (list, tuple))
-        self.optimizers: list[Any] = list(optimizer) if several else [] if optimizer is None else [optimizer]
+        self.optimizers = [] if optimizer is None else optimizers_in(optimizer)
         self.tensors: list[Tensor] = []
         self._rates: dict[int, list[float]] = {}
         for one in self.optimizers:
-            if not (hasattr(one, "param_groups") and hasattr(one, "step")):
-                raise TypeError(
-                    f"optimizer: {type(one).__name__} has no param_groups. Pass a torch optimizer, or a list of them."
-                )
             for group in one.param_groups:
                 rate = group.get("lr")
                 for tensor in group["params"]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from frostline.errors import ProbeError
 from frostline.partial.find import Found, find_tensors
+from frostline.probe.arguments import check_loss_fn, check_model, optimizers_in
 from frostline.probe.keep import kept
 from frostline.probe.moved import Moved, Tally, first_row
 from frostline.probe.reach import optimizers_in_backward
@@ -113,9 +114,11 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         >>> optimizer.state_dict()["state"]
         {}
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: {type(model).__name__}, but it must be an nn.Module.")
-    optimizers = _optimizers(optimizer)
+    check_model(model)
+    check_loss_fn(loss_fn)
+    optimizers = optimizers_in(optimizer)
+    if not optimizers:
+        raise TypeError("optimizer: an empty list, so nothing would step. Pass the optimizer(s) of the training run.")
     plain = unwrapped(model)
     found = find_tensors(plain)
     held = [parameter for one in optimizers for group in one.param_groups for parameter in group["params"]]
@@ -157,16 +160,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def _inside_ddp(model: nn.Module) -> nn.Module | None:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
-
-
-def _optimizers(optimizer: Any) -> list[Any]:
-    optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
-    if not optimizers:
-        raise TypeError("optimizer: an empty list, so nothing would step. Pass the optimizer(s) of the training run.")
-    for one in optimizers:
-        if not (hasattr(one, "param_groups") and hasattr(one, "step")):
-            raise TypeError(f"optimizer: {type(one).__name__} has no `param_groups` and `step`. Pass the optimizer(s).")
-    return optimizers
 
 
 def _checked(loss: Any) -> Tensor:
