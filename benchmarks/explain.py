@@ -16,7 +16,7 @@ import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
@@ -57,7 +57,7 @@ class Model(nn.Module):
         return logits
 
 
-def timed(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def timed(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each way; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
