@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,31 +22,12 @@ TABLE, LEARNED, NORM = "model.embed_tokens.weight", "model.embed_tokens.weight_l
 KEPT = [row for row in range(V) if row not in ROWS]
 
 
-def _start(*arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name in ("RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -> Path:
     """What one process and two processes wrote."""
-    if not Path("/sys/class/net/lo").exists():
-        pytest.skip("needs a loopback interface called lo")
     folder = tmp_path_factory.mktemp("processes")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    _start(str(SCRIPT), str(folder))
-    _start(*launcher, "--master-port", str(_free_port()), str(SCRIPT), str(folder))
+    launch(SCRIPT, folder)
+    launch(SCRIPT, folder, processes=2)
     return folder
 
 

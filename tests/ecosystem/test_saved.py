@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +24,14 @@ ROWS = [7, 119, 3]
 TABLE, NORM = "model.embed_tokens.weight", "model.norm.weight"
 
 
-def _run(*arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name in ("RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -> Path:
     """What one, two and three processes saved, and how each went on."""
-    if not Path("/sys/class/net/lo").exists():
-        pytest.skip("needs a loopback interface called lo")
-    folder, script = tmp_path_factory.mktemp("saved"), str(HERE / "train_saved.py")
-    _run(script, str(folder), "one")
-    for processes, stage in (2, "two"), (3, "three"):
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
-        _run(*launcher, "--master-port", str(_free_port()), script, str(folder), stage)
-    _run(script, str(folder), "back")
+    folder, script = tmp_path_factory.mktemp("saved"), HERE / "train_saved.py"
+    launch(script, folder, "one")
+    launch(script, folder, "two", processes=2)
+    launch(script, folder, "three", processes=3)
+    launch(script, folder, "back")
     return folder
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,30 +53,12 @@ WAYS = {
 each_way = pytest.mark.parametrize("way", WAYS)
 
 
-def _run(*arguments: str) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name in ("RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -> Path:
     """What one process and two processes wrote."""
-    if not Path("/sys/class/net/lo").exists():
-        pytest.skip("needs a loopback interface called lo")
-    folder, script = tmp_path_factory.mktemp("ways"), str(HERE / "train_ways.py")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    _run(script, str(folder))
-    _run(*launcher, "--master-port", str(_free_port()), script, str(folder))
+    folder, script = tmp_path_factory.mktemp("ways"), HERE / "train_ways.py"
+    launch(script, folder)
+    launch(script, folder, processes=2)
     return folder
 
 

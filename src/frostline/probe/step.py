@@ -80,7 +80,7 @@ def taken_back(optimizers: Sequence[Any], tensors: Iterable[Tensor] = ()) -> Ite
     Cost: a copy of all these tensors and of the optimizers' state while the block runs. Nothing is written at the end
         to a tensor whose bits are the same, so tensors in read-only memory are safe.
     """
-    before, undo, seen = Before(), list[Callable[[], None]](), dict[int, object]()
+    before, undo, seen = Before(), list[Callable[[], object]](), dict[int, object]()
     for tensor in tensors:
         _remember(tensor, before, undo, seen)
     for optimizer in optimizers:
@@ -117,7 +117,7 @@ def needs_closure(optimizer: Any) -> bool:
     return closure is not None and closure.default is inspect.Parameter.empty
 
 
-def _remember(value: Any, before: Before, undo: list[Callable[[], None]], seen: dict[int, object]) -> None:
+def _remember(value: Any, before: Before, undo: list[Callable[[], object]], seen: dict[int, object]) -> None:
     """Add to `undo` what puts `value`, and everything it holds, back to what it is now."""
     if id(value) in seen or value is None or isinstance(value, _LEFT_ALONE):
         return
@@ -130,7 +130,7 @@ def _remember(value: Any, before: Before, undo: list[Callable[[], None]], seen: 
     elif isinstance(value, np.ndarray) and value.flags.writeable:
         undo.append(partial(np.copyto, value, value.copy()))
     elif isinstance(value, torch.Generator):
-        undo.append(partial(_put_back_generator, value, value.get_state()))
+        undo.append(partial(value.set_state, value.get_state()))
     elif isinstance(value, MutableMapping):
         children = list(value.values())
         undo.append(partial(_put_back_mapping, value, dict(value)))
@@ -159,10 +159,6 @@ def _put_back_tensor(tensor: Tensor, data: Tensor, values: Tensor, version: int 
             local(data).copy_(local(values))
     if version is not None:
         torch._C._autograd._unsafe_set_version_counter((tensor,), (version,))
-
-
-def _put_back_generator(generator: torch.Generator, state: Tensor) -> None:
-    generator.set_state(state)
 
 
 def _put_back_mapping(mapping: MutableMapping[Any, Any], items: dict[Any, Any]) -> None:
