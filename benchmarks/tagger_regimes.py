@@ -4,57 +4,140 @@ Trains the tagger three times on the same sentences with the same budget, severa
     none       every row of the table stays as it is
     missing    the training words that the vectors miss learn, and <unk>
     all        every row learns
-and again on a part of the sentences (every second, every tenth, ...). Prints F1 on dev, mean and spread over the seeds,
-and recall of the entities by their words: all of them in the vectors (*known*), one or more of them missing there but
-seen in training (*learned*), one or more of them neither (*unknown*).
+and again on a part of the sentences (every second, every tenth, ...) and with only the first words of the vectors,
+which in most files are the most frequent ones. Prints F1 on dev of the best epoch, mean and each seed; F1 of the same
+weights on FAR, sentences of another kind that choose nothing; milliseconds of processor time a step; the most memory
+that the process held so far, in MB; and the recall on dev of the entities, by the rarest of their words:
+    seen       all of them in the vectors and in training
+    vectors    one that only the vectors have
+    learned    one that the vectors miss and training has
+    unknown    one that neither has
 
-The table is first cut to the words of TRAIN and DEV. No other row would ever be read, so this changes the time, above
-all that of *all*, and what is drawn for the missing words, which have the mean and the spread of the table.
+The table is cut to the words of TRAIN, DEV and FAR, unless --whole. No other row would ever be read, so this changes
+the time, above all that of *all*, and what is drawn for the missing words, which have the mean and the spread of the
+table.
 
-Run:    python benchmarks/tagger_regimes.py TRAIN DEV VECTORS [--seeds N] [--parts 1 4] [--epochs N]
-With --quick the sentences and vectors are made up and small.
+Run:    python benchmarks/tagger_regimes.py TRAIN DEV VECTORS [--far FILE] [--parts 1 4] [--keep 2000] [--epochs N]
+            [--log RUNS.jsonl]
+--log adds a line for each training that ends; one that the file has already is not run again, and
+draw_tagger_regimes.py draws them. With --quick the sentences and vectors are made up and small.   (needs Linux)
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from frostline import tagger, vectors
-from tagger_speed import made_up
+from tagger_speed import made_up, peak_mb
 
 REGIMES: tuple[Literal["none", "missing", "all"], ...] = ("none", "missing", "all")
-KINDS = ("known", "learned", "unknown")
+KINDS = ("seen", "vectors", "learned", "unknown")
 
 
 def recall_by_kind(
-    gold: Sequence[tagger.Sentence], found: Sequence[Sequence[str]], has_vector: set[str], trained: set[str]
+    gold: Sequence[tagger.Sentence], found: Sequence[Sequence[str]], vocabulary: tagger.Vocabulary, trained: set[int]
 ) -> dict[str, tuple[int, int]]:
-    """Return for each kind of entity how many were found, and how many there are."""
+    """Return for each kind of entity how many were found, and how many there are; `trained` are the rows that were."""
     counts = {kind: [0, 0] for kind in KINDS}
+    unknown, learned = 1, 1 + vocabulary.missing  # row of <unk>, last row of the missing words
     for sentence, tags in zip(gold, found, strict=True):
         predicted = set(tagger.spans(tags))
         for span in tagger.spans(sentence.tags):
-            kind = "known"
-            for word in sentence.tokens[span.start : span.end]:
-                if word not in has_vector and word.lower() not in has_vector:
-                    kind = "learned" if word in trained and kind != "unknown" else "unknown"
+            rows = {vocabulary.row(token) for token in sentence.tokens[span.start : span.end]}
+            if min(rows) <= learned:
+                kind = "unknown" if unknown in rows else "learned"
+            else:
+                kind = "seen" if rows <= trained else "vectors"
             counts[kind][0] += span in predicted
             counts[kind][1] += 1
     return {kind: (right, total) for kind, (right, total) in counts.items()}
+
+
+class Clock(tagger.Watcher):
+    """Adds up the processor time of the steps, but for the first of an epoch, before which is more than a step."""
+
+    seconds, steps, last = 0.0, 0, 0.0
+
+    def batch(self, tokens: int) -> None:
+        """One step was made."""
+        now = time.process_time()
+        if self.last:
+            self.seconds, self.steps = self.seconds + now - self.last, self.steps + 1
+        self.last = now
+
+    def epoch(self, epoch: tagger.Epoch) -> None:
+        """An epoch ended."""
+        self.last = 0.0
+
+
+def cut(table: vectors.Vectors, keep: int | None, read: set[str] | None) -> vectors.Vectors:
+    """Return the first `keep` rows, and of these the ones whose word is in `read`; None: all of them."""
+    rows = [row for row, word in enumerate(table.words[:keep]) if read is None or word in read]
+    return vectors.Vectors([table.words[row] for row in rows], table.matrix[rows])
+
+
+def measure(
+    train: Sequence[tagger.Sentence],
+    dev: Sequence[tagger.Sentence],
+    far: Sequence[tagger.Sentence],
+    table: vectors.Vectors,
+    regime: Literal["none", "missing", "all"],
+    seed: int,
+    epochs: int,
+) -> dict[str, Any]:
+    """Train once; return what is to be known of it."""
+    clock = Clock()
+    run = tagger.train(train, dev, table, learn=regime, seed=seed, epochs=epochs, watch=clock)
+    vocabulary = run.tagger.vocabulary
+    trained = {vocabulary.row(token) for tokens, _ in train for token in tokens}
+    return {
+        "f1": 100 * run.best.dev_f1,
+        "far": 100 * run.tagger.evaluate(far).f1 if far else None,
+        "best": run.best.number,
+        "ms": 1000 * clock.seconds / max(clock.steps, 1),
+        "MB": peak_mb(),
+        "tokens": run.coverage.found_tokens / run.coverage.tokens,
+        "kinds": recall_by_kind(dev, run.tagger.predict([tokens for tokens, _ in dev]), vocabulary, trained),
+    }
+
+
+def row(runs: Sequence[dict[str, Any]]) -> str:
+    """Return the line of the table for the seeds of one setting."""
+    first = runs[0]
+
+    def each(key: str) -> str:
+        values = [run[key] for run in runs]
+        if None in values:
+            return ""
+        return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
+
+    sums = {kind: [sum(run["kinds"][kind][place] for run in runs) for place in (0, 1)] for kind in KINDS}
+    recalls = [f"{right / total:.1%} of {total // len(runs):,}" if total else "" for right, total in sums.values()]
+    kept = "all" if first["keep"] is None else f"{first['keep']:,}"
+    ms, most = statistics.median(run["ms"] for run in runs), max(run["MB"] for run in runs)
+    cells = [f"{first['sentences']:,}", kept, str(first["epochs"]), first["regime"], each("f1"), each("far"), *recalls]
+    return f"| {' | '.join([*cells, f'{ms:.1f}', f'{most:,.0f}'])} |"
 
 
 def main() -> None:
     """Train every regime on every part with every seed, print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="TRAIN DEV VECTORS")
+    parser.add_argument("--far", type=Path, metavar="FILE", help="sentences of another kind, which choose nothing")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", type=int, nargs="+", default=[1], metavar="N", help="train on every N-th sentence")
+    parser.add_argument("--keep", type=int, metavar="N", help="only the first N words of the vectors")
     parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
+    parser.add_argument("--whole", action="store_true", help="train over all vectors, read or not")
+    parser.add_argument("--log", type=Path, metavar="RUNS", help="file that keeps what was measured, a line for a run")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if len(arguments.files) != (0 if arguments.quick else 3):
@@ -65,27 +148,34 @@ def main() -> None:
         train_file, dev_file, table_file = made_up(Path(folder)) if arguments.quick else arguments.files
         train, dev = tagger.read_conll(train_file), tagger.read_conll(dev_file)
         table = vectors.load(table_file, cache=not arguments.quick)
-    read = {form for tokens, _ in [*train, *dev] for token in tokens for form in (token, token.lower())}
-    rows = [row for row, word in enumerate(table.words) if word in read]
-    table = vectors.Vectors([table.words[row] for row in rows], table.matrix[rows])
-    known = set(table.words)
-    print(
-        "| sentences | regime | F1 on dev: mean (each seed) | " + " | ".join(f"recall, {kind}" for kind in KINDS) + " |"
-    )
-    print("| --: | --- | --- | --: | --: | --: |")
+    far = tagger.read_conll(arguments.far) if arguments.far else []
+    read = {form for tokens, _ in [*train, *dev, *far] for token in tokens for form in (token, token.lower())}
+    table = cut(table, arguments.keep, None if arguments.whole else read)
+    done = [json.loads(line) for line in arguments.log.open()] if arguments.log and arguments.log.exists() else []
+    columns = ["sentences", "vectors", "epochs", "regime", "F1 on dev", "F1 on FAR"]
+    columns += [f"recall, {kind}" for kind in KINDS] + ["ms a step", "MB"]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
     for part in arguments.parts:
-        some = train[::part]
-        trained = {token for tokens, _ in some for token in tokens}
-        for regime in REGIMES:
-            f1, kinds = [], dict.fromkeys(KINDS, (0, 0))
+        for regime in arguments.regimes:
+            runs = []
             for seed in range(arguments.seeds):
-                run = tagger.train(some, dev, table, learn=regime, seed=seed, epochs=arguments.epochs)
-                f1.append(100 * run.best.dev_f1)
-                found = recall_by_kind(dev, run.tagger.predict([tokens for tokens, _ in dev]), known, trained)
-                kinds = {k: (right + found[k][0], total + found[k][1]) for k, (right, total) in kinds.items()}
-            recalls = " | ".join(f"{right / max(total, 1):.1%}" for right, total in kinds.values())
-            each = f"{statistics.mean(f1):.1f} ({', '.join(f'{one:.1f}' for one in f1)})"
-            print(f"| {len(some):,} | {regime} | {each} | {recalls} |", flush=True)
+                some = train[::part]
+                setting = {
+                    "train": "/".join(train_file.parts[-2:]),
+                    "part": part,
+                    "sentences": len(some),
+                    "keep": arguments.keep,
+                    "whole": arguments.whole,
+                    "epochs": arguments.epochs,
+                    "regime": regime,
+                    "seed": seed,
+                }
+                known = [run for run in done if setting.items() <= run.items()]
+                runs += known or [setting | measure(some, dev, far, table, regime, seed, arguments.epochs)]
+                if arguments.log and not known:
+                    with arguments.log.open("a") as log:
+                        log.write(json.dumps(runs[-1]) + "\n")
+            print(row(runs), flush=True)
 
 
 if __name__ == "__main__":

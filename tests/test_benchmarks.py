@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -128,16 +129,36 @@ def test_the_tagger_speed_benchmark_measures_both_sizes() -> None:
 
 
 def test_the_tagger_regimes_benchmark_trains_every_regime_on_every_part() -> None:
-    printed = run("tagger_regimes.py", "--quick", "--parts", "1", "2")
+    printed = run("tagger_regimes.py", "--quick", "--parts", "1", "2", "--keep", "80")
     for sentences in (60, 30):
         for regime in ("none", "missing", "all"):
-            assert len(re.findall(rf"^\| {sentences} \| {regime} \| [\d.]+ \([\d.]+, [\d.]+\) ", printed, re.M)) == 1
+            lines = re.findall(rf"^\| {sentences} \| 80 \| 2 \| {regime} \| [\d.]+ \([\d.]+, [\d.]+\) ", printed, re.M)
+            assert len(lines) == 1
+
+
+def test_the_tagger_regimes_benchmark_keeps_what_it_measured_and_the_picture_shows_it(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    log, picture = tmp_path / "runs.jsonl", tmp_path / "picture.png"
+    made = ["from tagger_speed import made_up; from pathlib import Path", f"print(*made_up(Path({str(tmp_path)!r})))"]
+    train, dev, table = run("-c", "; ".join(made)).split()
+    command = ["tagger_regimes.py", train, dev, table, "--far", train, "--epochs", "1", "--log", str(log)]
+    first = run(*command, "--seeds", "1", "--parts", "1", "2")
+    kept = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(r["part"], r["regime"]) for r in kept] == [(p, r) for p in (1, 2) for r in ("none", "missing", "all")]
+    assert all(0 <= r["f1"] <= 100 and 0 <= r["far"] <= 100 and r["ms"] > 0 and r["MB"] > 0 for r in kept)
+    assert run(*command, "--seeds", "1", "--parts", "1", "2") == first  # nothing is run again, or its time would differ
+    assert len(log.read_text().splitlines()) == 6
+    run("draw_tagger_regimes.py", str(log), str(picture), "--epochs", "1")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_tagger_regimes_benchmark_tells_entities_by_their_words() -> None:
     told = (
-        "import tagger_regimes as b; from frostline.tagger import Sentence; "
-        "gold = [Sentence(['Ada', 'Blorp', 'Zork'], ['B-a'] * 3), Sentence(['Blorp', 'Zork'], ['B-a', 'I-a'])]; "
-        "print(b.recall_by_kind(gold, [['B-a', 'B-b', 'O'], ['B-a', 'I-a']], {'ada'}, {'Blorp'}))"
+        "import tagger_regimes as b; from frostline.tagger import Sentence, Vocabulary; "
+        "words = Vocabulary(['Blorp', 'ada', 'eve'], missing=1); trained = {2, 3}; "
+        "gold = [Sentence(['Ada', 'Blorp', 'Zork', 'Eve'], ['B-a'] * 4), "
+        "Sentence(['Blorp', 'Zork', 'O', 'Ada', 'Blorp'], ['B-a', 'I-a', 'O', 'B-a', 'I-a'])]; "
+        "print(b.recall_by_kind(gold, [['B-a', 'B-b', 'O', 'B-a'], ['B-a', 'I-a', 'O', 'O', 'O']], words, trained))"
     )
-    assert run("-c", told) == "{'known': (1, 1), 'learned': (0, 1), 'unknown': (1, 2)}\n"
+    kinds = {"seen": (1, 1), "vectors": (1, 1), "learned": (0, 2), "unknown": (1, 2)}
+    assert run("-c", told) == f"{kinds}\n"
