@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from frostline import tagger
 from frostline.cli import main
@@ -120,6 +121,15 @@ def test_a_corpus_with_other_tags_is_learned_from_as_well(tmp_path: Path, capsys
     assert "Rome" in json.loads((files.out / "words.json").read_text(encoding="ascii"))[: config["missing"]]
     assert main([*_train_arguments(files, epochs=1), "--also", "nowhere.conll"]) == 2
     assert "nowhere.conll: No such file" in capsys.readouterr().err
+
+
+def test_a_tagger_may_read_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = _write(tmp_path)
+    assert main(_train_arguments(files, characters=7)) == 0
+    assert re.search(r"^spelling\.weight +3 x 256 x 7\b", capsys.readouterr().out, re.MULTILINE)
+    assert load_file(files.out / "model.safetensors")["spelling.weight"].shape == (3, 256, 7)
+    assert main(["tagger", "evaluate", str(files.out), str(files.dev), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["overall_f1"] > 0.9
 
 
 def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
@@ -236,6 +246,7 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
         ({"epochs": 0}, "argument --epochs: '0' is not a whole number from 1 up"),
         ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number from 1 up"),
         ({"seed": -1}, "argument --seed: '-1' is not a whole number from 0 up"),
+        ({"characters": -1}, "argument --characters: '-1' is not a whole number from 0 up"),
         ({"train": "missing.conll"}, "missing.conll: No such file or directory"),
         ({"vectors": "missing.txt"}, "missing.txt"),
         ({"dev": "EMPTY"}, "empty.conll: no labelled token in it"),

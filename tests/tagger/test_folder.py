@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import re
@@ -41,6 +42,48 @@ def test_a_loaded_tagger_has_the_same_bits_and_says_the_same(toy: Any, trained: 
     assert loaded.predict(sentences) == trained.predict(sentences)
     assert loaded.evaluate(toy.dev).f1 > 0
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+@pytest.fixture(scope="module")
+def reading(toy: Any) -> Tagger:
+    """A tagger that reads characters."""
+    options = dataclasses.replace(toy.options, characters=6)
+    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, options=options).tagger
+
+
+def test_a_tagger_that_reads_characters_comes_back_with_them(toy: Any, reading: Tagger, tmp_path: Path) -> None:
+    reading.save(tmp_path / "model")
+    loaded = Tagger.load(tmp_path / "model")
+    before, after = reading.model.state_dict(), loaded.model.state_dict()
+    assert before["spelling.weight"].shape == (3, 256, 6)
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    sentences = [tokens for tokens, _ in toy.dev] + [["unheard", "of", "", "\udc80"]]
+    assert loaded.predict(sentences) == reading.predict(sentences)
+    assert loaded.evaluate(toy.dev).f1 > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda t: t.pop("spelling.weight"), "size mismatch for forwards.weight_ih_l0"),
+        (lambda t: t.update({"spelling.weight": torch.ones(3, 256, 7)}), "size mismatch for forwards.weight_ih_l0"),
+        (lambda t: t.update({"spelling.weight": torch.ones(3, 6)}), "size mismatch for spelling.weight"),
+        (lambda t: t.update({"spelling.weight": torch.ones(3, 256, 0)}), "spelling.weight"),
+        (lambda t: t.update({"spelling.weight": torch.ones(0, 10**12)}), "spelling.weight"),
+        (lambda t: t.update({"spelling.weight": torch.ones(())}), "damaged: "),
+        (lambda t: t["spelling.weight"].fill_(float("nan")), "spelling.weight is not made of finite float32"),
+    ],
+)
+def test_damaged_filters_are_refused_in_one_line(
+    reading: Tagger, tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], says: str
+) -> None:
+    reading.save(tmp_path / "model")
+    _tensors(change)(tmp_path / "model")
+    with pytest.raises(fl.ModelFolderError, match=re.escape(says)) as caught:
+        Tagger.load(tmp_path / "model")
+    assert "model.safetensors: damaged: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_holds_three_files_and_what_learned_is_in_the_table(trained: Tagger, saved: Path) -> None:

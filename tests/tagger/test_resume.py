@@ -67,6 +67,18 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     assert not _same(_train(toy, learn=learn, seed=1), whole)
 
 
+def test_a_training_that_reads_characters_goes_on_bit_for_bit_and_with_no_other_number_of_filters(
+    toy: Any, tmp_path: Path
+) -> None:
+    reading, others = (dataclasses.replace(toy.options, characters=number) for number in (6, 7))
+    _interrupted(toy, tmp_path / "c", 17, options=reading)
+    resumed = _train(toy, checkpoint=tmp_path / "c", resume=True, options=reading)
+    assert "spelling.weight" in resumed.tagger.model.state_dict()
+    assert _same(resumed, _train(toy, options=reading))
+    with pytest.raises(fl.RunFolderError, match="written by a training with characters 6, and here it is 7"):
+        _train(toy, checkpoint=tmp_path / "c", resume=True, options=others)
+
+
 def test_interrupted_twice_is_no_worse(toy: Any, tmp_path: Path) -> None:
     _interrupted(toy, tmp_path / "c", 5)
     _interrupted(toy, tmp_path / "c", 17, resume=True)

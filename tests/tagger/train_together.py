@@ -21,7 +21,7 @@ def train(dropout: float, together: bool) -> tagger.TrainingRun:
     first, second = (
         [(line, [tag if word < "w3" else "O" for word in line]) for line in tokens] for tag in ("B-x", "B-y")
     )
-    options = tagger.Options(hidden=8, shape_width=2, batch=4, dropout=dropout, average=0.0)
+    options = tagger.Options(hidden=8, shape_width=2, characters=3, batch=4, dropout=dropout, average=0.0)
     return tagger.train(first, first, vectors, also=[second], epochs=4, options=options, together=together)
 
 

@@ -1,7 +1,7 @@
 """Sentences of similar length side by side, padded to the longest.
 
 Letters used for shapes in this file:
-    B  sentences of a batch       T  tokens of the longest
+    B  sentences of a batch       T  tokens of the longest       S  bytes of a token
 """
 
 from __future__ import annotations
@@ -13,43 +13,60 @@ import torch
 from torch import Tensor
 
 from frostline.tagger.crf import legal
+from frostline.tagger.spelling import NOTHING, spell
 from frostline.tagger.vocabulary import PADDING, Vocabulary, shape
 
 NO_TAG = -100  # where padding stands; cross_entropy leaves it out
 
 
 class Encoded(NamedTuple):
-    """One sentence as numbers: the row, the shape and, in training, the tag of each token, int64, shape (T,)."""
+    """One sentence as numbers: the row, the shape and, in training, the tag of each token, int64, shape (T,).
+
+    `spellings` has the bytes of each, uint8, shape (T, S), where the network reads them.
+    """
 
     rows: Tensor
     shapes: Tensor
     tags: Tensor
+    spellings: Tensor | None
 
 
 class Batch(NamedTuple):
-    """Sentences as numbers, each int64 of shape (B, T), and the length of each, shape (B,)."""
+    """Sentences as numbers, each int64 of shape (B, T), the length of each, shape (B,), and (B, T, S) bytes or None."""
 
     rows: Tensor
     shapes: Tensor
     tags: Tensor
     lengths: Tensor
+    spellings: Tensor | None
 
 
-def encode(tokens: Sequence[str], vocabulary: Vocabulary, tags: Sequence[int] | None = None) -> Encoded:
-    """Return `tokens` as numbers; without `tags` every tag is NO_TAG."""
+def encode(
+    tokens: Sequence[str], vocabulary: Vocabulary, tags: Sequence[int] | None = None, *, characters: bool = False
+) -> Encoded:
+    """Return `tokens` as numbers; without `tags` every tag is NO_TAG, without `characters` there are no spellings."""
     return Encoded(
         torch.tensor([vocabulary.row(token) for token in tokens], dtype=torch.int64),
         torch.tensor([shape(token) for token in tokens], dtype=torch.int64),
         torch.tensor([NO_TAG] * len(tokens) if tags is None else list(tags), dtype=torch.int64),
+        spell(tokens) if characters else None,
     )
 
 
 def encoded(
-    sentences: Iterable[tuple[Sequence[str], Sequence[str]]], vocabulary: Vocabulary, names: Sequence[str]
+    sentences: Iterable[tuple[Sequence[str], Sequence[str]]],
+    vocabulary: Vocabulary,
+    names: Sequence[str],
+    *,
+    characters: bool = False,
 ) -> list[Encoded]:
     """Return labelled sentences as numbers, without the empty ones; the number of a tag is its place in `names`."""
     numbers = {name: number for number, name in enumerate(names)}
-    return [encode(tokens, vocabulary, [numbers[tag] for tag in legal(tags)]) for tokens, tags in sentences if tokens]
+    return [
+        encode(tokens, vocabulary, [numbers[tag] for tag in legal(tags)], characters=characters)
+        for tokens, tags in sentences
+        if tokens
+    ]
 
 
 def tag_set(lines: Iterable[Sequence[str]]) -> list[str]:
@@ -64,11 +81,13 @@ def tag_set(lines: Iterable[Sequence[str]]) -> list[str]:
 
 def pad(sentences: Sequence[Encoded]) -> Batch:
     """Return one batch of `sentences`, in their order."""
+    spellings = [sentence.spellings for sentence in sentences if sentence.spellings is not None]
     return Batch(
         _padded([sentence.rows for sentence in sentences], PADDING),
         _padded([sentence.shapes for sentence in sentences], PADDING),
         _padded([sentence.tags for sentence in sentences], NO_TAG),
         torch.tensor([len(sentence.rows) for sentence in sentences], dtype=torch.int64),
+        _padded(spellings, NOTHING) if spellings else None,
     )
 
 

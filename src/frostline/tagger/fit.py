@@ -148,7 +148,7 @@ class Fit:
         loss = torch.zeros(())
         self.optimizer.zero_grad()
         if len(batch.rows):
-            read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths)
+            read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
             losses = task.head.loss(read, batch.tags, batch.lengths)
             loss = (losses * share[self._team.rank :: self._team.size]).sum()
             loss.backward()

@@ -31,6 +31,7 @@ from frostline.tagger.vocabulary import Vocabulary
 KIND, FORMAT = "frostline tagger", 2
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
+_SPELLING = "spelling.weight"  # of a tagger that reads characters
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -121,8 +122,9 @@ def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
         for name, size in sizes.items():
             if tensors[name].shape != size:
                 raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, and {len(tags)} tags need {size}")
+        characters = tensors[_SPELLING].shape[-1] if _SPELLING in tensors else 0
         table = torch.empty(rows, width, device="meta")
-        model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain)
+        model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain, characters=characters)
         for name, tensor in tensors.items():
             if tensor.dtype != torch.float32 or not tensor.isfinite().all():
                 raise ValueError(f"{name} is not made of finite float32 numbers")

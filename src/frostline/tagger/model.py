@@ -1,4 +1,4 @@
-"""The network: word vector and word shape, an LSTM in each direction, tags.
+"""The network: word vector, word shape and spelling, an LSTM in each direction, tags.
 
 Letters used for shapes in this file:
     B  sentences of a batch       T  tokens of the longest       K  tags
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.tagger.head import Head
+from frostline.tagger.spelling import Spelling
 from frostline.tagger.vocabulary import PADDING, SHAPES
 
 
@@ -35,6 +36,7 @@ class LSTMTagger(nn.Module):
         dropout: Share of the inputs and outputs of the LSTM that is zeroed in training, 0 to 1.
         recurrent_dropout: Share of the LSTM's weights from state to state that is zeroed in training, 0 to 1.
         chain: Judge the tags of a sentence as a chain (see `CRF`), or each token's alone.
+        characters: Filters over the bytes of a token (see `Spelling`); 0: none.
     """
 
     def __init__(
@@ -46,32 +48,43 @@ class LSTMTagger(nn.Module):
         dropout: float,
         recurrent_dropout: float = 0.0,
         chain: bool = True,
+        characters: int = 0,
     ) -> None:
         super().__init__()
         rows, dimension = table.shape
-        width = dimension + shape_width
+        width = dimension + shape_width + characters
         self.embed = nn.Embedding(rows, dimension, padding_idx=PADDING, _weight=table)
         self.shape = nn.Embedding(SHAPES, shape_width, padding_idx=PADDING, device=table.device)
+        self.spelling = Spelling(characters, device=table.device) if characters else None
         self.dropout = KeptDropout(dropout)
         self.recurrent_dropout = recurrent_dropout
         self.forwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)
         self.backwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)
         self.head = Head(2 * hidden, tags, chain, device=table.device)
 
-    def forward(self, rows: Tensor, shapes: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, rows: Tensor, shapes: Tensor, lengths: Tensor, spellings: Tensor | None = None) -> Tensor:
         """Return the scores, shape (B, T, K). Args: as for `read`."""
-        scores: Tensor = self.head(self.read(rows, shapes, lengths))
+        scores: Tensor = self.head(self.read(rows, shapes, lengths, spellings))
         return scores
 
-    def read(self, rows: Tensor, shapes: Tensor, lengths: Tensor) -> Tensor:
+    def read(self, rows: Tensor, shapes: Tensor, lengths: Tensor, spellings: Tensor | None = None) -> Tensor:
         """Return what the network makes of each token, shape (B, T, 2 H): what its head, or another, judges by.
 
         Args:
             rows: Row of each token, int64, shape (B, T), 0 behind the end.
             shapes: Shape of each token, int64, shape (B, T), 0 behind the end.
             lengths: Tokens of each sentence, int64, shape (B,).
+            spellings: Bytes of each token as `Spelling` reads them, uint8, shape (B, T, S). Only with characters.
+
+        Raises:
+            ValueError: The network reads characters, and there are no spellings.
         """
-        inputs = self.dropout(torch.cat([self.embed(rows), self.shape(shapes)], dim=-1))  # (B, T, D + shape)
+        features = [self.embed(rows), self.shape(shapes)]
+        if self.spelling is not None:
+            if spellings is None:
+                raise ValueError("spellings: None, where the network reads characters. Pass the bytes of each token.")
+            features.append(self.spelling(spellings))
+        inputs = self.dropout(torch.cat(features, dim=-1))  # (B, T, D + shape + characters)
         turn = _turn_round(lengths, rows.shape[1])  # (B T)
         ahead = self._run(self.forwards, inputs)
         back = self._run(self.backwards, _taken(inputs, turn))

@@ -11,6 +11,7 @@ class Options:
 
     hidden: int = 200
     shape_width: int = 16
+    characters: int = 0  # filters over the bytes of a word; 0: none
     dropout: float = 0.2  # of the LSTM's inputs and outputs, one mask for all tokens of a sentence
     recurrent_dropout: float = 0.0  # of the weights from one state to the next, one mask for a batch
     chain: bool = True  # a CRF judges the tags of a sentence as a chain; False: each token's alone

@@ -61,14 +61,17 @@ class Tagger:
             raise TypeError("sentences: a string where a list of tokens belongs. Pass [sentence.split()].")
         found: list[list[str]] = [[] for _ in sentences]
         filled = [number for number, tokens in enumerate(sentences) if tokens]
+        characters = self.model.spelling is not None
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad(), one_thread():
                 for group in by_length([len(sentences[number]) for number in filled], _BATCH):
                     numbers = [filled[place] for place in group]
-                    batch = pad([encode(sentences[number], self.vocabulary) for number in numbers])
-                    read = self.model.read(batch.rows, batch.shapes, batch.lengths)
+                    batch = pad(
+                        [encode(sentences[number], self.vocabulary, characters=characters) for number in numbers]
+                    )
+                    read = self.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
                     best = self.model.head.tags(read, batch.lengths).tolist()
                     for number, choice in zip(numbers, best, strict=True):
                         found[number] = [self.tags[tag] for tag in choice[: len(sentences[number])]]

@@ -27,7 +27,9 @@ class Team:
 
     def part(self, batch: Batch) -> Batch:
         """Return the sentences of `batch` that this process takes: none, where there are fewer than processes."""
-        return batch if self.size == 1 else Batch(*(numbers[self.rank :: self.size] for numbers in batch))
+        if self.size == 1:
+            return batch
+        return Batch._make(None if numbers is None else numbers[self.rank :: self.size] for numbers in batch)
 
     def add_up(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Add the gradients of all processes, in place, and return the sum of their losses.

@@ -129,6 +129,7 @@ def train(
             options.dropout,
             options.recurrent_dropout,
             options.chain,
+            options.characters,
         )
         fixed = [] if options.forget_bias is None else model.use_one_bias(options.forget_bias)
         heads = [model.head, *(Head(2 * options.hidden, other, options.chain) for other in others)]
@@ -142,7 +143,7 @@ def train(
         plan = partial.train_only(model, selections)
         tagger = Tagger(model, vocabulary, names)
         tasks = [
-            Task(encoded(corpus, vocabulary, tags), head)
+            Task(encoded(corpus, vocabulary, tags, characters=options.characters > 0), head)
             for corpus, tags, head in zip(corpora, [names, *others], heads, strict=True)
         ]
         parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]

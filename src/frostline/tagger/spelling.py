@@ -1,0 +1,76 @@
+"""How a word is written: a convolution over its bytes, of which the strongest answer in the word is kept.
+
+Letters used for shapes in this file:
+    *  tokens, any shape         S  bytes of one, LONGEST      C  filters
+    P  bytes of all tokens
+
+The idea: a word's characters are its UTF-8 bytes. There are 256 of them in any script, so no alphabet has to be
+collected or stored. Convolution of a lookup is a sum of lookups, one table for each place of the window; only bytes
+that are there are looked up, so that one long word makes no other word dearer, nor changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+LONGEST = 32  # bytes that are read of a word
+NOTHING = 0xFF  # stands before, behind and instead of a word: UTF-8 never has this byte
+
+
+@lru_cache(maxsize=1 << 16)
+def spelled(token: str) -> bytes:
+    """Return the UTF-8 bytes of `token`, filled up to LONGEST with NOTHING; of longer ones the first and last half.
+
+    Example:
+        >>> spelled("né")[:5], len(spelled("né")), spelled("https://example.org/of/no/interest.html")
+        (b'n\\xc3\\xa9\\xff\\xff', 32, b'https://example.no/interest.html')
+    """
+    found = token.encode("utf-8", "surrogatepass")
+    if len(found) > LONGEST:
+        found = found[: LONGEST // 2] + found[-LONGEST // 2 :]
+    return found.ljust(LONGEST, bytes([NOTHING]))
+
+
+def spell(tokens: Sequence[str]) -> Tensor:
+    """Return the bytes of one or more tokens, uint8, shape (tokens, S)."""
+    return torch.frombuffer(bytearray(b"".join(map(spelled, tokens))), dtype=torch.uint8).view(-1, LONGEST)
+
+
+class Spelling(nn.Module):
+    """Features of how a token is written; 0 for one without a character.
+
+    Args:
+        filters: C, 1 or more.
+        device: Where the weights are.
+
+    Example:
+        >>> Spelling(5)(spell(["New", "York"])).shape
+        torch.Size([2, 5])
+
+    Source: Ma and Hovy, 2016, over bytes; each filter has a weight of its own for each byte of its window.
+    """
+
+    def __init__(self, filters: int, device: torch.device | None = None) -> None:
+        super().__init__()
+        if filters < 1:
+            raise ValueError(f"characters: {filters} is out of range. Pass a number of filters, or 0 for none.")
+        self.weight = nn.Parameter(torch.empty(3, 256, filters, device=device))
+        nn.init.normal_(self.weight, std=3**-0.5)  # sums of a window are then as wide as other features
+
+    def forward(self, spellings: Tensor) -> Tensor:
+        """Return features, shape (*, C), of spellings, uint8, shape (*, S), each filled up with NOTHING."""
+        words = spellings.flatten(0, -2)
+        inside = words != NOTHING
+        windows = nn.functional.pad(words, (1, 1), value=NOTHING).unfold(1, 3, 1)[inside].long()  # (P, 3)
+        before, at, behind = windows.unbind(1)
+        sums = self.weight[0].index_select(0, before)  # (P, C)
+        sums = sums + self.weight[1].index_select(0, at) + self.weight[2].index_select(0, behind)
+        lengths = inside.sum(1)
+        first = lengths.cumsum(0) - lengths
+        numbers = torch.arange(len(sums), device=sums.device)
+        most = nn.functional.embedding_bag(numbers, sums, first, mode="max")
+        return most.view(*spellings.shape[:-1], self.weight.shape[2])
