@@ -74,6 +74,28 @@ def test_the_best_chain_is_the_legal_one_of_the_highest_score() -> None:
     assert not _legal(tuple(scores[0].argmax(dim=1).tolist())), "token by token the chain would be illegal here"
 
 
+def test_of_two_best_chains_the_one_of_the_lower_last_tag_is_found() -> None:
+    crf = CRF(TAGS)
+    even = torch.zeros(2, 3, len(TAGS))
+    even[:, 1, 3], even[:, 1, 1] = 1.0, 1.0  # B-a and B-b, and any end
+    assert crf.decode(even, torch.tensor([3, 2])).tolist() == [[0, 1, 0], [0, 1, 0]]
+    even[:, 1, 3] = 2.0
+    assert crf.decode(even, torch.tensor([3, 2])).tolist() == [[0, 3, 0], [0, 3, 0]]
+
+
+def test_the_best_chain_of_a_sentence_is_the_same_alone_as_among_others() -> None:
+    crf, generator = _crf(), torch.Generator().manual_seed(2)
+    lengths = torch.randint(0, 12, (30,), generator=generator)
+    scores = torch.randn(30, 12, len(TAGS), dtype=torch.float64, generator=generator)
+    found = crf.decode(scores, lengths)
+    assert len(found.unique()) == len(TAGS)
+    for row, length in enumerate(lengths.tolist()):
+        if length:
+            alone = crf.decode(scores[row : row + 1, :length], lengths[row : row + 1])
+            assert torch.equal(found[row, :length], alone[0])
+        assert (found[row, length:] == 0).all()
+
+
 def test_what_stands_behind_the_end_changes_nothing() -> None:
     crf, scores, lengths = _crf(), _scores(), torch.tensor(LENGTHS)
     tags = crf.decode(scores, lengths)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,24 +65,26 @@ class CRF(nn.Module):
     def decode(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """Return the legal chain of the highest score for each sentence, int64, shape (B, T), 0 behind its end.
 
-        Args: as for `loss`. Cost: T steps over (B, K, K).
+        Of two such chains, that of the lower tag at the last token where they differ.
+
+        Args: as for `loss`. Cost: T steps over (K, K, B) and back, in numpy on the CPU wherever the scores are: they
+        are small, and so is what numpy spends on each operation.
         """
-        moves, start = self._moves()
-        inside = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
-        best = start + scores[:, 0]  # (B, K) best score of a chain that ends in a tag
-        stay = torch.arange(scores.shape[2], device=scores.device)
-        came_from = []
-        for t in range(1, scores.shape[1]):
-            value, before = (best[:, :, None] + moves).max(dim=1)
-            here = inside[:, t, None]
-            best = torch.where(here, value + scores[:, t], best)
-            came_from.append(torch.where(here, before, stay))
-        tag = (best + self.end).argmax(dim=1)
-        chain = [tag]
-        for before in reversed(came_from):
-            tag = before.gather(1, tag[:, None])[:, 0]
+        moves, start, end = (scored.cpu().numpy() for scored in (*self._moves(), self.end))
+        each = scores.to("cpu", self.end.dtype).numpy().transpose(1, 2, 0).copy()  # (T, K, B)
+        last = lengths.cpu().numpy() - 1  # (B,)
+        best = [start[:, None] + each[0]]  # (K, B) best score of a chain that ends in a tag
+        for scored in each[1:]:
+            best.append(np.maximum.reduce(best[-1][:, None] + moves[:, :, None]) + scored)  # over the tag before
+        final = (np.stack(best)[last, :, np.arange(len(last))] + end).argmax(axis=1)  # (B,)
+        tag, chain, first_over = final, [final], last.min(initial=len(best))
+        for t in reversed(range(len(best) - 1)):
+            tag = (best[t] + moves.take(tag, axis=1)).argmax(axis=0)
+            if t >= first_over:
+                tag = np.where(t < last, tag, final)
             chain.append(tag)
-        return torch.stack(chain[::-1], dim=1).masked_fill(~inside, 0)
+        found = torch.from_numpy(np.stack(chain[::-1], axis=1)).to(scores.device)
+        return found.masked_fill(torch.arange(len(best), device=scores.device) >= lengths[:, None], 0)
 
     def _moves(self) -> tuple[Tensor, Tensor]:
         return self.transitions + self.forbidden, self.start + self.forbidden_start
