@@ -110,6 +110,16 @@ def test_a_tagger_with_its_run_files_is_replaced_by_the_next(trained: SimpleName
     assert len(read_run(files.out).curves) == 2
 
 
+def test_the_precision_of_a_training_can_be_chosen(tmp_path: Path) -> None:
+    files = _write(tmp_path)
+    assert main(_train_arguments(files, epochs=2, device="cpu")) == 0
+    fine = (files.out / "model.safetensors").read_bytes()
+    assert main([*_train_arguments(files, epochs=2), "--bf16"]) == 0
+    coarse = (files.out / "model.safetensors").read_bytes()
+    assert coarse != fine
+    assert len(coarse) == len(fine)  # float32, both
+
+
 def test_a_corpus_with_other_tags_is_learned_from_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = _write(tmp_path)
     (tmp_path / "more.conll").write_text("Rome\tB-capital\nslept\tO\n", encoding="utf-8")
@@ -254,6 +264,7 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
         ({"train": "FOLDER"}, "notes: Is a directory"),
         ({"vectors": "EMPTY"}, "empty.conll"),
         ({"out": "FOLDER"}, "notes: a folder that holds something else than a tagger"),
+        ({"device": "gpu"}, "device: 'gpu' cannot be used here"),
         ({"out": "BAD"}, "bad.conll: a file, where a folder is to be written"),
     ],
 )
@@ -282,6 +293,8 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
         (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory"),
         (["predict", "MODEL", "LATIN"], "latin.txt:2: byte 0xe9 is not UTF-8"),
         (["predict", "nowhere"], "nowhere: no such folder"),
+        (["predict", "MODEL", "--device", "gpu"], "device: 'gpu' cannot be used here"),
+        (["evaluate", "MODEL", "missing.conll", "--device", "meta"], "device: 'meta' cannot be used here"),
         (["predict", "MODEL", "--token-column", "2"], "--token-column, --separator and --comments are for --tokens"),
         (["predict", "MODEL", "LATIN", "--json", "--color"], "argument --color: not allowed with argument --json"),
         (["predict", "MODEL", "LATIN", "--tokens", "--token-column", "3"], "latin.txt:1: 1 columns in 'tea', 3 needed"),

@@ -18,6 +18,7 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
                                                         #   and epoch(Epoch) are called; a subclass may define any
         patience=None,                                  # stop after so many epochs without a better F1 on dev
         checkpoint="file", resume=False,                # keep the state of training there; go on from it, bit for bit
+        device="cpu", bf16=False,                       # where to compute, and whether matrices multiply in bfloat16
     )                                                   # -> TrainingRun
     run.plan                                            # what learns: the printable plan
     run.history                                         # list of Epoch(number, loss, dev_f1, seconds, tokens)

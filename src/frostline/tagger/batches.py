@@ -6,7 +6,7 @@ Letters used for shapes in this file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,6 +39,14 @@ class Batch(NamedTuple):
     tags: Tensor
     lengths: Tensor
     spellings: Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return self.each(lambda numbers: numbers.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Return a batch of what `change` makes of each tensor."""
+        return Batch._make(None if numbers is None else change(numbers) for numbers in self)
 
 
 def encode(

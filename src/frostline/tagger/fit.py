@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from frostline.errors import FrostlineError
 from frostline.tagger.average import Average
 from frostline.tagger.batches import Encoded, pad, shuffled
+from frostline.tagger.devices import precision
 from frostline.tagger.head import Head, shares
 from frostline.tagger.options import Options
 from frostline.tagger.tagging import Labelled, Tagger
@@ -41,6 +42,7 @@ class Fit:
         options: Rates.
         generator: Draws the order of batches and which words are hidden; dropout takes from the global one.
         team: Who works on it; every process is given the same, but for the draws of dropout.
+        bf16: Multiply matrices in bfloat16.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Fit:
         options: Options,
         generator: torch.Generator,
         team: Team,
+        bf16: bool,
     ) -> None:
         self.tagger, self.tasks, self.parameters, self.options = tagger, tasks, parameters, options
         self.generator = generator
@@ -62,6 +65,7 @@ class Fit:
         self.left: list[tuple[int, list[int]]] = []  # batches still to come in this epoch
         self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0  # of this epoch
         self._team = team
+        self._bf16 = bf16
         self._epochs = epochs
         heads = [{id(weight) for weight in task.head.parameters()} for task in tasks]
         self._learning = [  # of each task: all but the heads of the others
@@ -144,13 +148,15 @@ class Fit:
         whole = pad([task.sentences[number] for number in group])
         hide = torch.rand(whole.rows.shape, generator=self.generator) < self._hidden_with[whole.rows]
         share = shares(whole.tags, self.options.by_sentence)
-        batch = self._team.part(whole._replace(rows=whole.rows.masked_fill(hide, UNKNOWN)))
-        loss = torch.zeros(())
+        device = self.tagger.device
+        batch = self._team.part(whole._replace(rows=whole.rows.masked_fill(hide, UNKNOWN))).to(device)
+        loss = torch.zeros((), device=device)
         self.optimizer.zero_grad()
         if len(batch.rows):
-            read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
-            losses = task.head.loss(read, batch.tags, batch.lengths)
-            loss = (losses * share[self._team.rank :: self._team.size]).sum()
+            with precision(device, self._bf16):
+                read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
+                losses = task.head.loss(read, batch.tags, batch.lengths)
+            loss = (losses * share[self._team.rank :: self._team.size].to(device)).sum()
             loss.backward()
         loss = self._team.add_up(loss, learning)
         torch.nn.utils.clip_grad_norm_(learning, self.options.clip)

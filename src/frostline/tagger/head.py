@@ -49,7 +49,7 @@ class Head(nn.Module):
             tags: The right tags, int64, shape (B, T), NO_TAG behind the end.
             lengths: Tokens of each sentence, int64, shape (B,), 0 to T.
         """
-        scores = self(read)
+        scores = self(read).float()  # under autocast they are bfloat16, too coarse for sums over chains
         if self.crf is not None:
             return self.crf.loss(scores, tags, lengths)
         each = nn.functional.cross_entropy(scores.transpose(1, 2), tags, reduction="none")  # (B, T), 0 under NO_TAG

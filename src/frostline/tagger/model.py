@@ -96,7 +96,7 @@ class LSTMTagger(nn.Module):
         if not self.training or not self.recurrent_dropout:
             return lstm(inputs)[0]  # type: ignore[no-any-return]
         into, from_state, *biases = lstm.all_weights[0]
-        weights = [into, nn.functional.dropout(from_state, self.recurrent_dropout), *biases]
+        weights = [into, from_state * _mask(from_state, from_state.shape, self.recurrent_dropout), *biases]
         zeros = inputs.new_zeros(1, len(inputs), lstm.hidden_size)
         states, _, _ = torch.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, True, False, True)
         return states
@@ -129,7 +129,12 @@ class KeptDropout(nn.Module):
         """Return `features`, shape (B, T, any), under a mask of shape (B, 1, any) in training, unchanged otherwise."""
         if not self.training or not self.share:
             return features
-        return features * nn.functional.dropout(features.new_ones(len(features), 1, features.shape[2]), self.share)
+        return features * _mask(features, (len(features), 1, features.shape[2]), self.share)
+
+
+def _mask(like: Tensor, shape: Sequence[int], share: float) -> Tensor:
+    """Draw 0 for a share of the places and what makes up for it elsewhere; on the CPU, whatever the device."""
+    return nn.functional.dropout(like.new_ones(shape, device="cpu"), share).to(like.device)
 
 
 def _turn_round(lengths: Tensor, longest: int) -> Tensor:

@@ -49,6 +49,11 @@ class Tagger:
     vocabulary: Vocabulary
     tags: list[str]
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes; `model.to(device)` moves it."""
+        return self.model.head.linear.weight.device
+
     def predict(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
         """Return the tags of each sentence, one for each token; no tags for no tokens.
 
@@ -70,7 +75,7 @@ class Tagger:
                     numbers = [filled[place] for place in group]
                     batch = pad(
                         [encode(sentences[number], self.vocabulary, characters=characters) for number in numbers]
-                    )
+                    ).to(self.device)
                     read = self.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
                     best = self.model.head.tags(read, batch.lengths).tolist()
                     for number, choice in zip(numbers, best, strict=True):

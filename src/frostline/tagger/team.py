@@ -27,9 +27,7 @@ class Team:
 
     def part(self, batch: Batch) -> Batch:
         """Return the sentences of `batch` that this process takes: none, where there are fewer than processes."""
-        if self.size == 1:
-            return batch
-        return Batch._make(None if numbers is None else numbers[self.rank :: self.size] for numbers in batch)
+        return batch if self.size == 1 else batch.each(lambda numbers: numbers[self.rank :: self.size])
 
     def add_up(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Add the gradients of all processes, in place, and return the sum of their losses.
@@ -43,9 +41,9 @@ class Team:
         if self.size == 1:
             return loss
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([loss.detach().reshape(1), *(gradient.flatten() for gradient in gradients)])
+        flat = torch.cat([loss.detach().reshape(1), *(gradient.flatten() for gradient in gradients)]).cpu()
         dist.all_reduce(flat)
-        sums = flat[1:].split([gradient.numel() for gradient in gradients])
+        sums = flat[1:].to(loss.device).split([gradient.numel() for gradient in gradients])
         for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad = total.view_as(parameter)
         return flat[0]

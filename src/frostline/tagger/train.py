@@ -16,6 +16,7 @@ from frostline.errors import DataFileError, VectorFileError
 from frostline.tagger.audit import Audit, compare
 from frostline.tagger.batches import encoded, tag_set
 from frostline.tagger.checkpoint import Checkpoint, digest
+from frostline.tagger.devices import precision, usable
 from frostline.tagger.fit import Fit, Task
 from frostline.tagger.head import Head
 from frostline.tagger.model import LSTMTagger
@@ -60,6 +61,8 @@ def train(
     every: float = 30.0,
     resume: bool = False,
     together: bool = False,
+    device: str | torch.device = "cpu",
+    bf16: bool = False,
 ) -> TrainingRun:
     """Train a tagger over `vectors`, all of which stay as they are unless `learn` says otherwise.
 
@@ -83,14 +86,17 @@ def train(
             that of a training that was never interrupted. `patience`, `watch` and `every` may differ.
         together: Share each batch with the other processes of torch.distributed's group; all are to be given the same,
             and all get the same tagger.
+        device: Where to compute, such as "cuda". Everything is drawn on the CPU, so the draws are the same everywhere.
+        bf16: Multiply matrices in bfloat16, if the device can; weights, gradients and the chain's sums stay float32.
 
     Returns:
-        A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (of equals, the lower loss).
+        A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (of equals, the lower loss), on
+        the CPU.
 
     Raises:
         DataFileError: no sentence in a corpus, or one with another number of tags than of tokens.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
-        FrostlineError: the loss is no longer a finite number.
+        FrostlineError: the loss is no longer a finite number, or `device` or `bf16` cannot be used here.
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
         ValueError: `epochs`, `patience` or `learn` out of range, `resume` without `checkpoint`, or `together` with it.
 
@@ -108,6 +114,8 @@ def train(
         raise ValueError("checkpoint: kept by a training of one process only. Leave it out, or together=True.")
     if learn not in ("missing", "none", "all"):
         raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
+    device = usable(device)
+    precision(device, bf16)
     _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
     words, corpora = list(vectors.words), [train, *also]
     coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), words)
@@ -134,6 +142,8 @@ def train(
         fixed = [] if options.forget_bias is None else model.use_one_bias(options.forget_bias)
         heads = [model.head, *(Head(2 * options.hidden, other, options.chain) for other in others)]
         start = table.clone()
+        for part in (model, *heads[1:]):
+            part.to(device)
         selection = {
             "missing": partial.rows(vocabulary.learned),
             "none": partial.nothing,
@@ -148,19 +158,20 @@ def train(
         ]
         parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
         team = Team(together)
-        fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed), team)
+        fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed), team, bf16)
         if team.rank:
             torch.manual_seed(seed + team.rank)  # dropout draws its own in each process
         watch.start(plan, coverage)
         file = None
         if checkpoint is not None:
-            given = {"epochs": epochs, "seed": seed, "learn": learn, **asdict(options)}
+            given = {"epochs": epochs, "seed": seed, "learn": learn, "device": device.type, "bf16": bf16}
             data = {"data": digest([*corpora, dev]), "vectors": digest([words, start.numpy().data])}
-            file = Checkpoint(checkpoint, given | data, every)
+            file = Checkpoint(checkpoint, given | asdict(options) | data, every)
         if file is not None and resume:
             file.read(fit)
             watch.resumed(fit.history, fit.seen)
         best = fit.run(dev, watch, patience, after_step=None if file is None else file.write)
+        model.to("cpu")
     end = model.embed.weight.detach().clone()
     audit = compare(start, end, _rows_that_learn(learn, vocabulary))
     return TrainingRun(tagger, plan, coverage, fit.history, best, audit, start)

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, at_least, columns, speak_utf8
+from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, speak_utf8
 
 if TYPE_CHECKING:
     from frostline.tagger import Errors
@@ -33,6 +33,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     shown.add_argument("--json", action="store_true", help="print one JSON object (fractions, not percent)")
     shown.add_argument("--errors", metavar="N", type=at_least(1), help="the N most frequent errors, and the N longest")
     evaluate.add_argument("--confusion", metavar="FILE", help="draw which type is taken for which: .png .svg .pdf")
+    add_device(evaluate)
     add_columns(evaluate)
     evaluate.set_defaults(action=run)
 
@@ -43,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     speak_utf8()
     loaded = tagger.Tagger.load(args.folder)
+    loaded.model.to(device(args))
     sentences = tagger.read_conll(args.file, columns(args))
     tokens, gold = [sentence.tokens for sentence in sentences], [sentence.tags for sentence in sentences]
     predicted = loaded.predict(tokens)

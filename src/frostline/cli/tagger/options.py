@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
+
     from frostline.tagger import Columns
 
 
@@ -31,6 +33,22 @@ def speak_utf8() -> None:
     """Write UTF-8 to stdout whatever the locale says: columns and JSON are UTF-8, and names have any letters."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where to compute."""
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="where to compute, such as cuda (default cpu)")
+
+
+def device(args: argparse.Namespace) -> torch.device:
+    """Return what the option of `add_device` says.
+
+    Raises:
+        FrostlineError: There is no such device here.
+    """
+    from frostline.tagger.devices import usable
+
+    return usable(args.device)
 
 
 def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, columns, speak_utf8
+from frostline.cli.tagger.options import add_columns, add_device, columns, device, speak_utf8
 from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     shown = predict.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print JSON lines, one object for each line of text")
     shown.add_argument("--color", action="store_true", help="print the text, its entities in colour")
+    add_device(predict)
     add_columns(predict, tag=False)
     predict.set_defaults(action=run)
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.tokens and columns(args) != tagger.Columns():
         raise FrostlineError("--token-column, --separator and --comments are for --tokens: plain text has no columns.")
     loaded = tagger.Tagger.load(args.folder)
+    loaded.model.to(device(args))
     speak_utf8()
     chunks = _tagged_tokens(loaded, args) if args.tokens else _tagged_text(loaded, args)
     types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})

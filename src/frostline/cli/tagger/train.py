@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, at_least, columns
+from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device
 from frostline.cli.tagger.processes import processes
 from frostline.errors import FrostlineError
 
@@ -45,6 +45,8 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     )
     train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
     train.add_argument("--resume", action="store_true", help="go on with the killed training of --out, bit for bit")
+    add_device(train)
+    train.add_argument("--bf16", action="store_true", help="multiply matrices in bfloat16; weights stay float32")
     add_columns(train)
     train.set_defaults(action=run)
 
@@ -61,6 +63,7 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     from frostline import tagger, vectors
 
     tagger.check_free(args.out)  # before the work, not after it
+    where = device(args)
     layout = columns(args)
     train, dev = tagger.read_conll(args.train, layout), tagger.read_conll(args.dev, layout)
     print(f"train    {_size(train)} in {args.train}")
@@ -90,6 +93,8 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
             checkpoint=None if together else Path(args.out) / tagger.CHECKPOINT,
             resume=args.resume,
             together=together,
+            device=where,
+            bf16=args.bf16,
         )
     best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
     facts = {
