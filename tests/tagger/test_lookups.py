@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+import pytest
+
 from frostline.tagger import look_up
+from frostline.vectors import Words
 
 
-def test_a_token_is_counted_once_as_written_before_lower_case() -> None:
-    found = look_up(["A", "a", "A", "B", "c", "lol", "lol", "RT"], {"A", "a", "b", "c"})
+@pytest.mark.parametrize("words", [{"A", "a", "b", "c"}, Words.of(["A", "a", "b", "c"])], ids=["set", "packed"])
+def test_a_token_is_counted_once_as_written_before_lower_case(words: Collection[str]) -> None:
+    found = look_up(["A", "a", "A", "B", "c", "lol", "lol", "RT"], words)
     assert (found.written, found.lowered, found.without) == (4, 1, 3)
     assert found.missing == ("lol", "RT")
     assert found.share == 5 / 8

@@ -205,8 +205,8 @@ def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
     after[4] += 1
     after[5, 2] += 1
     learns = torch.tensor([False, False, False, True, True, False])
-    assert compare(before, after, learns) == tagger.Audit(12, 2, 2, 1)
-    assert compare(before, before.clone(), learns) == tagger.Audit(12, 0, 2, 0)
+    assert compare(before.__getitem__, after.__getitem__, learns) == tagger.Audit(12, 2, 2, 1)
+    assert compare(before.__getitem__, before.clone().__getitem__, learns) == tagger.Audit(12, 0, 2, 0)
 
 
 def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(toy: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
+
 import pytest
 
 from frostline.tagger import Vocabulary
-from frostline.tagger.vocabulary import SHAPES, cover, initial_table, shape
+from frostline.tagger.vocabulary import SHAPES, cover, shape
+from frostline.vectors import Words
 
 
 def test_a_token_reads_its_own_row_then_that_of_its_lower_case_then_unknown() -> None:
@@ -18,22 +20,11 @@ def test_a_token_reads_its_own_row_then_that_of_its_lower_case_then_unknown() ->
     assert len(vocabulary) == 6
 
 
-def test_coverage_counts_words_and_tokens_and_lists_the_missing_by_frequency() -> None:
-    found = cover(["a", "b", "A", "c", "c", "a"], ["a", "x"])
+@pytest.mark.parametrize("words", [["a", "x"], Words.of(["a", "x"])], ids=["list", "packed"])
+def test_coverage_counts_words_and_tokens_and_lists_the_missing_by_frequency(words: Sequence[str]) -> None:
+    found = cover(["a", "b", "A", "c", "c", "a"], words)
     assert (found.words, found.tokens, found.found_words, found.found_tokens) == (4, 6, 2, 3)
     assert found.missing == ("c", "b")
-
-
-def test_the_table_keeps_the_vectors_bits_and_draws_the_rest_as_widely_spread() -> None:
-    draw = np.random.default_rng(0)
-    vectors = (draw.normal(size=(3000, 4)) * [1, 2, 3, 4] + [0, 0, 5, 5]).astype(np.float32)
-    table = initial_table(vectors, 2000, np.random.default_rng(1))
-    assert table.shape == (5002, 4)
-    assert np.array_equal(table[2002:], vectors)
-    assert (table[0] == 0).all()
-    assert np.allclose(table[1:2002].std(axis=0), [1, 2, 3, 4], rtol=0.1)
-    assert np.allclose(table[1:2002].mean(axis=0), [0, 0, 5, 5], atol=0.3)
-    assert np.array_equal(table, initial_table(vectors, 2000, np.random.default_rng(1)))
 
 
 @pytest.mark.parametrize(

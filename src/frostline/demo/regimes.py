@@ -86,13 +86,13 @@ def train_all(
 
 
 def _outcome(runs: list[tagger.TrainingRun], parts: Parts) -> Outcome:
-    own = torch.zeros(len(runs[0].start), dtype=torch.bool)
+    own = torch.zeros(len(runs[0].before), dtype=torch.bool)
     own[: FIRST + runs[0].tagger.vocabulary.missing] = True  # padding, <unk>, missing words: all but the known ones
     return Outcome(
         runs,
         [run.tagger.evaluate(parts.test).f1 for run in runs],
         [sum(epoch.seconds for epoch in run.history) for run in runs],
-        compare(runs[0].start, end_of(runs[0]), own),
+        compare(runs[0].before.rows, runs[0].tagger.model.embed, own),
     )
 
 

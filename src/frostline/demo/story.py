@@ -118,7 +118,7 @@ def _vectors(parts: corpus.Parts, docstrings: list[str], scale: Scale, voice: Vo
     voice.heading("2. Train word vectors on the docstrings alone (word2vec, by gensim)")
     began = time.perf_counter()
     vectors = train_vectors(corpus.plain_sentences(docstrings), scale.dimension, scale.vector_epochs)
-    coverage = cover((token for sentence in parts.train for token in sentence.tokens), list(vectors.words))
+    coverage = cover((token for sentence in parts.train for token in sentence.tokens), vectors.words)
     voice.say(
         f"{len(vectors.words):,} words got {vectors.matrix.shape[1]} numbers each, in "
         f"{time.perf_counter() - began:.1f} s. From here on they are the known words. The tagger's training "

@@ -23,11 +23,12 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     run.plan                                            # what learns: the printable plan
     run.history                                         # list of Epoch(number, loss, dev_f1, seconds, tokens)
     run.best                                            # the Epoch whose weights were kept: the best dev F1
-    tagger.look_up(tokens, set(vectors.words))          # Lookups: how tokens of any text find their vectors
+    tagger.look_up(tokens, vectors.words)               # Lookups: how tokens of any text find their vectors
     run.coverage                                        # Coverage: which training words the vectors have
     run.audit                                           # Audit: frozen_compared, frozen_moved, learned_rows,
                                                         #   learned_rows_moved (compared bit by bit with the start)
     run.start                                           # the table before training, shape (2 + words, D), a copy
+                                                        #   made when asked for; run.before.rows(ids): some of its rows
     run.tagger                                          # Tagger
 
     run.tagger.predict([["Ada", "lives", "here"]])      # [["B-person", "O", "O"]]

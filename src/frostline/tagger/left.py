@@ -59,8 +59,11 @@ def _movement(run: TrainingRun) -> Movement | None:
     learns = next(line.learns for line in run.plan.lines if line.name == "embed.weight")
     if learns == "nothing":
         return None
-    known = range(FIRST + vocabulary.missing, len(vocabulary))
+    known = range(FIRST + vocabulary.missing, len(vocabulary))[:_STANDING]
     learned, standing = (vocabulary.learned, known) if learns == "rows" else (range(UNKNOWN, len(vocabulary)), range(0))
-    words = ["<pad>", "<unk>", *vocabulary.words]
-    after = run.tagger.model.embed.weight.detach().clone()  # (V, D)
-    return Movement.of(words, run.start, after, torch.tensor(learned), standing[:_STANDING])
+    rows = [*learned, *standing]
+    words = ["<unk>" if row == UNKNOWN else vocabulary.words[row - FIRST] for row in rows]
+    with torch.no_grad():
+        after = run.tagger.model.embed(torch.tensor(rows))
+    before = run.before.rows(torch.tensor(rows))
+    return Movement.of(words, before, after, torch.arange(len(learned)), range(len(learned), len(rows)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -21,9 +22,10 @@ from frostline.tagger.fit import Fit, Task
 from frostline.tagger.head import Head
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
+from frostline.tagger.start import Start
 from frostline.tagger.tagging import Labelled, Tagger, one_thread
 from frostline.tagger.team import Team
-from frostline.tagger.vocabulary import PADDING, Coverage, Vocabulary, cover, initial_table
+from frostline.tagger.vocabulary import PADDING, Coverage, Vocabulary, cover
 from frostline.tagger.watching import Epoch, Watcher
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ Learn = Literal["missing", "none", "all"]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What training leaves behind; `start` is the table as it was, shape (rows, D)."""
+    """What training leaves behind; `before` is what the table was made of."""
 
     tagger: Tagger
     plan: partial.Plan
@@ -42,7 +44,12 @@ class TrainingRun:
     history: list[Epoch]
     best: Epoch
     audit: Audit
-    start: Tensor
+    before: Start
+
+    @property
+    def start(self) -> Tensor:
+        """The table before training, float32, shape (rows, D): made anew at each use, from `before`."""
+        return self.before.table()
 
 
 def train(
@@ -70,7 +77,8 @@ def train(
         train: Sentences to learn from: (tokens, tags) pairs, tags in the BIO scheme. An I-type that continues nothing
             is learned as B-type.
         dev: Sentences that choose the epoch to keep.
-        vectors: Pretrained words and their matrix, float32, shape (V, D). Copied, never written to.
+        vectors: Pretrained words and their matrix, float32, shape (V, D). Never written to: the table is a copy, which
+            is compared with them at the end.
         also: More labelled corpora to learn from beside `train`, each with a tag set of its own. They share the whole
             network but its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
@@ -100,8 +108,8 @@ def train(
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
         ValueError: `epochs`, `patience` or `learn` out of range, `resume` without `checkpoint`, or `together` with it.
 
-    Cost: two copies of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
-        unless `learn` is "all".
+    Cost: one copy of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
+        unless `learn` is "all". Of mapped vectors (those of `vectors.load`) little is in memory at a time.
     """
     options, watch = options or Options(), watch or Watcher()
     if epochs < 1:
@@ -117,7 +125,7 @@ def train(
     device = usable(device)
     precision(device, bf16)
     _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
-    words, corpora = list(vectors.words), [train, *also]
+    words, corpora = vectors.words, [train, *also]
     coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), words)
     if coverage.found_words == 0:
         raise VectorFileError(
@@ -127,10 +135,10 @@ def train(
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         vocabulary = Vocabulary([*coverage.missing, *words], missing=len(coverage.missing))
-        table = torch.from_numpy(initial_table(vectors.matrix, vocabulary.missing, np.random.default_rng(seed)))
+        before = Start.draw(vectors.matrix, vocabulary.missing, np.random.default_rng(seed))
         names, *others = [tag_set(tags for _, tags in corpus) for corpus in corpora]
         model = LSTMTagger(
-            table,
+            before.table(),
             names,
             options.hidden,
             options.shape_width,
@@ -141,7 +149,6 @@ def train(
         )
         fixed = [] if options.forget_bias is None else model.use_one_bias(options.forget_bias)
         heads = [model.head, *(Head(2 * options.hidden, other, options.chain) for other in others)]
-        start = table.clone()
         for part in (model, *heads[1:]):
             part.to(device)
         selection = {
@@ -165,16 +172,17 @@ def train(
         file = None
         if checkpoint is not None:
             given = {"epochs": epochs, "seed": seed, "learn": learn, "device": device.type, "bf16": bf16}
-            data = {"data": digest([*corpora, dev]), "vectors": digest([words, start.numpy().data])}
+            numbers = (block.numpy().data for block in before.blocks())
+            pretrained = digest(chain([words.blob.data, words.offsets.data], numbers))
+            data = {"data": digest([*corpora, dev]), "vectors": pretrained}
             file = Checkpoint(checkpoint, given | asdict(options) | data, every)
         if file is not None and resume:
             file.read(fit)
             watch.resumed(fit.history, fit.seen)
         best = fit.run(dev, watch, patience, after_step=None if file is None else file.write)
         model.to("cpu")
-    end = model.embed.weight.detach().clone()
-    audit = compare(start, end, _rows_that_learn(learn, vocabulary))
-    return TrainingRun(tagger, plan, coverage, fit.history, best, audit, start)
+    audit = compare(before.rows, model.embed, _rows_that_learn(learn, vocabulary))
+    return TrainingRun(tagger, plan, coverage, fit.history, best, audit, before)
 
 
 def _check(corpora: Mapping[str, Sequence[Labelled]]) -> None:

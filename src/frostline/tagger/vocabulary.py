@@ -17,8 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
+from frostline.tagger.lookups import having
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2
 SHAPES = 14  # how many values `shape` has, with 0 for padding
@@ -81,12 +80,14 @@ class Coverage:
 def cover(tokens: Iterable[str], words: Sequence[str]) -> Coverage:
     """Return which of `tokens` the pretrained `words` have, as written or in lower case.
 
+    Cost: as that of `look_up`.
+
     Example:
         >>> print(cover(["The", "iPad", "the"], ["the"]))
         the vectors have 2 of 3 training words (66.7% of the tokens); 1 learn their own
     """
-    known = set(words)
     counts = Counter(tokens)
+    known = having([*counts, *map(str.lower, counts)], words)
     missing = [word for word, _ in counts.most_common() if word not in known and word.lower() not in known]
     lost = sum(counts[word] for word in missing)
     total = counts.total()
@@ -116,23 +117,3 @@ def shape(token: str) -> int:
     if token[0].isupper():
         return 6 if token[1:].islower() else 13
     return 8 if token == token.lower() else 7
-
-
-def initial_table(vectors: npt.ArrayLike, missing: int, generator: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Return the table to start from: zeros, then rows as widely spread as the vectors, then the vectors.
-
-    Args:
-        vectors: Matrix of the pretrained words, shape (V, D).
-        missing: How many missing words there are.
-        generator: Draws <unk> and the missing words from a normal distribution with the vectors' mean and spread.
-
-    Returns:
-        A float32 array of shape (2 + missing + V, D), a copy.
-    """
-    matrix = np.asarray(vectors, dtype=np.float32)
-    drawn = FIRST + missing
-    table = np.empty((drawn + matrix.shape[0], matrix.shape[1]), dtype=np.float32)
-    table[drawn:] = matrix
-    table[:drawn] = generator.normal(matrix.mean(axis=0), matrix.std(axis=0), size=(drawn, matrix.shape[1]))
-    table[PADDING] = 0
-    return table

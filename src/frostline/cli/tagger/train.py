@@ -12,6 +12,7 @@ from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
     from frostline.tagger.conll import Sentences
+    from frostline.vectors import Words
 
 _EXAMPLES = """\
 examples:
@@ -77,7 +78,7 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
         print(f"also     {_size(corpus)} in {path}", flush=True)
     table = vectors.load(args.vectors)
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
-    _report_lookups({"train": train, "dev": dev}, set(table.words))
+    _report_lookups({"train": train, "dev": dev}, table.words)
     tokens = sum(len(sentence.tokens) for corpus in (train, *also) for sentence in corpus)
     with tagger.Progress(args.epochs, tokens) as progress:
         result = tagger.train(
@@ -121,7 +122,7 @@ def _size(sentences: Sentences) -> str:
     return f"{len(sentences):,} sentences, {tokens:,} tokens{scheme}"
 
 
-def _report_lookups(texts: dict[str, Sentences], words: set[str]) -> None:
+def _report_lookups(texts: dict[str, Sentences], words: Words) -> None:
     from frostline.tagger import look_up
     from frostline.tagger.lookups import SUSPICIOUS
 
