@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from pathlib import Path
 from typing import Any
@@ -49,13 +50,19 @@ def test_a_tab_keeps_blanks_and_empty_tokens_and_other_unicode_blanks_belong_to_
         (b"Hi\tO\n\nYork\tLOC\n", ":3: tag 'LOC' of 'York' is not O, B-type or I-type"),
         (b"Hi\tB-\n", ":1: tag 'B-' of 'Hi' is not"),
         (b"Hi\tM-place\n", ":1: tag 'M-place' of 'Hi' is not"),
-        (b"Hi\tS-place\n\nYork\tU-place\n", ": tags of BIOES (E-, S-) beside tags of BILOU (L-, U-)"),
+        (b"Hi\tS-place\n\nYork\tU-place\n", ":3: tags of BIOES (E-, S-) beside tags of BILOU (L-, U-)"),
+        (b"A\tB-x\nB\tL-x\n\nC\tU-x\nD\tB-x\nE\tE-x\n", ":6: tags of BIOES (E-, S-) beside tags of BILOU"),
         (b"Hi\tS-place\nYou\tO\n\nYork\tI-place\n", ":4: tag 'I-place' after no B-. Correct it; this file is BIOES"),
         (b"Hi\tS-place\nNew\tB-place\nYork\tO\n", ":3: tag 'O' inside an entity 'place'"),
         (b"Hi\tS-place\nNew\tB-place\n\nYork\tO\n", ":2: tag 'B-place' ends the sentence inside an entity"),
         (b"New\tB-place\nYork\tL-film\n", ":2: tag 'L-film' inside an entity 'place'"),
         (b"# text = Hi there\nHi\tO\n", ":1: tag 'there' of '#' is not O"),
-        (b"Hi\tO\ncaf\xe9\tO\n", ":2: byte 0xe9 is not UTF-8"),
+        (b"Hi\tO\ncaf\xe9\tO\n", ":2: byte 0xe9 is not UTF-8. Convert it first, for example: iconv"),
+        (gzip.compress(b"Hi\tO\n"), ":1: byte 0x8b is not UTF-8. Convert it first, for example: gunzip"),
+        (b"Hi\tO\nNew\tB-x\rYork\tO\n", ":2: a CR inside the line"),
+        (b"Hi\tO\rNew\tB-x\r\rYork\tO\r", ":1: a CR inside the line"),
+        (b"Hi\tB-\x1b[31mx\n", ":1: tag 'B-\\x1b[31mx' of 'Hi' is not O, B-type or I-type"),
+        (b"Hi\tB-x\x00\n", ":1: tag 'B-x\\x00' of 'Hi' is not O, B-type or I-type"),
         (b"", ": no labelled token in it"),
         (b"\n\n \t\n", ": no labelled token in it"),
     ],
@@ -66,6 +73,22 @@ def test_a_bad_file_is_refused_with_its_path_and_line(tmp_path: Path, data: byte
     with pytest.raises(fl.DataFileError, match=re.escape(f"{path}{says}")) as caught:
         read_conll(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("line", ["{" + 10**6 * "x" + "}\n", "a b " + 10**6 * "x" + "\n", 10**6 * "x" + "\tx\n"])
+def test_a_file_of_one_line_of_a_megabyte_is_refused_in_few_words(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(line, encoding="utf-8")
+    for columns in (Columns(), Columns(token=9), Columns(comments=line[:1])):
+        with pytest.raises(fl.DataFileError, match=re.escape(f"{path}")) as caught:
+            read_conll(path, columns)
+        assert len(str(caught.value)) < len(str(path)) + 400
+
+
+def test_a_byte_order_mark_of_each_file_that_was_put_together_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "a.conll"
+    path.write_bytes(2 * (b"\xef\xbb\xbfNew\tB-place\nYork\tI-place\n\nHi\tO\n\n"))
+    assert read_conll(path) == PLAIN * 2
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,16 @@
 """Labelled text in CoNLL columns: one token a line, its tag in another column, a blank line between sentences.
 
-The idea: only LF ends a line (a CR before it is dropped), only TAB and SPACE separate, so every other character,
-Unicode blanks included, belongs to a token. Where a line holds a TAB, the TAB alone separates: a token may then hold
-blanks, or be empty, as it happens in real files. Whatever scheme the tags are in, they are given back in IOB2.
+The idea: only LF ends a line (a CR before it is dropped, one elsewhere refused), only TAB and SPACE separate, so every
+other character, Unicode blanks included, belongs to a token. Where a line holds a TAB, the TAB alone separates: a token
+may then hold blanks, or be empty, as it happens in real files. Whatever scheme the tags are in, they are given back in
+IOB2.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,9 @@ from frostline.tagger import schemes
 
 _TAG = re.compile(r"O|[BIESLU]-.+")
 _BLANKS = " \t\r"
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 80  # in a message: a file that is no text may be one line of megabytes
+_quoted = _SHORT.repr
 Parsed = TypeVar("Parsed")
 
 
@@ -68,15 +73,15 @@ class Columns:
         fields = self._fields(line)
         if len(fields) < 2:
             raise ValueError(
-                f"no tag beside {fields[0]!r}. Write token, TAB, tag; leave a line empty to end a sentence."
+                f"no tag beside {_quoted(fields[0])}. Write token, TAB, tag; leave a line empty to end a sentence."
             )
         token, tag = self.token_of(line), _field(fields, self.tag, line)
         if _index(self.token) % len(fields) == _index(self.tag) % len(fields):
             raise ValueError(f"column {self.token} is the token's and the tag's. Choose two columns.")
-        if not _TAG.fullmatch(tag):
+        if not _TAG.fullmatch(tag) or not tag.isprintable():
             raise ValueError(
-                f"tag {tag!r} of {token!r} is not O, B-type or I-type (nor E-, S-, L- or U-type). "
-                f"Say which column holds the tag, and what begins a comment."
+                f"tag {_quoted(tag)} of {_quoted(token)} is not O, B-type or I-type (nor E-, S-, L- or U-type), in "
+                f"letters that can be printed. Say which column holds the tag, and what begins a comment."
             )
         return token, tag
 
@@ -84,7 +89,9 @@ class Columns:
         """Return the token of a line, which need not have a tag; ValueError says why there is none."""
         token = _field(self._fields(line), self.token, line)
         if not token and self.separator is None and "\t" not in line:
-            raise ValueError(f"no token before {line.strip(_BLANKS)!r}. Begin the line with it, or separate by TABs.")
+            raise ValueError(
+                f"no token before {_quoted(line.strip(_BLANKS))}. Begin the line with it, or separate by TABs."
+            )
         return token
 
     def is_comment(self, line: str) -> bool:
@@ -96,8 +103,8 @@ class Columns:
         except ValueError:
             return True
         raise ValueError(
-            f"{line!r} begins as a comment, {self.comments!r}, and reads as the token {token!r} with its tag. "
-            f"Pass a prefix that only comments have."
+            f"{_quoted(line)} begins as a comment, {self.comments!r}, and reads as the token {_quoted(token)} with its "
+            f"tag. Pass a prefix that only comments have."
         )
 
     def _fields(self, line: str) -> list[str]:
@@ -126,11 +133,11 @@ def decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
+            fix = "gunzip" if number == 1 and raw.startswith(b"\x1f\x8b") else "iconv -f latin1 -t utf-8"
             raise DataFileError(
-                f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8. "
-                f"Convert it first, for example: iconv -f latin1 -t utf-8"
+                f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8. Convert it first, for example: {fix}"
             ) from None
-        yield (text.removeprefix("\ufeff") if number == 1 else text).rstrip("\r\n")
+        yield text.removeprefix("\ufeff").rstrip("\r\n")  # files with a BOM, put together, have it in the middle
 
 
 def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Sentences:
@@ -146,8 +153,8 @@ def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Senten
 
     Raises:
         DataFileError: a line without a tag, a tag of no scheme or of another than the rest, a BIOES or BILOU tag that
-            contradicts the one before, a line that could be a comment and a token, bytes that are not UTF-8, or no
-            sentence at all. The message names path:line.
+            contradicts the one before, a line that could be a comment and a token, a CR inside a line, bytes that are
+            not UTF-8, or no sentence at all. The message names path:line.
         OSError: the file cannot be opened.
 
     Cost: one pass over the lines.
@@ -172,7 +179,7 @@ def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Senten
     try:
         sentences.scheme = schemes.detect([tag for _, _, (_, tag) in block] for block in blocks)
     except ValueError as error:
-        raise DataFileError(f"{path}: {error}") from None
+        raise DataFileError(f"{path}:{_mixed(blocks)}: {error}") from None
     for block in blocks:
         tokens, tags = zip(*(labelled for _, _, labelled in block), strict=True)
         try:
@@ -216,6 +223,8 @@ def _blocks(
                 yield block
             block = []
             continue
+        if "\r" in line:
+            raise DataFileError(f"{path}:{number}: a CR inside the line. End lines with LF, or with CR and LF.")
         try:
             if columns.is_comment(line):
                 continue
@@ -235,10 +244,19 @@ def _blocks(
         yield block
 
 
+def _mixed(blocks: Iterable[list[tuple[int, str, tuple[str, str]]]]) -> int:
+    """Return the first line that has a tag of BIOES or BILOU where one before it is of the other."""
+    first: dict[str, int] = {}
+    for block in blocks:
+        for number, _, (_, tag) in block:
+            first.setdefault(tag[0], number)
+    return max(min(first[letter] for letter in letters if letter in first) for letters in ("ES", "LU"))
+
+
 def _field(fields: list[str], column: int, line: str) -> str:
     if len(fields) < abs(column):
         raise ValueError(
-            f"{len(fields)} columns in {line!r}, {abs(column)} needed. Choose other columns or a separator."
+            f"{len(fields)} columns in {_quoted(line)}, {abs(column)} needed. Choose other columns or a separator."
         )
     return fields[_index(column)]
 
