@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import FrostlineError
+from frostline.tagger.adam import AdamW
 from frostline.tagger.average import Average
 from frostline.tagger.batches import Encoded, pad, shuffled
 from frostline.tagger.devices import precision
@@ -58,7 +59,7 @@ class Fit:
     ) -> None:
         self.tagger, self.tasks, self.parameters, self.options = tagger, tasks, parameters, options
         self.generator = generator
-        self.optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=options.decay, fused=True)
+        self.optimizer = AdamW(parameters, options.decay)
         self.average = Average(parameters, options.average)
         self.history: list[Epoch] = []
         self.best_values: list[Tensor] = []
@@ -142,8 +143,6 @@ class Fit:
 
     def _step(self, number: int, group: list[int]) -> tuple[float, int]:
         """Learn from one batch of a task; return the mean loss of its tokens, and how many they are."""
-        for settings in self.optimizer.param_groups:
-            settings["lr"] = self.options.learning_rate * (1 - 0.9 * self.average.steps / self._steps)
         task, learning = self.tasks[number], self._learning[number]
         whole = pad([task.sentences[number] for number in group])
         hide = torch.rand(whole.rows.shape, generator=self.generator) < self._hidden_with[whole.rows]
@@ -151,7 +150,7 @@ class Fit:
         device = self.tagger.device
         batch = self._team.part(whole._replace(rows=whole.rows.masked_fill(hide, UNKNOWN))).to(device)
         loss = torch.zeros((), device=device)
-        self.optimizer.zero_grad()
+        self.optimizer.forget_gradients()
         if len(batch.rows):
             with precision(device, self._bf16):
                 read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
@@ -160,7 +159,7 @@ class Fit:
             loss.backward()
         loss = self._team.add_up(loss, learning)
         torch.nn.utils.clip_grad_norm_(learning, self.options.clip)
-        self.optimizer.step()
+        self.optimizer.step(self.options.learning_rate * (1 - 0.9 * self.average.steps / self._steps))
         self.average.step()
         return float(loss.detach()), int(whole.lengths.sum())
 
@@ -169,8 +168,6 @@ class Fit:
         found = {"order": self.generator.get_state(), "dropout": torch.get_rng_state()}
         for name, values in self._lists().items():
             found |= {f"{name}.{number}": value.detach() for number, value in enumerate(values)}
-        for number, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         return found
 
     def numbers(self) -> dict[str, Any]:
@@ -201,20 +198,18 @@ class Fit:
         for name, places in self._lists().items():
             for number, place in enumerate(places):
                 _put([_fitting(tensors, f"{name}.{number}", place.shape, place.dtype)], [place])
-        state: dict[int, dict[str, Tensor]] = {}
-        for name in tensors:
-            if name.startswith("optimizer."):
-                _, of, key = name.split(".")
-                shape = self.parameters[int(of)].shape if key != "step" else torch.Size([])
-                state.setdefault(int(of), {})[key] = _fitting(tensors, name, shape, torch.float32)
-        if not state.keys() <= set(range(len(self.parameters))):
-            raise ValueError("optimizer state of a parameter that is not there")
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.generator.set_state(tensors["order"])
         torch.set_rng_state(tensors["dropout"])
 
     def _lists(self) -> dict[str, Sequence[Tensor]]:
-        return {"parameter": self.parameters, "average": self.average.values, "best": self.best_values}
+        return {
+            "parameter": self.parameters,
+            "average": self.average.values,
+            "best": self.best_values,
+            "mean": self.optimizer.means,
+            "square": self.optimizer.squares,
+            "count": self.optimizer.counts,
+        }
 
 
 def chance_of_hiding(sentences: list[Encoded], vocabulary: Vocabulary, options: Options) -> Tensor:
