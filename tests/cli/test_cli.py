@@ -140,3 +140,25 @@ def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path: Path) -> None:
     assert talker.stderr is not None
     assert talker.stderr.read() == b""
     talker.stderr.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_behind_stdout_gets_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "out.conll").write_text("Ada\tB-x\tB-x\n", encoding="utf-8")
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "frostline", "tagger", "score", str(tmp_path / "out.conll")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            encoding="utf-8",
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (2, "frostline: cannot write: No space left on device. Make room.\n")
+
+
+def test_a_closed_stdout_is_refused_since_nothing_could_be_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["tagger", "score", "nowhere.conll"]) == 2
+    assert capsys.readouterr().err.startswith("frostline: stdout is closed")

@@ -9,6 +9,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,6 +218,51 @@ def test_predicting_reads_stdin_and_gives_one_json_object_a_line(
     }
     assert empty == {"text": "", "tokens": [], "tags": [], "offsets": [], "entities": []}
     assert last["tokens"] == ["Zoë", "slept"]
+
+
+@pytest.mark.parametrize(
+    ("more", "lines", "answer"),
+    [
+        ([], b"We left Town15\n", b"We\tO\nleft\tO\nTown15\tB-town\n\n"),
+        (["--color"], b"We left\n\n", b"We left\n\n"),
+        (["--tokens"], b"We O\nTown15 O\n\n", b"We O O\nTown15 O B-town\n\n"),
+    ],
+)
+def test_who_writes_a_line_and_waits_gets_its_answer(
+    more: list[str], lines: bytes, answer: bytes, trained: SimpleNamespace
+) -> None:
+    command = [sys.executable, "-m", "frostline", "tagger", "predict", str(trained.out), *more]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for _ in range(3):
+            process.stdin.write(lines)
+            process.stdin.flush()
+            assert b"".join(process.stdout.readline() for _ in answer.splitlines()) == answer
+        process.stdin.close()
+        assert process.stdout.read() == b""
+    assert process.returncode == 0
+
+
+def test_predicting_from_a_closed_stdin_is_refused(
+    trained: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["tagger", "predict", str(trained.out)]) == 2
+    assert capsys.readouterr().err == "frostline: stdin is closed, so there is no text. Name a file.\n"
+
+
+def test_training_prints_words_of_any_letters_whatever_the_locale_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = _write(tmp_path)
+    files.train.write_text(files.train.read_text(encoding="utf-8").replace("Nowhere", "Zoë"), encoding="utf-8")
+    files.train = files.train.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.conll"))
+    printed = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii"))
+    assert main(_train_arguments(files, epochs=1)) == 0
+    assert "without: Zoë".encode() in printed.getvalue()
+    assert b"/\xff.conll\n" in printed.getvalue()
 
 
 def test_predicting_in_colour_prints_the_text_as_it_was_around_its_entities(

@@ -8,6 +8,7 @@ torch only inside `run`, so that `--help` is quick. Exit codes: 0 done, 1 a chec
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import pkgutil
 import sys
@@ -16,6 +17,8 @@ from importlib import import_module
 from typing import NoReturn
 
 from frostline.errors import FrostlineError
+
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}  # what writing to an open file, such as stdout, can meet
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         child = commands.add_parser(name, help=command.HELP, description=command.HELP)
         child.set_defaults(run=command.run)
         command.configure(child)
+    if sys.stdout is None:
+        return _refuse("stdout is closed, so nothing could be said. Send it to a file, or to /dev/null.")
     try:
         args = parser.parse_args(argv)
         code: int = args.run(args)
@@ -60,16 +65,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FrostlineError as error:
         return _refuse(str(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays silent
+        _say_no_more()
         return 141
     except KeyboardInterrupt:
         print("frostline: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
+        if error.filename is None and error.errno in _FULL:
+            _say_no_more()
+            return _refuse(f"cannot write: {error.strerror}. Make room.")
         if error.filename is None:
             raise
         return _refuse(f"{error.filename}: {error.strerror}")
     return code
+
+
+def _say_no_more() -> None:
+    """Let what stdout still holds go nowhere, so that the flush at exit stays silent."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(message: str) -> int:

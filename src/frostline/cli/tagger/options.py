@@ -30,9 +30,12 @@ def at_least(low: int) -> Callable[[str], int]:
 
 
 def speak_utf8() -> None:
-    """Write UTF-8 to stdout whatever the locale says: columns and JSON are UTF-8, and names have any letters."""
+    """Write UTF-8 to stdout whatever the locale says: columns and JSON are UTF-8, and names have any letters.
+
+    Names of files that are not UTF-8 are written as they are.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -6,14 +6,17 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from frostline.cli.tagger.arriving import Arriving
 from frostline.cli.tagger.options import add_columns, add_device, columns, device, speak_utf8
 from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
+    from io import BufferedIOBase
+
     from frostline.tagger import Tagged, Tagger
 
 _EXAMPLES = """\
@@ -26,8 +29,7 @@ Columns: one token, TAB, tag a line, an empty line after each sentence; with --t
 JSON: one object a line of text: text, tokens, tags, offsets and entities (type, text, start, end, token_start,
 token_end). start and end count characters (code points) of the line; text[start:end] is the entity as written.
 Words are split at blanks, punctuation off their ends, n't 's 'm 'd 're 've 'll off their backs; URLs, @names, #tags,
-smileys and abbreviations such as U.S. stay whole."""
-_CHUNK = 512  # sentences tagged at a time: enough to batch by length, little to hold
+smileys and abbreviations such as U.S. stay whole. Each line is answered as soon as no other is waiting."""
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -57,24 +59,28 @@ def run(args: argparse.Namespace) -> int:
     loaded = tagger.Tagger.load(args.folder)
     loaded.model.to(device(args))
     speak_utf8()
-    chunks = _tagged_tokens(loaded, args) if args.tokens else _tagged_text(loaded, args)
     types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})
-    for lines, tagged in chunks:
-        if args.json:
-            print(json.dumps(tagged.to_dict(args.scheme), ensure_ascii=False))
-        elif args.color:
-            print(tagged.colored(types))
-        elif lines:
-            print("".join(f"{line}{tag}\n" for line, tag in zip(lines, tagged.written(args.scheme), strict=True)))
+    with ExitStack() as stack:
+        if args.file is None and sys.stdin is None:
+            raise FrostlineError("stdin is closed, so there is no text. Name a file.")
+        opened = sys.stdin.buffer if args.file is None else stack.enter_context(Path(args.file).open("rb"))
+        file = Arriving(cast("BufferedIOBase", opened))
+        for lines, tagged in (_tagged_tokens if args.tokens else _tagged_text)(loaded, file, args):
+            if args.json:
+                print(json.dumps(tagged.to_dict(args.scheme), ensure_ascii=False))
+            elif args.color:
+                print(tagged.colored(types))
+            elif lines:
+                print("".join(f"{line}{tag}\n" for line, tag in zip(lines, tagged.written(args.scheme), strict=True)))
     return 0
 
 
-def _tagged_text(loaded: Tagger, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
+def _tagged_text(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
     """Yield, for each line of text, what stands before each tag in columns, and the tagged text."""
     from frostline.tagger import Tagged, tokenize
+    from frostline.tagger.conll import decoded
 
-    lines = _lines(args.file)
-    while chunk := list(islice(lines, _CHUNK)):
+    for chunk in file.chunks(decoded(file, args.file or "stdin")):
         tokens = [tokenize(line) for line in chunk]
         tags = loaded.predict([[token.text for token in sentence] for sentence in tokens])
         for line, sentence, found in zip(chunk, tokens, tags, strict=True):
@@ -82,24 +88,14 @@ def _tagged_text(loaded: Tagger, args: argparse.Namespace) -> Iterator[tuple[lis
         sys.stdout.flush()
 
 
-def _tagged_tokens(loaded: Tagger, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
+def _tagged_tokens(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
     """Yield the same for each sentence in columns."""
     from frostline.tagger import Tagged
-    from frostline.tagger.conll import unlabelled
+    from frostline.tagger.conll import decoded, unlabelled
 
-    sentences = unlabelled(_lines(args.file), args.file or "stdin", columns(args))
-    while chunk := list(islice(sentences, _CHUNK)):
+    name = args.file or "stdin"
+    for chunk in file.chunks(unlabelled(decoded(file, name), name, columns(args))):
         tags = loaded.predict([[token for _, token in sentence] for sentence in chunk])
         for sentence, found in zip(chunk, tags, strict=True):
             yield [line for line, _ in sentence], Tagged.of_tokens([token for _, token in sentence], found)
         sys.stdout.flush()
-
-
-def _lines(path: str | None) -> Iterator[str]:
-    from frostline.tagger.conll import decoded
-
-    if path is None:
-        yield from decoded(sys.stdin.buffer, "stdin")
-    else:
-        with Path(path).open("rb") as file:
-            yield from decoded(file, path)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device
+from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, speak_utf8
 from frostline.cli.tagger.processes import processes
 from frostline.errors import FrostlineError
 
@@ -54,6 +54,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, audit; return 1 where a frozen entry moved."""
+    speak_utf8()
     with processes() as (rank, size):
         if size > 1 and args.resume:
             raise FrostlineError("--resume: only a training of one process keeps a checkpoint. Train from the start.")
