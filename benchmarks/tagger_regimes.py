@@ -150,7 +150,8 @@ def main() -> None:
         table = vectors.load(table_file, cache=not arguments.quick)
     far = tagger.read_conll(arguments.far) if arguments.far else []
     read = {form for tokens, _ in [*train, *dev, *far] for token in tokens for form in (token, token.lower())}
-    table = cut(table, arguments.keep, None if arguments.whole else read)
+    if arguments.keep or not arguments.whole:
+        table = cut(table, arguments.keep, None if arguments.whole else read)
     done = [json.loads(line) for line in arguments.log.open()] if arguments.log and arguments.log.exists() else []
     columns = ["sentences", "vectors", "epochs", "regime", "F1 on dev", "F1 on FAR"]
     columns += [f"recall, {kind}" for kind in KINDS] + ["ms a step", "MB"]
