@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 # Skips that CI may have: what cannot be, data that is not the project's, and what the system lacks.
-MAY_BE_SKIPPED = ("BERT does not generate", "real vectors", "the shared", "needs the reference files", "huge pages")
+MAY_BE_SKIPPED = (
+    "BERT does not generate",
+    "real vectors",
+    "the shared",
+    "needs the reference files",
+    "huge pages",
+    "needs CUDA",
+)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils import cpp_extension
 
 import frostline as fl
 from frostline import tagger
 from frostline.tagger.devices import precision, usable
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +84,71 @@ def test_a_device_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_usable_device_is_given_back_as_it_was_named() -> None:
     assert usable("cpu") == usable(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -> Path:
+    """What train_elsewhere.py writes: trained on the CPU and on a device that torch takes for another one."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    torch_lib = Path(torch.__path__[0]) / "lib"
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", *(f"-I{path}" for path in cpp_extension.include_paths())]
+    command += [str(HERE / "elsewhere.cpp"), f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    built = subprocess.run([*command, "-o", folder / "elsewhere.so"], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    launch(HERE / "train_elsewhere.py", folder / "elsewhere.so", folder)
+    return folder
+
+
+def _found(folder: Path) -> Any:
+    return json.loads((folder / "found.json").read_text(encoding="utf-8"))
+
+
+def test_the_device_of_these_tests_computes_and_refuses_to_mix_devices_and_to_draw(elsewhere: Path) -> None:
+    found = _found(elsewhere)
+    assert found["adds"] == [2.0, 2.0, 2.0]
+    assert not found["mixes"]
+    assert not found["draws"]
+
+
+def test_on_another_device_the_same_is_drawn_so_training_differs_by_rounding_alone(elsewhere: Path) -> None:
+    found = _found(elsewhere)
+    assert found["elsewhere"]["losses"] == pytest.approx(found["cpu"]["losses"], rel=1e-4)
+    assert found["elsewhere"]["losses"][-1] < 0.9 * found["elsewhere"]["losses"][0]
+    assert found["elsewhere"]["losses"] != found["cpu"]["losses"]  # it did compute elsewhere
+    assert found["elsewhere"]["moved"] == found["cpu"]["moved"]
+    assert found["elsewhere"]["moved"][0] == 0 < found["elsewhere"]["moved"][1]
+    one, other = (load_file(elsewhere / name / "model.safetensors") for name in ("cpu", "elsewhere"))
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-2, atol=1e-3)
+
+
+def test_interrupted_on_another_device_and_resumed_equals_uninterrupted(elsewhere: Path) -> None:
+    found = _found(elsewhere)
+    assert found["resumed"] == found["elsewhere"]
+    one, other = ((elsewhere / name / "model.safetensors").read_bytes() for name in ("elsewhere", "resumed"))
+    assert one == other
+
+
+def test_a_saved_tagger_predicts_on_another_device_what_it_predicts_on_the_cpu(elsewhere: Path) -> None:
+    found = _found(elsewhere)
+    assert found["device"].startswith("elsewhere")
+    assert found["predicted elsewhere"] == found["predicted"]
+    assert {tag for tags in found["predicted"] for tag in tags} == {"O", "B-x"}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_on_a_gpu_the_same_is_learned_as_on_the_cpu(toy: Any, tmp_path: Path, bf16: bool) -> None:
+    given = {"epochs": 4, "options": toy.options, "bf16": bf16}
+    here = tagger.train(toy.train, toy.dev, toy.vectors, **given)
+    there = tagger.train(toy.train, toy.dev, toy.vectors, device="cuda", checkpoint=tmp_path / "c", every=0, **given)
+    for one, other in zip(here.history, there.history, strict=True):
+        assert one.loss == pytest.approx(other.loss, rel=0.1 if bf16 else 1e-2)
+    assert there.history[-1].loss < 0.5 * there.history[0].loss
+    assert there.audit.frozen_moved == 0
+    assert there.audit.learned_rows_moved == there.audit.learned_rows > 1
+    there.tagger.save(tmp_path / "model")
+    loaded = tagger.Tagger.load(tmp_path / "model")
+    loaded.model.to("cuda")
+    tokens = [sentence.tokens for sentence in toy.dev]
+    assert loaded.predict(tokens) == there.tagger.predict(tokens)
