@@ -94,10 +94,36 @@ def test_a_folder_holds_three_files_and_what_learned_is_in_the_table(trained: Ta
 
 
 def test_a_tagger_in_the_way_is_replaced_and_nothing_is_left_beside_it(trained: Tagger, saved: Path) -> None:
-    (saved / "old").touch()
+    (saved / "report.html").touch()
+    (saved / "training.safetensors").touch()
     trained.save(saved)
-    assert not (saved / "old").exists()
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors", "words.json"]
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("name", ["train.conll", "second", ".git"])
+def test_what_else_lies_beside_a_tagger_is_not_lost(name: str, trained: Tagger, saved: Path) -> None:
+    (saved / name).mkdir()
+    with pytest.raises(fl.ModelFolderError, match=f"holds something else than a tagger: '{re.escape(name)}'"):
+        trained.save(saved)
+    assert (saved / name).is_dir()
+    assert Tagger.load(saved).tags == trained.tags
+
+
+def test_a_folder_that_cannot_be_renamed_is_refused_before_the_work(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.check_free(saved)
+    (tmp_path / "link").symlink_to(saved)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.path.ismount", lambda path: Path(path) == saved)
+        for path in (saved, tmp_path / "link"):
+            with pytest.raises(fl.ModelFolderError, match=f"{path.name}: a mount point, or the folder you are in"):
+                folder.check_free(path)
+    monkeypatch.chdir(saved)
+    for path in (saved, Path()):
+        with pytest.raises(fl.ModelFolderError, match="or the folder you are in, cannot be replaced"):
+            folder.check_free(path)
 
 
 def test_an_empty_folder_and_missing_parents_are_no_obstacle(trained: Tagger, tmp_path: Path) -> None:
@@ -203,12 +229,17 @@ class _Hostile:
         (_write("model.safetensors", b"\xff" * 64), "model.safetensors: damaged"),
         (_write("model.safetensors", pickle.dumps(_Hostile())), "model.safetensors: damaged"),
         (_config(kind="other"), "config.json: not the configuration"),
+        (_config(format=[1] * 100_000), "config.json: format [1, 1, 1, 1, 1, 1, ...]; this version reads format 2"),
         (_config(format=1), "config.json: format 1; this version reads format 2"),
         (_config(chain=None), "'chain' must be true or false"),
         (_config(chain=False), "model.safetensors: damaged"),
         (_config(tags=["O", "O"]), "'tags' must be a list of different strings"),
         (_config(tags=[]), "'tags' must be a list of different strings"),
         (_config(tags="O"), "'tags' must be a list of different strings"),
+        (_config(tags=["O", "S-x"]), "'tags' must be a list of different strings: O, B-type, I-type"),
+        (_config(tags=["O", "B-x\ny"]), "'tags' must be a list of different strings: O, B-type, I-type"),
+        (_config(tags=["O", "B-\x1b[31m"]), "'tags' must be a list of different strings: O, B-type, I-type"),
+        (_config(tags=["O", "B-\ud800"]), "'tags' must be a list of different strings: O, B-type, I-type"),
         (_config(tags=["O", "B-x"]), "head.linear.bias has the shape (4,), and 2 tags need (2,)"),
         (_config(tags=[f"B-{i}" for i in range(300_000)]), "and 300000 tags need (300000,)"),
         (_tensors(lambda t: t.pop("head.crf.transitions")), "damaged: no tensor 'head.crf.transitions'"),

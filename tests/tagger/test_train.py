@@ -136,6 +136,8 @@ def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: An
         ({"also": [[(["a"], ["O"])], []]}, fl.DataFileError, "also[1]: no sentence with a token"),
         ({"dev": [([], [])]}, fl.DataFileError, "dev: no sentence with a token"),
         ({"train": [(["a"], ["O", "O"])]}, ValueError, "train: sentence 0 has 1 tokens and 2 tags"),
+        ({"train": [(["a"], ["S-place"])]}, ValueError, "train: the tag 'S-place'. Pass O, B-type and I-type"),
+        ({"dev": [(["a"], ["place"])]}, ValueError, "dev: the tag 'place'. Pass O, B-type and I-type"),
         (
             {"train": [(["нет", "слов"], ["O", "O"])]},
             fl.VectorFileError,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import secrets
 import shutil
 from pathlib import Path
@@ -25,24 +26,37 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from frostline.errors import ModelFolderError
+from frostline.probe.run import ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN
 from frostline.tagger.model import LSTMTagger
+from frostline.tagger.schemes import is_iob2
 from frostline.tagger.vocabulary import Vocabulary
 
 KIND, FORMAT = "frostline tagger", 2
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
+_UNFINISHED = {CHECKPOINT, f"{CHECKPOINT}.part"}
+_MADE_AGAIN = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN, "report.html"} | _UNFINISHED
 _SPELLING = "spelling.weight"  # of a tagger that reads characters
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise ModelFolderError unless a tagger can be written to `path`: nothing there, an empty folder, or a tagger."""
+    """Raise ModelFolderError unless a tagger can be written to `path`.
+
+    Nothing may be there, or an empty folder, or a tagger and what its training left: what else is in it would be lost.
+    """
     target = Path(path)
     if target.is_dir():
-        if any(target.iterdir()) and not _is_ours(target):
-            raise ModelFolderError(f"{target}: a folder that holds something else than a tagger. Name another folder.")
+        if strange := _strange(target):
+            raise ModelFolderError(
+                f"{target}: a folder that holds something else than a tagger: {strange!r}. Name another folder."
+            )
+        if os.path.ismount(target.resolve()) or target.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise ModelFolderError(
+                f"{target}: a mount point, or the folder you are in, cannot be replaced as a whole. Name one inside it."
+            )
     elif target.exists() or target.is_symlink():
         raise ModelFolderError(f"{target}: a file, where a folder is to be written. Name another folder.")
-    above = next(folder for folder in target.absolute().parents if folder.exists())
+    above = next(folder for folder in target.resolve().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ModelFolderError(f"{target}: cannot be written, because {above} is no folder that you may write to.")
 
@@ -96,13 +110,15 @@ def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str
         raise ModelFolderError(f"{source / CONFIG}: not the configuration of a frostline tagger.")
     if config.get("format") != FORMAT:
         raise ModelFolderError(
-            f"{source / CONFIG}: format {config.get('format')!r}; this version reads format {FORMAT}. "
+            f"{source / CONFIG}: format {reprlib.repr(config.get('format'))}; this version reads format {FORMAT}. "
             f"Train again, or use the version of frostline that wrote it."
         )
     tags, chain, missing = config.get("tags"), config.get("chain"), config.get("missing")
     words = _json(source / WORDS)
-    if not _all_text(tags) or not tags or len(set(tags)) != len(tags):
-        raise ModelFolderError(f"{source / CONFIG}: 'tags' must be a list of different strings. Train again.")
+    if not _all_text(tags) or not tags or len(set(tags)) != len(tags) or not all(map(is_iob2, tags)):
+        raise ModelFolderError(
+            f"{source / CONFIG}: 'tags' must be a list of different strings: O, B-type, I-type. Train again."
+        )
     if not isinstance(chain, bool):
         raise ModelFolderError(f"{source / CONFIG}: 'chain' must be true or false. Train again.")
     if not _all_text(words):
@@ -149,11 +165,14 @@ def _all_text(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _is_ours(folder: Path) -> bool:
-    if {path.name for path in folder.iterdir()} <= {CHECKPOINT, f"{CHECKPOINT}.part"}:
-        return True
+def _strange(folder: Path) -> str | None:
+    """Return the name of something in `folder` that no training of a tagger wrote."""
+    names = {path.name for path in folder.iterdir()}
+    if names <= _UNFINISHED:
+        return None
     try:
         config = _json(folder / CONFIG)
     except ModelFolderError:
-        return False
-    return isinstance(config, dict) and config.get("kind") == KIND
+        config = None
+    ours = isinstance(config, dict) and config.get("kind") == KIND
+    return min(names - (_MADE_AGAIN if ours else _UNFINISHED), default=None)

@@ -13,6 +13,7 @@ the others lack; they say each end twice, so what contradicts itself is refused.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Literal, get_args
 
@@ -20,8 +21,19 @@ from frostline.tagger.scores import Span, spans
 
 Scheme = Literal["IOB1", "IOB2", "BIOES", "BILOU"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+_IOB2 = re.compile(r"O|[BI]-.+")
 _TO_BIOES = str.maketrans("LU", "ES")
 _TO_BILOU = str.maketrans("ES", "LU")
+
+
+def is_iob2(tag: object) -> bool:
+    """Return whether `tag` is O, B-type or I-type in letters that can be printed.
+
+    Example:
+        >>> [is_iob2(tag) for tag in ["O", "I-geo-loc", "B-", "S-place", "place", None]]
+        [True, True, False, False, False, False]
+    """
+    return isinstance(tag, str) and tag.isprintable() and _IOB2.fullmatch(tag) is not None
 
 
 def detect(sentences: Iterable[Sequence[str]]) -> Scheme:

@@ -22,6 +22,7 @@ from frostline.tagger.fit import Fit, Task
 from frostline.tagger.head import Head
 from frostline.tagger.model import LSTMTagger
 from frostline.tagger.options import Options
+from frostline.tagger.schemes import is_iob2
 from frostline.tagger.start import Start
 from frostline.tagger.tagging import Labelled, Tagger, one_thread
 from frostline.tagger.team import Team
@@ -102,7 +103,8 @@ def train(
         the CPU.
 
     Raises:
-        DataFileError: no sentence in a corpus, or one with another number of tags than of tokens.
+        DataFileError: no sentence in a corpus, one with another number of tags than of tokens, or another tag than O,
+            B-type and I-type.
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
         FrostlineError: the loss is no longer a finite number, or `device` or `bf16` cannot be used here.
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
@@ -192,6 +194,8 @@ def _check(corpora: Mapping[str, Sequence[Labelled]]) -> None:
         for number, (tokens, tags) in enumerate(sentences):
             if len(tokens) != len(tags):
                 raise DataFileError(f"{name}: sentence {number} has {len(tokens)} tokens and {len(tags)} tags.")
+        if wrong := [repr(tag) for tag in {tag for _, tags in sentences for tag in tags} if not is_iob2(tag)]:
+            raise DataFileError(f"{name}: the tag {min(wrong)}. Pass O, B-type and I-type, as read_conll gives them.")
 
 
 def _rows_that_learn(learn: Learn, vocabulary: Vocabulary) -> Tensor:
