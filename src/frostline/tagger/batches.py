@@ -6,6 +6,7 @@ Letters used for shapes in this file:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -103,15 +104,25 @@ def _padded(lines: list[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=value)
 
 
-def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
-    """Return the numbers of all sentences in groups of `size`, the shortest sentences first.
+def by_length(lengths: Sequence[int], size: int, tokens: float = math.inf) -> list[list[int]]:
+    """Return the numbers of all sentences in groups, the shortest sentences first.
+
+    Args:
+        lengths: Tokens of each sentence.
+        size: Sentences of a group, at most.
+        tokens: What a group may have, padding included; a longer sentence is alone.
 
     Example:
-        >>> by_length([5, 1, 4, 2], size=2)
-        [[1, 3], [2, 0]]
+        >>> by_length([5, 1, 4, 2], size=2), by_length([5, 1, 4, 2], size=4, tokens=8)
+        ([[1, 3], [2, 0]], [[1, 3], [2], [0]])
     """
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    groups: list[list[int]] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        room = min(size, tokens / max(lengths[number], 1))
+        if not groups or len(groups[-1]) + 1 > room:
+            groups.append([])
+        groups[-1].append(number)
+    return groups
 
 
 def shuffled(lengths: Sequence[int], size: int, generator: torch.Generator, pool: int = 20) -> list[list[int]]:

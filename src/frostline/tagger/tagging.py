@@ -18,6 +18,7 @@ from frostline.tagger.vocabulary import Vocabulary
 
 Labelled = Sentence | tuple[Sequence[str], Sequence[str]]
 _BATCH = 64
+_TOKENS = 16_384  # of a batch, padding included: one line of 30,000 tokens beside 63 short ones took 8 GB
 
 
 @contextmanager
@@ -71,7 +72,7 @@ class Tagger:
         self.model.eval()
         try:
             with torch.no_grad(), one_thread():
-                for group in by_length([len(sentences[number]) for number in filled], _BATCH):
+                for group in by_length([len(sentences[number]) for number in filled], _BATCH, _TOKENS):
                     numbers = [filled[place] for place in group]
                     batch = pad(
                         [encode(sentences[number], self.vocabulary, characters=characters) for number in numbers]
