@@ -3,7 +3,8 @@
     config.json         {"kind": "frostline tagger", "format": 2, "tags": [...], "chain": whether a CRF judges them,
                         "missing": how many words learned}
     words.json          the word of row 2, 3, ... of the table
-    model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`
+    model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`;
+                        `spelling.weight` is there where characters are read
 
 While `frostline tagger train` is at work the folder has a checkpoint (see `frostline.tagger.checkpoint`), of which
 nothing is left at the end; then the files of a run stand beside the tagger (see `frostline.probe.run`).

@@ -42,7 +42,11 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--epochs", metavar="N", type=at_least(1), default=16, help="passes over --train (default 16)")
     train.add_argument("--seed", metavar="N", type=at_least(0), default=0, help="same seed, same tagger (default 0)")
     train.add_argument(
-        "--characters", metavar="N", type=at_least(0), default=0, help="filters over the letters of a word (default 0)"
+        "--characters",
+        metavar="N",
+        type=at_least(0),
+        default=0,
+        help="read how a word is written as well, by N filters over its bytes (default 0: do not)",
     )
     train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
     train.add_argument("--resume", action="store_true", help="go on with the killed training of --out, bit for bit")
