@@ -337,6 +337,9 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
     [
         (["evaluate", "MODEL", "missing.conll"], "missing.conll: No such file or directory"),
         (["evaluate", "nowhere", "missing.conll"], "nowhere: no such folder"),
+        (["evaluate", "MODEL", "DEV", "--confusion", "nowhere/c.png"], "frostline: nowhere/c.png: cannot be written"),
+        (["evaluate", "MODEL", "DEV", "--confusion", "c.txt"], "c.txt: a picture that ends in '.txt'"),
+        (["evaluate", "MODEL", "DEV", "--confusion", ""], "a picture that ends in ''"),
         (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory"),
         (["predict", "MODEL", "LATIN"], "latin.txt:2: byte 0xe9 is not UTF-8"),
         (["predict", "nowhere"], "nowhere: no such folder"),
@@ -351,9 +354,10 @@ def test_wrong_input_to_a_trained_tagger_gets_one_line_and_exit_code_2(
     arguments: list[str], says: str, trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "latin.txt").write_bytes(b"tea\ncaf\xe9\n")
-    stands_for = {"MODEL": str(trained.out), "LATIN": str(tmp_path / "latin.txt")}
+    stands_for = {"MODEL": str(trained.out), "LATIN": str(tmp_path / "latin.txt"), "DEV": str(trained.dev)}
     assert main(["tagger", *[stands_for.get(argument, argument) for argument in arguments]]) == 2
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert out == ""
     assert says in err
     assert err.count("\n") == 1
 

@@ -44,6 +44,20 @@ def test_what_cannot_be_drawn_is_refused_in_one_line_and_nothing_is_written(tmp_
         draw_confusion(_errors(), tmp_path / "c.gif")
     with pytest.raises(fl.DataFileError, match=re.escape("c.png: no entity in the text")):
         draw_confusion(analyse([["x"]], [["O"]], [["O"]]), tmp_path / "c.png")
-    with pytest.raises(OSError, match="No such file"):
-        draw_confusion(_errors(), tmp_path / "nowhere" / "c.png")
+    path = tmp_path / "nowhere" / "c.png"
+    with pytest.raises(fl.DataFileError, match=re.escape(f"{path}: cannot be written: No such file")):
+        draw_confusion(_errors(), path)
     assert not list(tmp_path.iterdir())
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(fl.DataFileError, match=re.escape(f"{tmp_path / 'folder.png'}: cannot be written: Is a dir")):
+        draw_confusion(_errors(), tmp_path / "folder.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_a_type_is_named_as_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "none")
+    tags = [["B-$\\frac$", "B-地名"]]
+    draw_confusion(analyse([["x", "y"]], tags, tags), tmp_path / "c.svg")
+    texts = [element.text for element in ElementTree.parse(tmp_path / "c.svg").iter("{http://www.w3.org/2000/svg}text")]
+    assert {"$\\frac$", "地名"} <= set(texts)
+    draw_confusion(analyse([["x", "y"]], tags, tags), tmp_path / "c.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 from frostline.errors import DataFileError, MissingExtraError
@@ -20,9 +21,8 @@ def draw_confusion(errors: Errors, path: str | os.PathLike[str]) -> None:
         path: File to write, .png, .svg or .pdf; one that is there is replaced.
 
     Raises:
-        DataFileError: another ending, or no entity to draw.
+        DataFileError: another ending, no entity to draw, or a file that cannot be written.
         MissingExtraError: matplotlib is not installed.
-        OSError: the file cannot be written.
 
     Cost: about a second.
     """
@@ -52,8 +52,9 @@ def draw_confusion(errors: Errors, path: str | os.PathLike[str]) -> None:
                 axes.text(
                     x, y, f"{count:,}", ha="center", va="center", color="white" if shares[y][x] > 0.5 else "black"
                 )
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(names)), names)
+    as_written = {"parse_math": False}  # a type may hold $
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", **as_written)
+    axes.set_yticks(range(len(names)), names, **as_written)
     axes.set(xlabel="predicted", ylabel="gold")
     axes.set_title("Entities by type; the shade is the share of a row", fontsize="medium", loc="left")
     axes.tick_params(length=0)
@@ -61,7 +62,11 @@ def draw_confusion(errors: Errors, path: str | os.PathLike[str]) -> None:
 
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        figure.savefig(unfinished, format=path.suffix[1:], dpi=150)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a type's name, such as 地名
+            figure.savefig(unfinished, format=path.suffix[1:], dpi=150)
         unfinished.replace(path)
+    except OSError as error:
+        raise DataFileError(f"{path}: cannot be written: {error.strerror}. Name another file.") from None
     finally:
         unfinished.unlink(missing_ok=True)

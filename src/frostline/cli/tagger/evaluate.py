@@ -51,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     found, surface = tagger.score(gold, predicted), tagger.surface_score(tokens, gold, predicted)
     for kind, times in tagger.unknown_types(loaded.tags, gold).items():
         print(f"warning: {times:,} of type {kind!r}, which this tagger does not know; all are missed", file=sys.stderr)
+    errors = tagger.analyse(tokens, gold, predicted)
+    if args.confusion is not None:  # first: what cannot be drawn is refused before anything is printed
+        tagger.draw_confusion(errors, args.confusion)
     if args.json:
         of_surface = {f"surface_{name}": getattr(surface, name) for name in ("precision", "recall", "f1")}
         print(json.dumps(found.to_dict() | of_surface, ensure_ascii=False))
@@ -60,12 +63,8 @@ def run(args: argparse.Namespace) -> int:
             f"surface F1 {100 * surface.f1:.1f}% (precision {100 * surface.precision:.1f}%, recall "
             f"{100 * surface.recall:.1f}%): {surface.gold:,} different names, {surface.predicted:,} found"
         )
-    if args.errors or args.confusion:
-        errors = tagger.analyse(tokens, gold, predicted)
-        if args.errors:
-            _print_errors(errors, args.errors)
-        if args.confusion:
-            tagger.draw_confusion(errors, args.confusion)
+    if args.errors:
+        _print_errors(errors, args.errors)
     return 0
 
 
