@@ -144,6 +144,43 @@ def test_a_tagger_may_read_characters(tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(capsys.readouterr().out)["overall_f1"] > 0.9
 
 
+def test_the_files_of_one_option_are_one_corpus_and_of_several_options_several(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = _write(tmp_path)
+    parts = {"one": "Rome\tB-capital\nslept\tO\n", "two": "Oslo\tS-capital\n", "three": "Ada\tB-person\n"}
+    for name, text in parts.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    (tmp_path / "both").write_text(parts["one"] + "\nOslo\tB-capital\n", encoding="utf-8")
+    one, two, three, both = (str(tmp_path / name) for name in ("one", "two", "three", "both"))
+    bits = {}
+    for name, also in {
+        "parts": [[one, two], [three]],
+        "whole": [[both], [three]],
+        "apart": [[one], [two], [three]],
+    }.items():
+        given = [word for paths in also for word in ("--also", *paths)]
+        assert main([*_train_arguments(files, epochs=1, out=tmp_path / name), *given]) == 0
+        bits[name] = load_file(tmp_path / name / "model.safetensors")
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("also")]
+        assert len(lines) == len(also)
+        if name == "parts":
+            assert lines[0] == f"also     2 sentences, 3 tokens, tags in BIOES in {one} {two}"
+            assert f"also {one} {two}" in json.loads((tmp_path / name / "about.json").read_text("utf-8"))["facts"]
+    assert all(torch.equal(bits["parts"][name], bits["whole"][name]) for name in bits["whole"])
+    assert not all(torch.equal(bits["parts"][name], bits["apart"][name]) for name in bits["apart"])
+
+
+def test_what_makes_f1_mean_less_than_it_seems_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = _write(tmp_path)
+    assert main(_train_arguments(files, epochs=1, dev=files.train)) == 0
+    assert "warning  dev: the sentences of --train, so F1 says nothing" in capsys.readouterr().out
+    files.dev.write_text("We\tO\nslept\tO\n", encoding="utf-8")
+    assert main(_train_arguments(files, epochs=1)) == 0
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning  dev: every tag is O. Compare which column holds the tag."]
+
+
 def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +202,10 @@ def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
     assert [path.name for path in files.out.iterdir()] == ["training.safetensors"]
     assert main(["tagger", "predict", str(files.out)]) == 2
     assert "its training has not ended. Pass --resume" in capsys.readouterr().err
+    assert main([*_train_arguments(files), "--resume", "--seed", "1"]) == 2
+    assert "warning" not in capsys.readouterr().out
+    assert main([*_train_arguments(files), "--vectors", "missing.txt"]) == 2
+    assert f"warning  {files.out}: a training that has not ended is there" in capsys.readouterr().out
     assert main([*arguments, "--resume"]) == 0
     assert (files.out / "model.safetensors").read_bytes() == whole
     assert not (files.out / "training.safetensors").exists()

@@ -18,7 +18,7 @@ _EXAMPLES = """\
 examples:
   frostline tagger train --train train.conll --dev dev.conll --vectors glove.6B.50d.txt.gz --out model
   frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out model --epochs 30 --seed 1
-  frostline tagger train --train train.conll --also news.conll --dev dev.conll --vectors wiki.vec --out model
+  frostline tagger train --train train.conll --also news/*.conll --dev dev.conll --vectors wiki.vec --out model
   torchrun --nproc-per-node 2 -m frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out m
 
 A killed training of one process goes on with the same arguments and --resume: every 30 seconds --out gets its state.
@@ -33,7 +33,12 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--train", metavar="F", required=True, help="sentences to learn from, CoNLL columns")
     train.add_argument("--dev", metavar="F", required=True, help="sentences that choose the best epoch, CoNLL columns")
     train.add_argument(
-        "--also", metavar="F", action="append", default=[], help="more to learn from, with tags of its own; repeatable"
+        "--also",
+        metavar="F",
+        nargs="+",
+        action="append",
+        default=[],
+        help="more to learn from: the files of a corpus with a tag set of its own; repeat it for another corpus",
     )
     train.add_argument("--vectors", metavar="F", required=True, help="word vectors: .txt .vec .bin .gz .safetensors")
     train.add_argument(
@@ -69,28 +74,29 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     from frostline import tagger, vectors
 
     tagger.check_free(args.out)  # before the work, not after it
+    if not args.resume and (Path(args.out) / tagger.CHECKPOINT).exists():
+        print(f"warning  {args.out}: a training that has not ended is there; this replaces it, --resume goes on")
     where = device(args)
     layout = columns(args)
     train, dev = tagger.read_conll(args.train, layout), tagger.read_conll(args.dev, layout)
     print(f"train    {_size(train)} in {args.train}")
     print(f"dev      {_size(dev)} in {args.dev}", flush=True)
-    for kind, times in tagger.unknown_types(
-        (tag for _, tags in train for tag in tags), (tags for _, tags in dev)
-    ).items():
-        print(f"warning  dev: {times:,} of type {kind!r}, which --train lacks; they count, and cannot be found")
-    also = [tagger.read_conll(path, layout) for path in args.also]
-    for path, corpus in zip(args.also, also, strict=True):
-        print(f"also     {_size(corpus)} in {path}", flush=True)
+    _warn(train, dev)
+    also = [[tagger.read_conll(path, layout) for path in paths] for paths in args.also]
+    beside = {" ".join(paths): _size(*parts) for paths, parts in zip(args.also, also, strict=True)}
+    for paths, size in beside.items():
+        print(f"also     {size} in {paths}", flush=True)
     table = vectors.load(args.vectors)
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
     _report_lookups({"train": train, "dev": dev}, table.words)
-    tokens = sum(len(sentence.tokens) for corpus in (train, *also) for sentence in corpus)
+    others = [[sentence for part in parts for sentence in part] for parts in also]
+    tokens = sum(len(sentence.tokens) for corpus in (train, *others) for sentence in corpus)
     with tagger.Progress(args.epochs, tokens) as progress:
         result = tagger.train(
             train,
             dev,
             table,
-            also=also,
+            also=others,
             epochs=args.epochs,
             seed=args.seed,
             patience=args.patience,
@@ -106,7 +112,7 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     facts = {
         "train": f"{_size(train)} in {args.train}",
         "dev": f"{_size(dev)} in {args.dev}",
-        **{f"also {path}": _size(corpus) for path, corpus in zip(args.also, also, strict=True)},
+        **{f"also {paths}": size for paths, size in beside.items()},
         "vectors": f"{len(table):,} words x {table.dimension} numbers in {args.vectors}",
         "coverage": str(result.coverage),
         "seed": str(args.seed),
@@ -121,10 +127,23 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     return 1 if result.audit.frozen_moved else 0
 
 
-def _size(sentences: Sentences) -> str:
-    tokens = sum(len(sentence.tokens) for sentence in sentences)
-    scheme = "" if sentences.scheme == "IOB2" else f", tags in {sentences.scheme}"
-    return f"{len(sentences):,} sentences, {tokens:,} tokens{scheme}"
+def _size(*parts: Sentences) -> str:
+    tokens = sum(len(sentence.tokens) for part in parts for sentence in part)
+    schemes = sorted({part.scheme for part in parts} - {"IOB2"})
+    return f"{sum(map(len, parts)):,} sentences, {tokens:,} tokens" + "".join(f", tags in {name}" for name in schemes)
+
+
+def _warn(train: Sentences, dev: Sentences) -> None:
+    """Say what makes F1 on dev mean less than it seems."""
+    from frostline.tagger import unknown_types
+
+    for kind, times in unknown_types((tag for _, tags in train for tag in tags), (tags for _, tags in dev)).items():
+        print(f"warning  dev: {times:,} of type {kind!r}, which --train lacks; they count, and cannot be found")
+    for name, sentences in {"train": train, "dev": dev}.items():
+        if all(tag == "O" for _, tags in sentences for tag in tags):
+            print(f"warning  {name}: every tag is O. Compare which column holds the tag.")
+    if dev == train:
+        print("warning  dev: the sentences of --train, so F1 says nothing of other text, and the last epochs look best")
 
 
 def _report_lookups(texts: dict[str, Sentences], words: Words) -> None:
