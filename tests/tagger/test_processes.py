@@ -6,12 +6,15 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+import frostline as fl
 from frostline import tagger
 
 SCRIPT = Path(__file__).with_name("train_together.py")
@@ -31,13 +34,17 @@ def _torchrun(processes: int, *arguments: object) -> str:
     return done.stdout
 
 
-def _one(dropout: float) -> tagger.TrainingRun:
+def _script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("train_together", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    run: tagger.TrainingRun = module.train(dropout, together=False)
+    return module
+
+
+def _one(dropout: float) -> tagger.TrainingRun:
+    run: tagger.TrainingRun = _script().train(dropout, together=False)
     return run
 
 
@@ -66,9 +73,27 @@ def test_every_process_ends_with_the_same_bits_and_dropout_draws_differ(tmp_path
     assert one["losses"].tolist() != [epoch.loss for epoch in _one(dropout=0.3).history]
 
 
-def test_a_checkpoint_is_refused_by_a_team(toy: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="checkpoint: kept by a training of one process only"):
-        tagger.train(toy.train, toy.dev, toy.vectors, checkpoint=tmp_path / "c", together=True)
+def test_a_team_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was_not(
+    launch: Callable[..., None], tmp_path: Path
+) -> None:
+    def found(*more: object) -> list[dict[str, Any]]:
+        launch(SCRIPT, tmp_path, 0.3, *more, processes=2)
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+    whole = found()
+    for rank in range(2):
+        (tmp_path / f"{rank}.pt").unlink()
+    for steps in (7, 40):  # of 80, 20 an epoch
+        launch(SCRIPT, tmp_path, 0.3, tmp_path / "c", steps, processes=2)
+        assert not list(tmp_path.glob("*.pt"))
+    kept = (tmp_path / "c").read_bytes()
+    for resumed in found(tmp_path / "c", 0):
+        assert all(torch.equal(resumed["state"][name], value) for name, value in whole[0]["state"].items())
+        assert resumed["losses"].tolist() == whole[0]["losses"].tolist()
+    assert whole[0]["losses"][-1] < whole[0]["losses"][0]
+    (tmp_path / "c").write_bytes(kept)
+    with pytest.raises(fl.RunFolderError, match="a training with processes 2, and here it is 1"):
+        _script().train(0.3, together=False, checkpoint=tmp_path / "c", resume=True)
 
 
 def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(tmp_path: Path) -> None:
@@ -82,5 +107,7 @@ def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(tmp_path: P
     assert [line.split()[1] for line in printed if line.startswith("epoch")] == ["1/2", "2/2"]
     assert sum(line.startswith("audit    0 of 33 frozen entries moved") for line in printed) == 1
     assert tagger.Tagger.load(out).tags == ["O", "B-x"]
-    with pytest.raises(AssertionError, match="--resume: only a training of one process keeps a checkpoint"):
+    with pytest.raises(AssertionError, match=r"training.safetensors: no such file, so nothing to resume"):
         _torchrun(2, *command, "--resume")
+    with pytest.raises(AssertionError, match=r"device: 'cuda:[01]' cannot be used here"):
+        _torchrun(2, *command, "--device", "cuda")

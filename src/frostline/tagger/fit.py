@@ -149,6 +149,7 @@ class Fit:
         share = shares(whole.tags, self.options.by_sentence)
         device = self.tagger.device
         batch = self._team.part(whole._replace(rows=whole.rows.masked_fill(hide, UNKNOWN))).to(device)
+        self._team.draw_own(self.generator.initial_seed(), self.average.steps)
         loss = torch.zeros((), device=device)
         self.optimizer.forget_gradients()
         if len(batch.rows):

@@ -1,13 +1,15 @@
 """Processes that train one tagger together: each takes a part of every batch, and their gradients are added.
 
 A step of a team is the step of one process over the whole batch, but for rounding and for the draws of dropout, so the
-rates mean the same however many processes there are. Every process ends each step with the same bits.
+rates mean the same however many processes there are. Every process ends each step with the same bits; what dropout
+draws in it follows from the seed, the step and the process, so that the first can write a checkpoint for all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -24,6 +26,16 @@ class Team:
 
     def __init__(self, together: bool) -> None:
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+    def draw_own(self, seed: int, step: int) -> None:
+        """Let dropout draw something else in each process and step, whatever was drawn before."""
+        if self.size > 1:
+            torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank]).generate_state(1)[0]))
+
+    def wait(self) -> None:
+        """Return when every process is here."""
+        if self.size > 1:
+            dist.barrier()
 
     def part(self, batch: Batch) -> Batch:
         """Return the sentences of `batch` that this process takes: none, where there are fewer than processes."""

@@ -92,7 +92,8 @@ def train(
         checkpoint: File to keep the state of training in, from which it can go on after it was killed.
         every: Seconds between two writings of `checkpoint`; 0 writes it after every step.
         resume: Go on from `checkpoint`, which a training with the same arguments wrote: the result is, bit for bit,
-            that of a training that was never interrupted. `patience`, `watch` and `every` may differ.
+            that of a training that was never interrupted. `patience`, `watch` and `every` may differ. Of several
+            processes the first writes the file, and all read it; their number has to be the same.
         together: Share each batch with the other processes of torch.distributed's group; all are to be given the same,
             and all get the same tagger.
         device: Where to compute, such as "cuda". Everything is drawn on the CPU, so the draws are the same everywhere.
@@ -108,7 +109,7 @@ def train(
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
         FrostlineError: the loss is no longer a finite number, or `device` or `bf16` cannot be used here.
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
-        ValueError: `epochs`, `patience` or `learn` out of range, `resume` without `checkpoint`, or `together` with it.
+        ValueError: `epochs`, `patience` or `learn` out of range, or `resume` without `checkpoint`.
 
     Cost: one copy of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
         unless `learn` is "all". Of mapped vectors (those of `vectors.load`) little is in memory at a time.
@@ -120,8 +121,6 @@ def train(
         raise ValueError(f"patience: {patience} is out of range. Pass 1 or more, or None.")
     if resume and checkpoint is None:
         raise ValueError("resume: nothing to resume from. Pass checkpoint=, the file that the training wrote.")
-    if together and checkpoint is not None:
-        raise ValueError("checkpoint: kept by a training of one process only. Leave it out, or together=True.")
     if learn not in ("missing", "none", "all"):
         raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
     device = usable(device)
@@ -168,20 +167,20 @@ def train(
         parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
         team = Team(together)
         fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed), team, bf16)
-        if team.rank:
-            torch.manual_seed(seed + team.rank)  # dropout draws its own in each process
         watch.start(plan, coverage)
         file = None
         if checkpoint is not None:
-            given = {"epochs": epochs, "seed": seed, "learn": learn, "device": device.type, "bf16": bf16}
+            given = {"epochs": epochs, "seed": seed, "learn": learn}
+            where = {"processes": team.size, "device": device.type, "bf16": bf16}
             numbers = (block.numpy().data for block in before.blocks())
             pretrained = digest(chain([words.blob.data, words.offsets.data], numbers))
             data = {"data": digest([*corpora, dev]), "vectors": pretrained}
-            file = Checkpoint(checkpoint, given | asdict(options) | data, every)
+            file = Checkpoint(checkpoint, given | where | asdict(options) | data, every)
         if file is not None and resume:
             file.read(fit)
+            team.wait()  # until all have read it: the first writes the next
             watch.resumed(fit.history, fit.seen)
-        best = fit.run(dev, watch, patience, after_step=None if file is None else file.write)
+        best = fit.run(dev, watch, patience, after_step=None if file is None or team.rank else file.write)
         model.to("cpu")
     audit = compare(before.rows, model.embed, _rows_that_learn(learn, vocabulary))
     return TrainingRun(tagger, plan, coverage, fit.history, best, audit, before)

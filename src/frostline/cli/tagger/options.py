@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -44,14 +45,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def device(args: argparse.Namespace) -> torch.device:
-    """Return what the option of `add_device` says.
+    """Return what the option of `add_device` says; of several processes on "cuda" each has a GPU of its own.
 
     Raises:
         FrostlineError: There is no such device here.
     """
     from frostline.tagger.devices import usable
 
-    return usable(args.device)
+    own = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
+    return usable(f"cuda:{own}" if args.device == "cuda" else args.device)
 
 
 def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, speak_utf8
 from frostline.cli.tagger.processes import processes
-from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
     from frostline.tagger.conll import Sentences
@@ -21,8 +20,8 @@ examples:
   frostline tagger train --train train.conll --also news/*.conll --dev dev.conll --vectors wiki.vec --out model
   torchrun --nproc-per-node 2 -m frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out m
 
-A killed training of one process goes on with the same arguments and --resume: every 30 seconds --out gets its state.
-Under torchrun the processes share each batch.
+A killed training goes on with the same arguments and --resume: every 30 seconds --out gets its state.
+Under torchrun the processes share each batch; the same number of them goes on.
 A .conll file holds one token a line, its tag (IOB1, IOB2, BIOES, BILOU) last, and an empty line after each sentence."""
 
 
@@ -65,8 +64,6 @@ def run(args: argparse.Namespace) -> int:
     """Train, save, audit; return 1 where a frozen entry moved."""
     speak_utf8()
     with processes() as (rank, size):
-        if size > 1 and args.resume:
-            raise FrostlineError("--resume: only a training of one process keeps a checkpoint. Train from the start.")
         return _train(args, first=rank == 0, together=size > 1)
 
 
@@ -102,7 +99,7 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
             patience=args.patience,
             options=tagger.Options(characters=args.characters),
             watch=progress,
-            checkpoint=None if together else Path(args.out) / tagger.CHECKPOINT,
+            checkpoint=Path(args.out) / tagger.CHECKPOINT,
             resume=args.resume,
             together=together,
             device=where,
