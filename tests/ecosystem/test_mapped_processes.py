@@ -1,8 +1,5 @@
 """Two processes share one mapped table: DDP never touches it, and both learn what one process learns."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -11,22 +8,18 @@ from safetensors.torch import load_file, save_file
 SCRIPT = Path(__file__).with_name("train_mapped.py")
 
 
-def run(processes, table, out):
+def run(launch, processes, table, out):
     out.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "MASTER_ADDR": "127.0.0.1"}
-    command += [str(SCRIPT), str(table), str(out)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    launch(SCRIPT, table, out, processes=processes)
     return [load_file(out / f"rank{rank}.safetensors") for rank in range(processes)]
 
 
-def test_a_mapped_table_under_ddp_learns_the_same_rows_as_in_one_process(tmp_path):
+def test_a_mapped_table_under_ddp_learns_the_same_rows_as_in_one_process(tmp_path, launch):
     table = tmp_path / "table.safetensors"
     save_file({"table": torch.randn(12, 6, generator=torch.Generator().manual_seed(0))}, table)
     before = table.read_bytes()
-    (alone,) = run(1, table, tmp_path / "one")
-    first, second = run(2, table, tmp_path / "two")
+    (alone,) = run(launch, 1, table, tmp_path / "one")
+    first, second = run(launch, 2, table, tmp_path / "two")
     assert torch.equal(first["end"], second["end"])
     assert (first["end"] != first["start"]).any(1).nonzero().flatten().tolist() == [3, 9]
     torch.testing.assert_close(first["end"], alone["end"], rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Run by test_mapped_processes.py under torchrun: DDP over a table that every process maps from the same file."""
+"""Run by test_mapped_processes.py, plainly or under torchrun: DDP over a table that all map from the same file."""
 
 import os
 import sys
@@ -14,7 +14,10 @@ import frostline as fl
 
 def main(table: str, out: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    else:  # not under torchrun: the only process
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     rank, size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)
     model = nn.Sequential(fl.mapped_embedding(table), nn.Linear(6, 3))

@@ -329,6 +329,13 @@ def test_inside_an_autocast_region_the_next_step_meets_no_weights_of_the_look() 
     assert (model[1].weight.grad != 0).any()
 
 
+def test_a_loss_that_is_a_leaf_has_the_gradient_one() -> None:
+    leaf = torch.tensor(3.0, requires_grad=True)
+    (gradient,) = fl.gradients(lambda: leaf, [leaf])
+    assert torch.equal(gradient, torch.tensor(1.0))
+    assert leaf.grad is None
+
+
 def test_results_have_memory_of_their_own() -> None:
     a, b = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
     first, second = fl.gradients(lambda: (a + b).sum(), [a, b])

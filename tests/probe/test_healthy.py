@@ -5,7 +5,6 @@ between chunks, integer indices of experts, values that are only logged. None of
 """
 
 import copy
-import socket
 
 import pytest
 import torch
@@ -678,10 +677,7 @@ def compiled():
 
 @healthy
 def distributed():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=0, world_size=1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     model, x = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))), torch.randn(8, 4)
     return model, lambda: model(x).square().mean(), adam(model)
 

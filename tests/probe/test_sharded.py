@@ -1,10 +1,6 @@
 """Looking in two processes, under DDP and under FSDP2: the run goes on as if nobody had looked."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,27 +13,10 @@ SCRIPT = Path(__file__).with_name("look_sharded.py")
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(tmp_path_factory, launch):
     """What each of the two processes wrote."""
-    if not Path("/sys/class/net/lo").exists():
-        pytest.skip("needs a loopback interface called lo")
     folder = tmp_path_factory.mktemp("sharded")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name in ("RANK", "WORLD_SIZE"):
-        environment.pop(name, None)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "--master-port", port, str(SCRIPT), str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    launch(SCRIPT, folder, processes=2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

@@ -21,6 +21,7 @@ from frostline.errors import ProbeError
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.arguments import check_loss_fn
+from frostline.probe.graph import next_sequence_number, nodes_under
 from frostline.probe.keep import hooks_run, kept
 
 _calls = itertools.count(1)
@@ -92,9 +93,9 @@ def gradients(
             leaf.requires_grad_()
         if masks == "fresh":
             _reseed()
-        before = _next_sequence_number()
+        before = next_sequence_number()
         loss = _checked(loss_fn())
-        nodes = _nodes(loss)
+        nodes = list(nodes_under(loss.grad_fn))
         # A graph that was there before belongs to a step under way, which will need it.
         retain = any(node._sequence_nr() < before for node in nodes)
         found: Sequence[Tensor | None] = ()
@@ -204,25 +205,6 @@ def _checked(loss: Any) -> Tensor:
             "loss_fn: the loss depends on nothing of `wrt`, or was cut from it: by `detach`, `item` or `no_grad`."
         )
     return loss
-
-
-def _nodes(loss: Tensor) -> set[Any]:
-    """Every node of the graph that ends in `loss`."""
-    nodes: set[Any] = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in nodes:
-            nodes.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return nodes
-
-
-def _next_sequence_number() -> int:
-    """Nodes made from here on, by this thread, have this number or a higher one."""
-    with torch.enable_grad():
-        node: Any = torch.ones((), requires_grad=True).clone().grad_fn
-    return int(node._sequence_nr())
 
 
 def _reseed() -> None:

@@ -10,20 +10,19 @@ from torch import Tensor
 
 
 def nodes_under(node: Any) -> Iterator[Any]:
-    """`node` and every node that its gradient can reach, each once."""
-    seen = {node}
+    """`node` and every node that its gradient can reach, each once; none under None, the node of a leaf."""
+    seen = {None}
     waiting = [node]
     while waiting:
         one = waiting.pop()
-        yield one
-        for following, _ in one.next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                waiting.append(following)
+        if one not in seen:
+            seen.add(one)
+            yield one
+            waiting += [following for following, _ in one.next_functions]
 
 
 def leaves_under(node: Any) -> list[Tensor]:
-    """The leaf tensors that the gradient of `node` can reach."""
+    """The leaf tensors that the gradient of `node` can reach; none under None."""
     return [one.variable for one in nodes_under(node) if hasattr(one, "variable")]
 
 

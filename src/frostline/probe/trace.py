@@ -198,7 +198,7 @@ class Trace(TorchFunctionMode):
         below = self._memory.below(tensor)
         parents = [below] if below.value else self.numbers.held_by(tensor) if self.numbers.left else []
         reached = 0
-        for leaf in leaves_under(tensor.grad_fn) if tensor.grad_fn is not None else ():
+        for leaf in leaves_under(tensor.grad_fn):
             reached |= self._bits.get(id(leaf), 0)
         origin = Entry.joined([*parents, Entry(reached, 0)])
         if not origin.value:
