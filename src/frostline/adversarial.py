@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from frostline.errors import ProbeError
 from frostline.probe.gradients import gradients
-from frostline.probe.keep import hooks_run, kept
+from frostline.probe.keep import kept, stance
 
 __all__ = ["Perturbation", "applied", "perturb"]
 
@@ -150,7 +150,7 @@ def _loss_under(
         stack.enter_context(kept(modules, function=loss_fn, generators=generators))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())  # as in the passes before: a loss may need it
-        stack.enter_context(hooks_run())
+        stack.enter_context(stance("force_eager"))  # compiled code runs no hooks
         stack.enter_context(applied(module, delta))
         return loss_fn().detach().clone()
 

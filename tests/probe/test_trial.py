@@ -117,6 +117,34 @@ def really_step(optimizer, loss_fn):
     return loss
 
 
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: np.random.default_rng(0), lambda generator: generator.random()),
+        (lambda: np.random.RandomState(0), lambda generator: generator.rand()),
+        (lambda: random.Random(0), lambda generator: generator.random()),
+        (lambda: torch.Generator().manual_seed(0), lambda generator: float(torch.rand((), generator=generator))),
+    ],
+    ids=["numpy", "numpy, old", "python", "torch"],
+)
+def test_a_generator_that_an_optimizer_draws_from_is_put_back(make, draw):
+    class Noisy(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, lr=0.1)
+            self.generator = make()
+
+        def step(self, closure=None):
+            self.param_groups[0]["lr"] = 1 + draw(self.generator)
+            super().step(closure)
+
+    model = nn.Linear(2, 1)
+    optimizer = Noisy(model.parameters())
+    trial = fl.trial_step(model, lambda: model(torch.ones(1, 2)).sum(), optimizer)
+    first = draw(make())
+    assert trial["bias"].largest == pytest.approx(1 + first)
+    assert draw(optimizer.generator) == first
+
+
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_everything_is_as_it_was(kind, steps, everything):

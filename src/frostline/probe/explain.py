@@ -3,7 +3,7 @@
 The idea: ask a real pass and a real step, and then take them back. One forward and backward, watched (observe.py),
 shows which parameters get a gradient; that is the truth, and the trace only says where one was lost. One step of the
 optimizers shows what moves: "below the resolution of its dtype" and "moved by a stale gradient" are seen, not computed.
-Everything happens inside `kept` (keep.py) and `taken_back` (step.py), so that nothing is left of it.
+Everything happens inside `kept` (keep.py), so that nothing is left of it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from frostline.partial.find import Found, find_tensors
 from frostline.partial.module import state_of
 from frostline.partial.sharded import is_sharded
 from frostline.probe.arguments import check_loss_fn, check_model
+from frostline.probe.before import Before
+from frostline.probe.bits import local, same
 from frostline.probe.explanation import Explanation, Finding
 from frostline.probe.groups import Groups
 from frostline.probe.keep import kept
 from frostline.probe.observe import Observed, extremes
 from frostline.probe.reach import optimizers_in_backward
 from frostline.probe.reasons import reason_for
-from frostline.probe.step import Before, changed, local, take_step, taken_back
-from frostline.probe.trial import unwrapped
+from frostline.probe.step import take_step
+from frostline.probe.trial import unwrapped, written_buffers
 from frostline.probe.verdicts import BY_PLAN, IN_PART, LEARNS, MOVES_ANYWAY, TWICE, ZERO, Seen, words_for
 
 
@@ -83,15 +85,15 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
     tensors = [one.tensor if one.learned is None else one.learned for one in found]
     stale = {tensor: tensor.grad for tensor in (*tensors, *groups.tensors) if tensor.grad is not None}
     hooked = any(getattr(tensor, "_post_accumulate_grad_hooks", None) for tensor in tensors)
+    stepped = [*groups.optimizers, *optimizers_in_backward(tensors)]
     with (
-        kept([whole], function=loss_fn, tensors=groups.tensors, accumulation_hooks=True),
-        taken_back([*groups.optimizers, *optimizers_in_backward(tensors)], tensors) as before,
+        kept([whole], function=loss_fn, optimizers=stepped, written=tensors, accumulation_hooks=True) as before,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+        buffers = dict(model.named_buffers())
         seen = Observed(tensors, loss_fn, {place for place, one in enumerate(found) if one.layout is not None})
-        moving = [name for name, one in model.named_buffers() if name not in buffers or _differs(buffers[name], one)]
+        moving = written_buffers(model, buffers, before)
         remarks += [] if seen.connected else [_NOT_CONNECTED]
         try:
             _step(groups, tensors, stale, loss_fn)
@@ -127,7 +129,7 @@ class _Movement:
         """Whether any bit of `tensor` changed; None where that is not known."""
         if self._before is None or tensor not in self._before or not local(tensor).numel():
             return None
-        return _differs(self._before[tensor], tensor)
+        return not same(self._before[tensor], tensor)
 
 
 def _step(
@@ -217,18 +219,15 @@ def _groups(one: Found, words: Sequence[str], seen: Seen, with_gradient: int) ->
     return {word: count for word, count in counts.items() if count}
 
 
-def _differs(before: Tensor, after: Tensor) -> bool:
-    if before.shape != after.shape or before.dtype != after.dtype or after.layout != torch.strided:
-        return True
-    return bool(changed(before, after).any())
-
-
 def _of_frozen(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """The buffers `names` in whose module nothing learns; one without parameters counts as a part of the one above."""
+    """The buffers `names` in whose module nothing learns.
+
+    A module without parameters counts as a part of the one above; so does one that the pass has made, and is gone.
+    """
     modules = dict(model.named_modules(remove_duplicate=False))
 
     def learns(path: str) -> bool:
-        parameters = list(modules[path].parameters())
+        parameters = list(modules[path].parameters()) if path in modules else []
         if parameters or not path:
             return any(parameter.requires_grad for parameter in parameters)
         return learns(path.rpartition(".")[0])

@@ -22,7 +22,7 @@ from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.arguments import check_loss_fn
 from frostline.probe.graph import next_sequence_number, nodes_under
-from frostline.probe.keep import hooks_run, kept
+from frostline.probe.keep import kept, stance
 
 _calls = itertools.count(1)
 
@@ -86,7 +86,7 @@ def gradients(
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         if outputs:
-            stack.enter_context(hooks_run())
+            stack.enter_context(stance("force_eager"))  # compiled code runs no hooks
         for module, output in outputs.items():
             stack.callback(module.register_forward_hook(output).remove)
         for leaf in leaves:

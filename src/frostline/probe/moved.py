@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.probe.step import changed, local
+from frostline.probe.bits import changed, local
 
 _CHUNK = 1 << 20  # entries compared at a time
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,9 +15,10 @@ import torch
 from torch import Tensor
 
 from frostline.errors import ProbeError
+from frostline.probe.bits import local
 from frostline.probe.graph import next_sequence_number, nodes_under
+from frostline.probe.keep import stance
 from frostline.probe.sites import Site
-from frostline.probe.step import local
 from frostline.probe.trace import Trace
 
 
@@ -52,7 +52,7 @@ class Observed:
     def __init__(self, tensors: Sequence[Tensor], loss_fn: Callable[[], Tensor], in_parts: Container[int] = ()) -> None:
         """Run `loss_fn` and its backward; `in_parts`: places of the tensors whose rows are counted."""
         start = next_sequence_number()
-        with _eager(), Trace(tensors) as self.trace:
+        with stance("force_eager"), Trace(tensors) as self.trace:
             loss = loss_fn()
         finite = _is_finite_loss(loss)
         self.outside: list[Tensor] = []
@@ -97,8 +97,7 @@ class Observed:
 
 def extremes(tensor: Tensor) -> tuple[bool, bool]:
     """Whether all of it is zero, and whether all of it is finite: one look at every number, no copy."""
-    tensor = tensor.detach()
-    tensor = getattr(tensor, "_local_tensor", tensor)  # a shard of a DTensor
+    tensor = local(tensor)
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
     if tensor.is_complex():
@@ -154,8 +153,3 @@ def _noting(hooked: dict[int, Tensor], leaf: Tensor) -> Callable[[Any], None]:
             hooked[id(leaf)] = gradients[0].detach().clone()
 
     return note
-
-
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled code as it was written; nothing is compiled where the compiler was never imported."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from frostline.errors import RunFolderError, SelectionError, ShapeError
 from frostline.partial.sharded import is_sharded
+from frostline.probe.randomness import undrawn
 from frostline.probe.record_file import FILE, STEPS, Kind, Recorded, read_record, write_record
 from frostline.probe.trajectory import Trajectory
-from frostline.probe.watched import Watched, undrawn
+from frostline.probe.watched import Watched
 
 POINTS, NUMBERS = 1024, 1 << 22  # at most so many points of one thing, and so many numbers
 _PAUSE = 10.0  # seconds between two writes

@@ -1,8 +1,7 @@
 """A real training step, what it moved, and everything back as it was.
 
 The idea: no reasoning, only looking. The loss is really differentiated, every optimizer really steps, with all their
-hooks, and each entry is compared with what it was, bit by bit. `kept` (keep.py) puts back what the pass changed,
-`taken_back` (step.py) what the step changed.
+hooks, and each entry is compared with what it was, bit by bit. `kept` (keep.py) puts everything back.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from frostline.errors import ProbeError
 from frostline.partial.find import Found, find_tensors
 from frostline.probe.arguments import check_loss_fn, check_model, optimizers_in
+from frostline.probe.before import Before
+from frostline.probe.bits import local, same
 from frostline.probe.keep import kept
 from frostline.probe.moved import Moved, Tally, first_row
 from frostline.probe.reach import optimizers_in_backward
-from frostline.probe.step import Before, changed, local, needs_closure, take_step, taken_back
+from frostline.probe.step import needs_closure, take_step
 
 _LISTED = 40  # a model with more tensors than this has those that did not move summed up in one line
 
@@ -124,7 +125,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
     held = [parameter for one in optimizers for group in one.param_groups for parameter in group["params"]]
     parameters = [*model.parameters(), *held]
     gradients = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
-    buffers = {name: buffer.detach().clone() for name, buffer in plain.named_buffers()}
+    buffers = dict(plain.named_buffers())
     losses: list[float] = []
 
     @torch.enable_grad()
@@ -136,9 +137,9 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         losses.append(float(loss.detach()))
         return loss.detach()
 
+    stepped = [*optimizers, *optimizers_in_backward(parameters)]
     with (
-        kept([model], function=loss_fn, tensors=held, accumulation_hooks=True),
-        taken_back([*optimizers, *optimizers_in_backward(parameters)], parameters) as before,
+        kept([model], function=loss_fn, optimizers=stepped, written=parameters, accumulation_hooks=True) as before,
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
@@ -146,9 +147,8 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
             evaluate()
         take_step(optimizers, evaluate)
         tensors = {one.names[0]: _moved(one, before) for one in found}
-        after = dict(plain.named_buffers())
-        written = [name for name, old in buffers.items() if name not in after or _differs(old, after[name])]
-    return Trial(tensors, [*written, *(name for name in after if name not in buffers)], losses[0] if losses else None)
+        written = written_buffers(plain, buffers, before)
+    return Trial(tensors, written, losses[0] if losses else None)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -162,6 +162,18 @@ def _inside_ddp(model: nn.Module) -> nn.Module | None:
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else None
 
 
+def written_buffers(model: nn.Module, buffers: Mapping[str, Tensor], before: Before) -> list[str]:
+    """The names of buffers that are not what they were: those whose bits changed, that are gone, or new."""
+    now = dict(model.named_buffers())
+    return [
+        name
+        for name in {**buffers, **now}
+        if name not in now
+        or name not in buffers
+        or (buffers[name] in before and not same(before[buffers[name]], now[name]))
+    ]
+
+
 def _checked(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -171,19 +183,14 @@ def _checked(loss: Any) -> Tensor:
     return loss
 
 
-def _differs(before: Tensor, after: Tensor) -> bool:
-    same = before.shape == after.shape and before.dtype == after.dtype
-    return not same or bool(changed(before, after.detach()).any())
-
-
 def _moved(one: Found, before: Before) -> Moved:
     """Compare one tensor with what it was; a partial one in the rows and entries of the whole tensor."""
     tally, layout = Tally(one.tensor), one.layout
     if one.learned is not None and layout is not None:
         ids, ahead = layout.places[0], first_row(one.learned)
-        tally.add(local(before[one.learned]), local(one.learned), lambda places: ids[places + ahead])
+        tally.add(before[one.learned], local(one.learned), lambda places: ids[places + ahead])
     if not one.mapped:  # nothing can move in a file
-        was, now, first = local(before[one.tensor]), local(one.tensor), first_row(one.tensor)
+        was, now, first = before[one.tensor], local(one.tensor), first_row(one.tensor)
         if layout is None:
             tally.add(was, now, lambda places: places + first)
         elif layout.slots is not None:

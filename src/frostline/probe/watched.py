@@ -11,12 +11,9 @@ shows the whole one, rows by their ids in the whole table; where the learned par
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -121,19 +118,6 @@ class Watched:
         if not len(ids):
             raise RowError(f"{self.name}: there is no row to look at. Name one or more.")
         return ids
-
-
-@contextlib.contextmanager
-def undrawn() -> Iterator[None]:
-    """Leave the global generators (torch's, Python's, numpy's) as they were, whatever is drawn inside."""
-    drawn, also_drawn = random.getstate(), np.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(drawn)
-        np.random.set_state(also_drawn)
 
 
 def _whole(tensor: Tensor) -> Tensor:

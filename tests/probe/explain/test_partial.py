@@ -54,6 +54,39 @@ def test_statistics_beside_what_learns_are_not_listed():
     assert {"0.parametrizations.weight.0._u", "1.running_mean"} <= set(buffers)
 
 
+def test_statistics_of_a_module_that_the_pass_makes_are_a_part_of_what_makes_it():
+    class Grows(nn.Linear):
+        def forward(self, x):
+            if not hasattr(self, "norm"):
+                self.norm = nn.BatchNorm1d(2)
+            return self.norm(super().forward(x))
+
+    model, x = Grows(3, 2), torch.randn(4, 3)
+    for learns, listed in ((True, ()), (False, ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"))):
+        model.requires_grad_(learns)
+        assert fl.explain(model, lambda: model(x).square().sum()).buffers == listed
+        assert not hasattr(model, "norm")
+
+
+def test_a_sparse_buffer_is_listed_where_it_moves_and_only_there():
+    class Graph(nn.Linear):
+        def __init__(self):
+            super().__init__(3, 3)
+            self.register_buffer("still", torch.eye(3).to_sparse())
+            self.register_buffer("moves", torch.eye(3).to_sparse())
+
+        def forward(self, x):
+            self.moves.mul_(2)
+            return self.still @ super().forward(x)
+
+    model, x = Graph().requires_grad_(False), torch.randn(3, 3)
+    assert fl.explain(model, lambda: model(x).sum()).buffers == ("moves",)
+    optimizer = torch.optim.SGD(model.requires_grad_().parameters(), lr=0.1)
+    trial = fl.trial_step(model, lambda: model(x).sum(), optimizer)
+    assert (trial.buffers, trial["weight"].moved) == (("moves",), 9)
+    assert torch.equal(model.moves.to_dense(), torch.eye(3))
+
+
 def test_rows_that_are_cut_off_are_cut_and_the_rest_is_frozen_by_plan():
     model, _, plan = planned()
     ids = torch.tensor([2])
