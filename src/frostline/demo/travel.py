@@ -74,7 +74,7 @@ def journey(run: TrainingRun, end: Floats, train: Iterable[Sentence]) -> Journey
     if is_code.any() and not is_code.all() and steps[is_code].mean() < steps[~is_code].mean():
         plane[:, 0] *= -1  # the sign of a direction is free: let code words go right
     heard = np.array(sorted(row for row in counts if row >= FIRST), dtype=np.int64)
-    return Journey(vocabulary.words, start, end, start @ plane, end @ plane, learned, is_code, heard)
+    return Journey(list(vocabulary.words), start, end, start @ plane, end @ plane, learned, is_code, heard)
 
 
 def lengths(vectors: Floats) -> Floats:

@@ -18,6 +18,8 @@ import os
 import reprlib
 import secrets
 import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,8 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
         chain = model.head.crf is not None
         config = {"kind": KIND, "format": FORMAT, "tags": tags, "chain": chain, "missing": vocabulary.missing}
         (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
-        (written / WORDS).write_text(json.dumps(vocabulary.words), encoding="ascii")
+        with (written / WORDS).open("w", encoding="ascii") as file:
+            file.writelines(_listed(vocabulary.words))
         tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, written / TENSORS)
         (written / TENSORS).chmod((written / WORDS).stat().st_mode)  # safetensors lets only the owner read
@@ -152,6 +155,16 @@ def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
         reason = " ".join(str(error).split())
         raise ModelFolderError(f"{path}: damaged: {reason}. Train again, or copy it again.") from None
     return model.requires_grad_(False).eval()
+
+
+def _listed(words: Iterable[str]) -> Iterator[str]:
+    """Yield the JSON of a list, some words at a time."""
+    left = iter(words)
+    between = "["
+    while some := list(islice(left, 10_000)):
+        yield between + json.dumps(some)[1:-1]
+        between = ", "
+    yield "]" if between == ", " else "[]"
 
 
 def _json(path: Path) -> Any:

@@ -28,6 +28,7 @@ from frostline.tagger.tagging import Labelled, Tagger, one_thread
 from frostline.tagger.team import Team
 from frostline.tagger.vocabulary import PADDING, Coverage, Vocabulary, cover
 from frostline.tagger.watching import Epoch, Watcher
+from frostline.vectors import Words
 
 if TYPE_CHECKING:
     from frostline.vectors import Vectors
@@ -135,7 +136,7 @@ def train(
         )
     with torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
-        vocabulary = Vocabulary([*coverage.missing, *words], missing=len(coverage.missing))
+        vocabulary = Vocabulary(Words.of(coverage.missing) + words, missing=len(coverage.missing))
         before = Start.draw(vectors.matrix, vocabulary.missing, np.random.default_rng(seed))
         names, *others = [tag_set(tags for _, tags in corpus) for corpus in corpora]
         model = LSTMTagger(

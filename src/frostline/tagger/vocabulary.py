@@ -18,26 +18,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from frostline.tagger.lookups import having
+from frostline.vectors import Words
 
 PADDING, UNKNOWN, FIRST = 0, 1, 2
 SHAPES = 14  # how many values `shape` has, with 0 for padding
+_MET = 1 << 16  # tokens whose rows are remembered
 
 
 class Vocabulary:
     """The word of each row.
 
     Args:
-        words: The words of rows 2, 3, ..., first the missing ones, then those of the vectors.
+        words: The words of rows 2, 3, ..., all different, first the missing ones, then those of the vectors.
         missing: How many of `words` the vectors miss.
+
+    Cost: the words are packed (see `frostline.vectors.Words`); the rows of tokens met lately are remembered.
     """
 
     def __init__(self, words: Sequence[str], missing: int) -> None:
-        self.words = list(words)
+        self.words = words if isinstance(words, Words) else Words.of(words)
         self.missing = missing
-        rows: dict[str, int] = {}
-        for row, word in enumerate(self.words, start=FIRST):
-            rows.setdefault(word, row)
-        self._rows = rows
+        self._met: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Return the number of rows of the table, padding and <unk> included."""
@@ -51,8 +52,18 @@ class Vocabulary:
             >>> [vocabulary.row(token) for token in ["iPad", "The", "ipad"]]
             [2, 3, 1]
         """
-        row = self._rows.get(token)
-        return self._rows.get(token.lower(), UNKNOWN) if row is None else row
+        row = self._met.get(token)
+        if row is None:
+            if len(self._met) == _MET:
+                self._met.clear()
+            row = self._met[token] = self._find(token)
+        return row
+
+    def _find(self, token: str) -> int:
+        for spelling in (token, token.lower()):
+            if (place := self.words.row_of(spelling)) >= 0:
+                return FIRST + place
+        return UNKNOWN
 
     @property
     def learned(self) -> range:

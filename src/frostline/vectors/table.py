@@ -89,7 +89,7 @@ class Vectors:
 
     def __getitem__(self, word: str) -> Floats:
         """The vector of `word`, float32, shape (D,): a copy of its row. KeyError where the word is missing."""
-        row = int(self.words.rows_of([word])[0])
+        row = self.words.row_of(word)
         if row < 0:
             raise KeyError(f"{word!r} is not among the {len(self):,} words; `word in vectors` asks without an error")
         return np.array(self.matrix[row])
