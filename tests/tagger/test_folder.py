@@ -7,6 +7,7 @@ import json
 import pickle
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,22 @@ def trained(toy: Any) -> Tagger:
 def saved(trained: Tagger, tmp_path: Path) -> Path:
     trained.save(tmp_path / "model")
     return tmp_path / "model"
+
+
+@pytest.mark.parametrize("count", [0, 1, 9_999, 10_000, 20_001])
+def test_however_many_words_are_written_they_are_one_list(count: int) -> None:
+    words = [f'w"{number}\u20ac\udc80' for number in range(count)]
+    assert "".join(folder._listed(words)) == json.dumps(words)
+
+
+def test_loading_does_not_import_the_compiler_of_torch(saved: Path) -> None:
+    script = (
+        "import sys; from frostline import tagger; loaded = tagger.Tagger.load(sys.argv[1])\n"
+        "print(loaded.predict([['Person3', 'sees']]), 'torch._dynamo' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", script, str(saved)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == f"{Tagger.load(saved).predict([['Person3', 'sees']])} False\n"
 
 
 def test_a_loaded_tagger_has_the_same_bits_and_says_the_same(toy: Any, trained: Tagger, saved: Path) -> None:

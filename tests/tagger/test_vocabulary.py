@@ -16,8 +16,17 @@ def test_a_token_reads_its_own_row_then_that_of_its_lower_case_then_unknown() ->
     assert [vocabulary.row(token) for token in ["iPad", "Paris", "PARIS", "the", "THE", "ipad", "<pad>", ""]] == [
         2, 4, 3, 5, 5, 1, 1, 1,
     ]  # fmt: skip
+    assert list(vocabulary.words) == ["iPad", "paris", "Paris", "the"]
     assert list(vocabulary.learned) == [1, 2]
     assert len(vocabulary) == 6
+
+
+def test_however_many_tokens_are_met_each_has_its_row_and_few_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("frostline.tagger.vocabulary._MET", 3)
+    vocabulary = Vocabulary(["a", "b", "c", "d", "e"], missing=0)
+    for _ in range(2):
+        assert [vocabulary.row(token) for token in "abxcAdeB"] == [2, 3, 1, 4, 2, 5, 6, 3]
+        assert len(vocabulary._met) <= 3
 
 
 @pytest.mark.parametrize("words", [["a", "x"], Words.of(["a", "x"])], ids=["list", "packed"])

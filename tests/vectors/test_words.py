@@ -45,6 +45,7 @@ def test_a_missing_word_has_row_minus_one_and_a_repeated_one_its_row_each_time()
 
 def test_no_words_at_all_hold_nothing():
     assert Words.of([]).rows_of(["a"]).tolist() == [-1]
+    assert Words.of([]).row_of("a") == -1
     assert Words.of(["a"]).rows_of([]).tolist() == []
     assert list(Words.of([])) == []
 
@@ -56,14 +57,25 @@ def test_look_ups_agree_with_a_dictionary(known, asked):
     words = Words.of(known)
     assert list(words) == known
     assert words.rows_of(known + asked).tolist() == [rows.get(word, -1) for word in known + asked]
+    assert [words.row_of(word) for word in known + asked] == [rows.get(word, -1) for word in known + asked]
     assert [int(hash_) for hash_ in module.hash_words(*module.pack(known))] == [slow_hash(word) for word in known]
 
 
 @pytest.mark.parametrize("buckets", [1, 3])
 def test_words_with_equal_hashes_are_told_apart_by_their_bytes(monkeypatch, buckets):
     monkeypatch.setattr(module, "hash_words", lambda blob, offsets: (np.diff(offsets) % buckets).astype(np.uint64))
+    monkeypatch.setattr(module, "hash_word", lambda word: len(word) % buckets)
     words = Words.of(SOME)
-    assert words.rows_of([*SOME, "ice", "forst"]).tolist() == [*range(len(SOME)), -1, -1]
+    asked = [*SOME, "ice", "forst"]
+    assert words.rows_of(asked).tolist() == [*range(len(SOME)), -1, -1]
+    assert [words.row_of(word) for word in asked] == [*range(len(SOME)), -1, -1]
+
+
+def test_words_put_together_are_those_of_both_in_order():
+    together = Words.of(SOME[:4]) + Words.of(SOME[4:])
+    assert together == SOME
+    assert together.rows_of([*SOME, "ice"]).tolist() == [*range(len(SOME)), -1]
+    assert Words.of([]) + Words.of(["a"]) == Words.of(["a"]) + Words.of([]) == ["a"]
 
 
 def test_repeated_words_are_found_even_among_equal_hashes():

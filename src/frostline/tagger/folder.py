@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from frostline.errors import ModelFolderError
 from frostline.probe.run import ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN
@@ -37,6 +38,7 @@ from frostline.tagger.vocabulary import Vocabulary
 KIND, FORMAT = "frostline tagger", 2
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
+_BLOCK = 10_000  # words or rows of a tensor in memory at a time
 _UNFINISHED = {CHECKPOINT, f"{CHECKPOINT}.part"}
 _MADE_AGAIN = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN, "report.html"} | _UNFINISHED
 _SPELLING = "spelling.weight"  # of a tagger that reads characters
@@ -144,9 +146,10 @@ def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
                 raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, and {len(tags)} tags need {size}")
         characters = tensors[_SPELLING].shape[-1] if _SPELLING in tensors else 0
         table = torch.empty(rows, width, device="meta")
-        model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain, characters=characters)
+        with _Undrawn():
+            model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain, characters=characters)
         for name, tensor in tensors.items():
-            if tensor.dtype != torch.float32 or not tensor.isfinite().all():
+            if tensor.dtype != torch.float32 or not all(some.isfinite().all() for some in tensor.split(_BLOCK)):
                 raise ValueError(f"{name} is not made of finite float32 numbers")
         model.load_state_dict(tensors, assign=True)
     except KeyError as error:
@@ -157,11 +160,18 @@ def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
     return model.requires_grad_(False).eval()
 
 
+class _Undrawn(TorchFunctionMode):
+    """Inside it no weight is drawn: drawing numbers that are nowhere (meta) would import torch's compiler, a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
 def _listed(words: Iterable[str]) -> Iterator[str]:
     """Yield the JSON of a list, some words at a time."""
     left = iter(words)
     between = "["
-    while some := list(islice(left, 10_000)):
+    while some := list(islice(left, _BLOCK)):
         yield between + json.dumps(some)[1:-1]
         between = ", "
     yield "]" if between == ", " else "[]"

@@ -47,6 +47,14 @@ def hash_words(blob: Bytes, offsets: Ints) -> Hashes:
     return hashes
 
 
+def hash_word(word: bytes) -> int:
+    """The same hash of one word, from its last byte to its first."""
+    found = 0
+    for byte in reversed(word):
+        found = (found * _BASE + byte + 1) % 2**64
+    return found
+
+
 def pack(words: Iterable[str]) -> tuple[Bytes, Ints]:
     """The UTF-8 of `words` back to back, shape (B,), and the offsets, shape (V + 1,); TypeError unless all are str."""
     if isinstance(words, str):
@@ -174,9 +182,7 @@ class Words(Sequence[str]):
     def row_of(self, word: str) -> int:
         """The row of one word, or -1: `rows_of` without the arrays, which take longer for a few."""
         raw = word.encode("utf-8", "surrogatepass")
-        wanted = 0
-        for byte in reversed(raw):
-            wanted = (wanted * _BASE + byte + 1) % 2**64
+        wanted = hash_word(raw)
         place = int(self.hashes.searchsorted(np.uint64(wanted)))
         return self._search(raw, place) if place < len(self) and int(self.hashes[place]) == wanted else -1
 
