@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -47,3 +48,16 @@ def test_a_long_line_is_not_what_short_ones_are_padded_to(toy: Any, monkeypatch:
     assert sum(read) == len(tokens) * (5_000 + 41)
     assert found[0] == found[-1] == trained.predict([tokens])[0]
     assert len(found[1]) == 5_000 * len(tokens)
+
+
+def test_no_group_has_more_padding_than_is_said_and_similar_lengths_stay_together() -> None:
+    dice = random.Random(0)
+    lengths = [dice.randrange(1, 40) for _ in range(1000)]
+    groups = by_length(lengths, 64, padding=30)
+    assert [lengths[number] for group in groups for number in group] == sorted(lengths)
+    paddings = [len(group) * lengths[group[-1]] - sum(lengths[number] for number in group) for group in groups]
+    assert max(paddings) <= 30
+    assert any(paddings)
+    for group, after in pairwise(groups):
+        more = [lengths[number] for number in [*group, after[0]]]
+        assert len(group) == 64 or len(more) * max(more) - sum(more) > 30, "the next would have been one too many"

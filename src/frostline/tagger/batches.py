@@ -104,23 +104,31 @@ def _padded(lines: list[Tensor], value: int) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=value)
 
 
-def by_length(lengths: Sequence[int], size: int, tokens: float = math.inf) -> list[list[int]]:
+def by_length(
+    lengths: Sequence[int], size: int, tokens: float = math.inf, padding: float = math.inf
+) -> list[list[int]]:
     """Return the numbers of all sentences in groups, the shortest sentences first.
 
     Args:
         lengths: Tokens of each sentence.
         size: Sentences of a group, at most.
         tokens: What a group may have, padding included; a longer sentence is alone.
+        padding: How much of that may be padding.
 
     Example:
         >>> by_length([5, 1, 4, 2], size=2), by_length([5, 1, 4, 2], size=4, tokens=8)
         ([[1, 3], [2, 0]], [[1, 3], [2], [0]])
+        >>> by_length([5, 1, 4, 2], size=4, padding=1)
+        [[1, 3], [2, 0]]
     """
     groups: list[list[int]] = []
+    held = 0  # tokens of the last group
     for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        room = min(size, tokens / max(lengths[number], 1))
-        if not groups or len(groups[-1]) + 1 > room:
+        places = (len(groups[-1]) + 1) * lengths[number] if groups else 0
+        held += lengths[number]
+        if not groups or len(groups[-1]) == size or places > tokens or places - held > padding:
             groups.append([])
+            held = lengths[number]
         groups[-1].append(number)
     return groups
 

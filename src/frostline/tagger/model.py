@@ -20,6 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from frostline.tagger import packed
 from frostline.tagger.head import Head
 from frostline.tagger.spelling import Spelling
 from frostline.tagger.vocabulary import PADDING, SHAPES
@@ -94,7 +95,7 @@ class LSTMTagger(nn.Module):
     def _run(self, lstm: nn.LSTM, inputs: Tensor) -> Tensor:
         """Return the states, shape (B, T, H); in training some weights from state to state are zeroed for all steps."""
         if not self.training or not self.recurrent_dropout:
-            return lstm(inputs)[0]  # type: ignore[no-any-return]
+            return packed.states(lstm, inputs)
         into, from_state, *biases = lstm.all_weights[0]
         weights = [into, from_state * _mask(from_state, from_state.shape, self.recurrent_dropout), *biases]
         zeros = inputs.new_zeros(1, len(inputs), lstm.hidden_size)

@@ -19,6 +19,7 @@ from frostline.tagger.vocabulary import Vocabulary
 Labelled = Sentence | tuple[Sequence[str], Sequence[str]]
 _BATCH = 64
 _TOKENS = 16_384  # of a batch, padding included: one line of 30,000 tokens beside 63 short ones took 8 GB
+_PADDING = 80  # places of a batch: so many cost about what one more batch does
 
 
 @contextmanager
@@ -69,10 +70,11 @@ class Tagger:
         filled = [number for number, tokens in enumerate(sentences) if tokens]
         characters = self.model.spelling is not None
         was_training = self.model.training
-        self.model.eval()
+        if was_training:  # to ask is quick, to tell every layer is not
+            self.model.eval()
         try:
             with torch.no_grad(), one_thread():
-                for group in by_length([len(sentences[number]) for number in filled], _BATCH, _TOKENS):
+                for group in by_length([len(sentences[number]) for number in filled], _BATCH, _TOKENS, _PADDING):
                     numbers = [filled[place] for place in group]
                     batch = pad(
                         [encode(sentences[number], self.vocabulary, characters=characters) for number in numbers]
@@ -82,7 +84,8 @@ class Tagger:
                     for number, choice in zip(numbers, best, strict=True):
                         found[number] = [self.tags[tag] for tag in choice[: len(sentences[number])]]
         finally:
-            self.model.train(was_training)
+            if was_training:
+                self.model.train()
         return found
 
     def evaluate(self, sentences: Sequence[Labelled]) -> Score:
