@@ -344,6 +344,11 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
         ({"epochs": 0}, "argument --epochs: '0' is not a whole number from 1 up"),
         ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number from 1 up"),
         ({"seed": -1}, "argument --seed: '-1' is not a whole number from 0 up"),
+        ({"characters": 10**9}, "--characters: '1000000000' is too many. Pass a whole number from 0 to 1024."),
+        (
+            {"seed": 2**63},
+            "--seed: '9223372036854775808' is too many. Pass a whole number from 0 to 9223372036854775807",
+        ),
         ({"characters": -1}, "argument --characters: '-1' is not a whole number from 0 up"),
         ({"train": "missing.conll"}, "missing.conll: No such file or directory"),
         ({"vectors": "missing.txt"}, "missing.txt"),

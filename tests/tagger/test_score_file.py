@@ -163,3 +163,12 @@ def test_a_file_that_cannot_be_scored_is_refused_with_its_path_and_line(tmp_path
     with pytest.raises(fl.DataFileError, match=re.escape(f"{path}{says}")) as caught:
         score_file(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("data", [b"{" + 10**6 * b"x" + b"}\n", b"a O " + 10**6 * b"\xe9" + b"\n"])
+def test_a_file_of_one_line_of_a_megabyte_is_refused_in_few_words(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "out.json"
+    path.write_bytes(data)
+    with pytest.raises(fl.DataFileError, match=re.escape(f"{path}:1: ")) as caught:
+        score_file(path)
+    assert len(str(caught.value)) < len(str(path)) + 300

@@ -23,7 +23,7 @@ _TAG = re.compile(r"O|[BIESLU]-.+")
 _BLANKS = " \t\r"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80  # in a message: a file that is no text may be one line of megabytes
-_quoted = _SHORT.repr
+quoted = _SHORT.repr
 Parsed = TypeVar("Parsed")
 
 
@@ -73,14 +73,14 @@ class Columns:
         fields = self._fields(line)
         if len(fields) < 2:
             raise ValueError(
-                f"no tag beside {_quoted(fields[0])}. Write token, TAB, tag; leave a line empty to end a sentence."
+                f"no tag beside {quoted(fields[0])}. Write token, TAB, tag; leave a line empty to end a sentence."
             )
         token, tag = self.token_of(line), _field(fields, self.tag, line)
         if _index(self.token) % len(fields) == _index(self.tag) % len(fields):
             raise ValueError(f"column {self.token} is the token's and the tag's. Choose two columns.")
         if not _TAG.fullmatch(tag) or not tag.isprintable():
             raise ValueError(
-                f"tag {_quoted(tag)} of {_quoted(token)} is not O, B-type or I-type (nor E-, S-, L- or U-type), in "
+                f"tag {quoted(tag)} of {quoted(token)} is not O, B-type or I-type (nor E-, S-, L- or U-type), in "
                 f"letters that can be printed. Say which column holds the tag, and what begins a comment."
             )
         return token, tag
@@ -90,7 +90,7 @@ class Columns:
         token = _field(self._fields(line), self.token, line)
         if not token and self.separator is None and "\t" not in line:
             raise ValueError(
-                f"no token before {_quoted(line.strip(_BLANKS))}. Begin the line with it, or separate by TABs."
+                f"no token before {quoted(line.strip(_BLANKS))}. Begin the line with it, or separate by TABs."
             )
         return token
 
@@ -103,7 +103,7 @@ class Columns:
         except ValueError:
             return True
         raise ValueError(
-            f"{_quoted(line)} begins as a comment, {self.comments!r}, and reads as the token {_quoted(token)} with its "
+            f"{quoted(line)} begins as a comment, {self.comments!r}, and reads as the token {quoted(token)} with its "
             f"tag. Pass a prefix that only comments have."
         )
 
@@ -256,7 +256,7 @@ def _mixed(blocks: Iterable[list[tuple[int, str, tuple[str, str]]]]) -> int:
 def _field(fields: list[str], column: int, line: str) -> str:
     if len(fields) < abs(column):
         raise ValueError(
-            f"{len(fields)} columns in {_quoted(line)}, {abs(column)} needed. Choose other columns or a separator."
+            f"{len(fields)} columns in {quoted(line)}, {abs(column)} needed. Choose other columns or a separator."
         )
     return fields[_index(column)]
 

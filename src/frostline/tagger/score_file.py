@@ -11,6 +11,7 @@ from pathlib import Path
 
 from frostline.errors import DataFileError
 from frostline.tagger.chunks import Counts
+from frostline.tagger.conll import quoted
 from frostline.tagger.scores import Score
 
 _BOUNDARY = "-X-"
@@ -83,7 +84,7 @@ def _pairs(path: Path) -> Iterator[tuple[str, str] | None]:
             for tag in (gold, predicted):
                 if not tag.isprintable():
                     raise DataFileError(
-                        f"{path}:{number}: tag {tag!r} holds what cannot be printed. Write it in UTF-8."
+                        f"{path}:{number}: tag {quoted(tag)} holds what cannot be printed. Write it in UTF-8."
                     )
             yield gold, predicted
 
@@ -92,7 +93,7 @@ def _wrong_columns(fields: list[str], columns: int, separator: str) -> str:
     name = "TABs" if separator == "\t" else "single blanks"
     if columns < 2:
         return (
-            f"one column, {fields[0]!r}. Write the token, its gold tag and its predicted tag, with a TAB between them."
+            f"one column, {quoted(fields[0])}. Write the token, its gold tag and its predicted tag, TABs between them."
         )
     return (
         f"{len(fields)} columns, separated by {name}, where the first line has {columns}. "

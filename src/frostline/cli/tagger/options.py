@@ -15,15 +15,17 @@ if TYPE_CHECKING:
     from frostline.tagger import Columns
 
 
-def at_least(low: int) -> Callable[[str], int]:
-    """Return a reader of whole numbers from `low` up."""
+def at_least(low: int, most: int = 2**63 - 1) -> Callable[[str], int]:
+    """Return a reader of whole numbers from `low` up, to `most`."""
 
     def whole_number(text: str) -> int:
         try:
             number = int(text)
         except ValueError:
             number = low - 1
-        if not low <= number < 2**63:
+        if number > most:
+            raise argparse.ArgumentTypeError(f"{text!r} is too many. Pass a whole number from {low} to {most}.")
+        if number < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
         return number
 

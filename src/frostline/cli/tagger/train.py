@@ -48,7 +48,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument(
         "--characters",
         metavar="N",
-        type=at_least(0),
+        type=at_least(0, 1024),
         default=0,
         help="read how a word is written as well, by N filters over its bytes (default 0: do not)",
     )
