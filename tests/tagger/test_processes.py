@@ -16,8 +16,12 @@ import torch
 
 import frostline as fl
 from frostline import tagger
+from frostline.tagger.team import Team
 
 SCRIPT = Path(__file__).with_name("train_together.py")
+
+
+Launch = Callable[..., None]
 
 
 def _torchrun(processes: int, *arguments: object) -> str:
@@ -48,15 +52,17 @@ def _one(dropout: float) -> tagger.TrainingRun:
     return run
 
 
-def _found(folder: Path, processes: int, dropout: float) -> list[dict[str, Any]]:
-    _torchrun(processes, SCRIPT, folder, dropout)
+def _found(launch: Launch, folder: Path, processes: int, *arguments: object) -> list[dict[str, Any]]:
+    launch(SCRIPT, folder, *arguments, processes=processes)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_without_dropout_a_team_takes_the_steps_of_one_process_but_for_rounding(tmp_path: Path, processes: int) -> None:
+def test_without_dropout_a_team_takes_the_steps_of_one_process_but_for_rounding(
+    launch: Launch, tmp_path: Path, processes: int
+) -> None:
     alone = _one(dropout=0.0)
-    for found in _found(tmp_path, processes, dropout=0.0):
+    for found in _found(launch, tmp_path, processes, 0.0):
         losses = torch.tensor([epoch.loss for epoch in alone.history])
         torch.testing.assert_close(found["losses"], losses, rtol=1e-4, atol=1e-6)
         for name, value in alone.tagger.model.state_dict().items():
@@ -65,29 +71,41 @@ def test_without_dropout_a_team_takes_the_steps_of_one_process_but_for_rounding(
         assert found["losses"][-1] < 0.95 * found["losses"][0]
 
 
-def test_every_process_ends_with_the_same_bits_and_dropout_draws_differ(tmp_path: Path) -> None:
-    one, other = _found(tmp_path, 2, dropout=0.3)
+def test_every_process_ends_with_the_same_bits_and_dropout_draws_differ(launch: Launch, tmp_path: Path) -> None:
+    one, other = _found(launch, tmp_path, 2, 0.3)
     assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
     assert one["losses"].tolist() == other["losses"].tolist()
     assert one["losses"][-1] < one["losses"][0]
     assert one["losses"].tolist() != [epoch.loss for epoch in _one(dropout=0.3).history]
 
 
-def test_a_team_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was_not(
-    launch: Callable[..., None], tmp_path: Path
-) -> None:
-    def found(*more: object) -> list[dict[str, Any]]:
-        launch(SCRIPT, tmp_path, 0.3, *more, processes=2)
-        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def test_what_dropout_draws_differs_between_processes_and_steps_and_follows_from_them() -> None:
+    def drawn(seed: int, step: int, rank: int) -> float:
+        team = Team(together=False)
+        team.rank, team.size = rank, 2
+        team.draw_own(seed, step)
+        return torch.rand(()).item()
 
-    whole = found()
+    with torch.random.fork_rng(devices=[]):
+        each = [drawn(seed, step, rank) for seed in (0, 1) for step in (0, 1, 2) for rank in (0, 1)]
+        assert len(set(each)) == 12
+        assert drawn(0, 1, 1) == each[3]
+        before = torch.get_rng_state()
+        Team(together=False).draw_own(0, 0)  # one process alone draws as it always did
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_team_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was_not(
+    launch: Launch, tmp_path: Path
+) -> None:
+    whole = _found(launch, tmp_path, 2, 0.3)
     for rank in range(2):
         (tmp_path / f"{rank}.pt").unlink()
     for steps in (7, 40):  # of 80, 20 an epoch
         launch(SCRIPT, tmp_path, 0.3, tmp_path / "c", steps, processes=2)
         assert not list(tmp_path.glob("*.pt"))
     kept = (tmp_path / "c").read_bytes()
-    for resumed in found(tmp_path / "c", 0):
+    for resumed in _found(launch, tmp_path, 2, 0.3, tmp_path / "c", 0):
         assert all(torch.equal(resumed["state"][name], value) for name, value in whole[0]["state"].items())
         assert resumed["losses"].tolist() == whole[0]["losses"].tolist()
     assert whole[0]["losses"][-1] < whole[0]["losses"][0]

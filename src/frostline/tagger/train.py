@@ -125,7 +125,7 @@ def train(
     if learn not in ("missing", "none", "all"):
         raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
     device = usable(device)
-    precision(device, bf16)
+    precision(device, bf16)  # refused now, if at all, and not at the first step
     _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
     words, corpora = vectors.words, [train, *also]
     coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), words)
