@@ -179,6 +179,10 @@ def test_what_makes_f1_mean_less_than_it_seems_is_said(tmp_path: Path, capsys: p
     assert main(_train_arguments(files, epochs=1)) == 0
     warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert warnings == ["warning  dev: every tag is O. Compare which column holds the tag."]
+    files = _write(tmp_path)
+    files.dev.write_text(files.dev.read_text(encoding="utf-8").replace("\n\n", "\n") * 10, encoding="utf-8")
+    assert main(_train_arguments(files, epochs=1)) == 0
+    assert "warning  dev: a sentence of 2,400 tokens. An empty line ends a sentence.\n" in capsys.readouterr().out
 
 
 def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(

@@ -24,6 +24,8 @@ A killed training goes on with the same arguments and --resume: every 30 seconds
 Under torchrun the processes share each batch; the same number of them goes on.
 A .conll file holds one token a line, its tag (IOB1, IOB2, BIOES, BILOU) last, and an empty line after each sentence."""
 
+_LONG = 2000  # tokens that no sentence has
+
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
     """Add the action and its arguments."""
@@ -131,7 +133,7 @@ def _size(*parts: Sentences) -> str:
 
 
 def _warn(train: Sentences, dev: Sentences) -> None:
-    """Say what makes F1 on dev mean less than it seems."""
+    """Say what looks like a mistake, or makes F1 on dev mean less than it seems."""
     from frostline.tagger import unknown_types
 
     for kind, times in unknown_types((tag for _, tags in train for tag in tags), (tags for _, tags in dev)).items():
@@ -139,6 +141,9 @@ def _warn(train: Sentences, dev: Sentences) -> None:
     for name, sentences in {"train": train, "dev": dev}.items():
         if all(tag == "O" for _, tags in sentences for tag in tags):
             print(f"warning  {name}: every tag is O. Compare which column holds the tag.")
+        longest = max(len(sentence.tokens) for sentence in sentences)
+        if longest > _LONG:
+            print(f"warning  {name}: a sentence of {longest:,} tokens. An empty line ends a sentence.")
     if dev == train:
         print("warning  dev: the sentences of --train, so F1 says nothing of other text, and the last epochs look best")
 
