@@ -74,17 +74,17 @@ class CRF(nn.Module):
         each = scores.to("cpu", self.end.dtype).numpy().transpose(1, 2, 0).copy()  # (T, K, B)
         last = lengths.cpu().numpy() - 1  # (B,)
         best = [start[:, None] + each[0]]  # (K, B) best score of a chain that ends in a tag
-        for scored in each[1:]:
-            best.append(np.maximum.reduce(best[-1][:, None] + moves[:, :, None]) + scored)  # over the tag before
-        final = (np.stack(best)[last, :, np.arange(len(last))] + end).argmax(axis=1)  # (B,)
+        for scored in each[1:]:  # the largest over the tag before
+            best.append(np.maximum.reduce(best[-1][:, None] + moves[:, :, None]) + scored)
+        final = (np.concatenate(best).reshape(each.shape)[last, :, np.arange(len(last))] + end).argmax(axis=1)  # (B,)
         tag, chain, first_over = final, [final], last.min(initial=len(best))
         for t in reversed(range(len(best) - 1)):
             tag = (best[t] + moves.take(tag, axis=1)).argmax(axis=0)
             if t >= first_over:
                 tag = np.where(t < last, tag, final)
             chain.append(tag)
-        found = torch.from_numpy(np.stack(chain[::-1], axis=1)).to(scores.device)
-        return found.masked_fill(torch.arange(len(best), device=scores.device) >= lengths[:, None], 0)
+        found = np.concatenate(chain[::-1]).reshape(len(chain), len(last)).T  # (B, T)
+        return torch.from_numpy(np.where(np.arange(len(chain)) <= last[:, None], found, 0)).to(scores.device)
 
     def _moves(self) -> tuple[Tensor, Tensor]:
         return self.transitions + self.forbidden, self.start + self.forbidden_start
