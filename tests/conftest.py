@@ -52,8 +52,13 @@ def _launch(script: Path, *arguments: object, processes: int = 1) -> None:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
         command += ["--master-port", str(_free_port())]
     command += [str(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        try:
+            _, errors = run.communicate(timeout=240)
+        except subprocess.TimeoutExpired:
+            run.terminate()  # torchrun then ends its processes; killed, it would leave them, and they hold the pipes
+            raise
+    assert run.returncode == 0, errors
 
 
 def _free_port() -> int:

@@ -145,7 +145,8 @@ def _refuse_to_change_a_common_history(move: Move, listings: Sequence[tuple[list
     old = move.optimizer.param_groups[0]["params"]
     if [id(move.as_it_was.get(parameter, parameter)) for parameter in old] != [id(parameter) for parameter in new]:
         raise StaleOptimizerError(
-            "optimizer: LBFGS: its state 'old_dirs' is of all that learned together and fits nothing else. " + ANEW
+            "optimizer: LBFGS: it keeps one history ('old_dirs') of all that learned together, and goes on only where "
+            "the same rows and entries learn, in the same order. Under this plan others do. " + ANEW
         )
 
 
