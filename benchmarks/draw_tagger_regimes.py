@@ -1,9 +1,9 @@
 """Draw what `tagger_regimes.py --log` kept: what learning brings above a table that stands still, a point a seed.
 
 A point is the F1 of a run less that of the run with the same seed in which nothing of the table learns: these two begin
-with the same weights and read the same batches. The mean F1 of nothing learning stands under each place. One column for
-each TRAIN and what it was judged on, dev or FAR; above, parts of TRAIN under all vectors; below, fewer vectors, where
-the runs have them. A line joins the means. The places along a panel are evenly spaced.
+with the same weights and read the same batches. The mean F1 of nothing learning stands under each place. For each TRAIN
+there is a panel of its parts, judged on dev, another for FAR, and as many for fewer vectors, where the runs have them.
+A line joins the means. The places along a panel are evenly spaced.
 
 Run:    python benchmarks/draw_tagger_regimes.py [RUNS.jsonl PICTURE.png] [--epochs N]
 Without names it draws the runs that are published, into docs/. Runs of another number of epochs are left out.
@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 FLOOR = "none"
+SCORES = {"f1": "dev", "far": "another kind"}
+WIDE = 4  # panels side by side
 STYLES = {  # Okabe and Ito's colours, a mark of its own for each, and how far its points stand beside their place
     "missing": ("missing words learn", "#0072B2", "o", -0.06),
     "all": ("everything learns", "#D55E00", "^", 0.06),
@@ -44,8 +48,10 @@ def panel(axes: Axes, runs: list[Run], score: str, along: str) -> None:
         ]
         means = [(at, statistics.mean(values)) for at, values in enumerate(gains) if values]
         points = [(at + beside, value) for at, values in enumerate(gains) for value in values]
-        axes.plot(*zip(*means, strict=True), color=colour, linewidth=1.6, label=name)
-        axes.plot(*zip(*points, strict=True), mark, color=colour, markersize=5, alpha=0.7, markeredgewidth=0)
+        axes.plot(*zip(*means, strict=True), color=colour, linewidth=1.6)
+        axes.plot(
+            *zip(*points, strict=True), mark, color=colour, label=name, alpha=0.7, markersize=5, markeredgewidth=0
+        )
     names = ["all" if place is None else f"{place:,}" for place in places]
     levels = [statistics.mean(floor.values()) for floor in floors]
     axes.set_xticks(range(len(places)), [f"{name}\n({f1:.1f})" for name, f1 in zip(names, levels, strict=True)])
@@ -55,34 +61,36 @@ def panel(axes: Axes, runs: list[Run], score: str, along: str) -> None:
     axes.tick_params(length=0, colors=INK)
 
 
+def panels(runs: list[Run]) -> Iterator[tuple[list[Run], str, str, str, str]]:
+    """Yield for each panel its runs, what they are judged by and differ in, a title and words for the places."""
+    for train in dict.fromkeys(run["train"] for run in runs):
+        own = [run for run in runs if run["train"] == train]
+        cut = {run["part"] for run in own if run["keep"] is not None}
+        for along, words, some in [
+            ("sentences", "sentences of training", [run for run in own if run["keep"] is None]),
+            *(("keep", "first vectors, {:,} sentences", [run for run in own if run["part"] == part]) for part in cut),
+        ]:
+            for score, where in SCORES.items():
+                scored = [run for run in some if run[score] is not None]
+                if len({run[along] for run in scored}) > 1:
+                    title = f"{Path(train).with_suffix('')}, F1 on {where}"
+                    yield scored, score, along, title, words.format(scored[0]["sentences"])
+
+
 def draw(runs: list[Run], path: Path) -> None:
-    """Write the picture of `runs`, a PNG; what a column has no runs for stays empty."""
-    cut = {(run["train"], run["part"]) for run in runs if run["keep"] is not None}
-    rows = {
-        "sentences": ("sentences of training", [run for run in runs if run["keep"] is None]),
-        "keep": ("vectors, the most frequent words", [run for run in runs if (run["train"], run["part"]) in cut]),
-    }
-    columns = [
-        (train, score)
-        for train in dict.fromkeys(run["train"] for run in runs)
-        for score in ("f1", "far")
-        if any(run["train"] == train and run[score] is not None for run in runs)
-    ]
-    figure = Figure(figsize=(3.3 * len(columns) + 0.4, 6.2), dpi=110, facecolor="white", layout="constrained")
-    grid = figure.subplots(len(rows), len(columns), squeeze=False, sharey=True)
-    for axes_row, (along, (words, some)) in zip(grid, rows.items(), strict=True):
-        for axes, (train, score) in zip(axes_row, columns, strict=True):
-            own = [run for run in some if run["train"] == train and run[score] is not None]
-            if len({run[along] for run in own}) < 2:
-                axes.set_axis_off()
-                continue
-            panel(axes, own, score, along)
-            where = "dev" if score == "f1" else "another kind"
-            axes.set_title(f"{Path(train).with_suffix('')}, judged on {where}", loc="left", fontsize=10, color=INK)
-            axes.set_xlabel(words, fontsize=9, color=INK)
-            axes.tick_params(labelleft=True)
+    """Write the picture of `runs`, a PNG."""
+    found = list(panels(runs))
+    rows = math.ceil(len(found) / WIDE)
+    figure = Figure(figsize=(12.4, 0.5 + 3 * rows), dpi=110, facecolor="white", layout="constrained")
+    grid = figure.subplots(rows, WIDE, squeeze=False, sharey="row").flat
+    for axes, (some, score, along, title, words) in zip(grid, found, strict=False):
+        panel(axes, some, score, along)
+        axes.set_title(title, loc="left", fontsize=10, color=INK)
+        axes.set_xlabel(words, fontsize=9, color=INK)
+    for axes in list(grid)[len(found) :]:
+        axes.set_axis_off()
     figure.supylabel("points of F1 above nothing learns (whose F1 is in brackets)", fontsize=9, color=INK)
-    handles, names = grid[0][0].get_legend_handles_labels()
+    handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=10)
     unfinished = path.with_name(f".{path.name}.unfinished")
     figure.savefig(unfinished, format="png")

@@ -98,12 +98,12 @@ def measure(
     vocabulary = run.tagger.vocabulary
     trained = {vocabulary.row(token) for tokens, _ in train for token in tokens}
     return {
-        "f1": 100 * run.best.dev_f1,
-        "far": 100 * run.tagger.evaluate(far).f1 if far else None,
+        "f1": round(100 * run.best.dev_f1, 3),
+        "far": round(100 * run.tagger.evaluate(far).f1, 3) if far else None,
         "best": run.best.number,
-        "ms": 1000 * clock.seconds / max(clock.steps, 1),
-        "MB": peak_mb(),
-        "tokens": run.coverage.found_tokens / run.coverage.tokens,
+        "ms": round(1000 * clock.seconds / max(clock.steps, 1), 2),
+        "MB": round(peak_mb(), 1),
+        "tokens": round(run.coverage.found_tokens / run.coverage.tokens, 4),
         "kinds": recall_by_kind(dev, run.tagger.predict([tokens for tokens, _ in dev]), vocabulary, trained),
     }
 
