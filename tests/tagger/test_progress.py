@@ -49,3 +49,43 @@ def test_a_terminal_without_rich_gets_the_plain_lines(toy: Any, monkeypatch: pyt
     printed = _printed(toy, _Terminal(), monkeypatch)
     assert "epoch 2/2" in printed
     assert "\x1b" not in printed
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5])
+def test_the_bar_is_full_when_training_ends_also_beside_a_second_corpus(
+    toy: Any, monkeypatch: pytest.MonkeyPatch, epochs: int
+) -> None:
+    pytest.importorskip("rich", reason="the bar needs rich")
+    monkeypatch.setattr(sys, "stdout", _Terminal())
+    also = toy.train[:77]
+    sizes = (sum(len(tokens) for tokens, _ in corpus) for corpus in (toy.train, also))
+    with tagger.Progress(epochs, *sizes) as progress:
+        run = tagger.train(
+            toy.train, toy.dev, toy.vectors, also=[also], epochs=epochs, options=toy.options, watch=progress
+        )
+        assert progress._bar is not None
+        (bar,) = progress._bar.tasks
+    assert bar.completed == bar.total == sum(epoch.tokens for epoch in run.history)
+
+
+def test_the_time_left_is_told_by_the_tokens_to_come(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = tagger.Progress(3, 100, also=200)  # 300, 200 and 100 tokens
+    clock = iter([10.0, 40.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    progress.start("plan", "coverage")  # type: ignore[arg-type]
+    progress.epoch(tagger.Epoch(1, 0.5, 0.5, 30.0, 300))
+    assert capsys.readouterr().out.endswith(" 30 s left\n")
+
+
+def test_resumed_the_time_left_is_told_by_what_was_done_since(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    progress = tagger.Progress(3, 100, also=200)
+    clock = iter([10.0, 15.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    progress.start("plan", "coverage")  # type: ignore[arg-type]
+    progress.resumed([tagger.Epoch(1, 0.5, 0.5, 30.0, 300)], 150)
+    progress.epoch(tagger.Epoch(2, 0.5, 0.5, 20.0, 200))  # 50 tokens in 5 seconds, 100 to come
+    assert capsys.readouterr().out.endswith(" 10 s left\n")

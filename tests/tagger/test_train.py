@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import frostline as fl
 from frostline import tagger
+from frostline.tagger.adam import AdamW
 from frostline.tagger.audit import compare
 
 
@@ -185,6 +187,27 @@ def test_the_second_corpus_has_a_last_layer_of_its_own(toy: Any) -> None:
     contrary = 2 * [(tokens, [swap.get(tag, tag) for tag in tags]) for tokens, tags in toy.train]
     assert _train(toy, also=[contrary], epochs=4).best.dev_f1 > 0.9
     assert _train(toy, train=[*toy.train, *contrary], epochs=4).best.dev_f1 < 0.8
+
+
+def test_the_first_epoch_reads_all_of_a_second_corpus_each_next_one_less_and_the_last_nothing(toy: Any) -> None:
+    train, other = ([(["Person20", "sees", "place20"], ["B-person", "O", tag])] * 40 for tag in ("B-place", "O"))
+    alone, beside = _train(toy, train=train, epochs=5), _train(toy, train=train, also=[other], epochs=5)
+    assert [epoch.tokens for epoch in alone.history] == [120] * 5
+    assert [epoch.tokens for epoch in beside.history] == [240, 216, 168, 144, 120]  # 5, 4, 2, 1, 0 batches of 8
+    assert [epoch.tokens for epoch in _train(toy, train=train, also=[other], epochs=1).history] == [240]
+
+
+def test_the_learning_rate_falls_evenly_to_a_tenth_also_beside_a_second_corpus(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, rate: (rates.append(rate), step(self, rate)))
+    _train(toy, also=[toy.train[:50]], epochs=4)
+    assert len(rates) == 4 * 25 + (7 + 5 + 2 + 0)  # 200 and 50 sentences in batches of 8
+    falls = [(before - after) / toy.options.learning_rate for before, after in pairwise(rates)]
+    assert falls == pytest.approx([0.9 / len(rates)] * len(falls))
+    assert rates[0] == toy.options.learning_rate
 
 
 def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:

@@ -37,9 +37,10 @@ class Fit:
 
     Args:
         tagger: What is trained, in place.
-        tasks: What to learn from. A batch holds sentences of one of them.
+        tasks: What to learn from: the first is what counts, the others fade (see `beside`). A batch holds sentences of
+            one of them.
         parameters: What learns.
-        epochs: Passes over all tasks.
+        epochs: Passes over the first task.
         options: Rates.
         generator: Draws the order of batches and which words are hidden; dropout takes from the global one.
         team: Who works on it; every process is given the same, but for the draws of dropout.
@@ -73,7 +74,7 @@ class Fit:
             [p for p in parameters if not any(id(p) in head for head in heads if head is not own)] for own in heads
         ]
         self._hidden_with = chance_of_hiding([s for task in tasks for s in task.sentences], tagger.vocabulary, options)
-        self._steps = epochs * sum(math.ceil(len(task.sentences) / options.batch) for task in tasks)
+        self._steps = sum(self._batches(number, done) for number in range(len(tasks)) for done in range(epochs))
 
     def run(
         self,
@@ -134,12 +135,16 @@ class Fit:
 
     def _groups(self) -> list[tuple[int, list[int]]]:
         """Draw the batches of one epoch: the number of a task, and those of its sentences."""
-        groups = [
-            (number, group)
-            for number, task in enumerate(self.tasks)
-            for group in shuffled([len(one.rows) for one in task.sentences], self.options.batch, self.generator)
-        ]
+        groups = []
+        for number, task in enumerate(self.tasks):
+            drawn = shuffled([len(one.rows) for one in task.sentences], self.options.batch, self.generator)
+            groups += [(number, group) for group in drawn[: self._batches(number, done=len(self.history))]]
         return [groups[i] for i in torch.randperm(len(groups), generator=self.generator).tolist()]
+
+    def _batches(self, number: int, done: int) -> int:
+        """Return how many batches of a task the epoch after `done` others has."""
+        batches = math.ceil(len(self.tasks[number].sentences) / self.options.batch)
+        return round(batches * beside(done, self._epochs)) if number else batches
 
     def _step(self, number: int, group: list[int]) -> tuple[float, int]:
         """Learn from one batch of a task; return the mean loss of its tokens, and how many they are."""
@@ -211,6 +216,18 @@ class Fit:
             "square": self.optimizer.squares,
             "count": self.optimizer.counts,
         }
+
+
+def beside(done: int, epochs: int) -> float:
+    """Return which part of the other tasks the epoch after `done` of `epochs` reads: all at first, none at the end.
+
+    So the layers that the tasks share end with the task that counts.
+
+    Example:
+        >>> [beside(done, epochs=5) for done in range(5)]
+        [1.0, 0.75, 0.5, 0.25, 0.0]
+    """
+    return 1 - done / max(1, epochs - 1)
 
 
 def chance_of_hiding(sentences: list[Encoded], vocabulary: Vocabulary, options: Options) -> Tensor:

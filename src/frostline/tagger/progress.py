@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from frostline.tagger.fit import beside
 from frostline.tagger.vocabulary import Coverage
 from frostline.tagger.watching import Epoch, Watcher
 
@@ -25,21 +26,22 @@ class Progress(Watcher):
 
     Args:
         epochs: How many epochs there will be.
-        tokens: Tokens of one epoch.
+        tokens: Tokens of the corpus that is learned in each of them.
+        also: Tokens of those beside it, of which each epoch draws fewer (see `beside`).
     """
 
-    def __init__(self, epochs: int, tokens: int) -> None:
-        self._epochs = epochs
-        self._tokens = tokens
+    def __init__(self, epochs: int, tokens: int, also: int = 0) -> None:
+        self._tokens = [tokens + round(also * beside(done, epochs)) for done in range(epochs)]  # as far as can be told
         self._began = time.perf_counter()
-        self._done_before = 0.0  # epochs, by the training that this one resumes
+        self._before = 0  # tokens, by the training that this one resumes
+        self._seen = 0
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
         self._bar = _bar() if sys.stdout.isatty() else None
         if self._bar is not None:
             self._bar.start()
-            self._bar.add_task("training", total=self._epochs * self._tokens)
+            self._bar.add_task("training", total=sum(self._tokens))
         return self
 
     def __exit__(
@@ -55,10 +57,11 @@ class Progress(Watcher):
 
     def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
         """Print where it goes on, and move the bar there."""
-        self._done_before = len(history) + tokens / self._tokens
+        self._seen = sum(epoch.tokens for epoch in history)
+        self._before = self._seen + tokens
         print(f"resumed  after {len(history)} epochs and {tokens:,} tokens of the next", flush=True)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=round(self._done_before * self._tokens))
+            self._bar.update(self._bar.task_ids[0], completed=self._before)
 
     def batch(self, tokens: int) -> None:
         """Move the bar."""
@@ -67,11 +70,15 @@ class Progress(Watcher):
 
     def epoch(self, epoch: Epoch) -> None:
         """Print one line."""
-        here = epoch.number - self._done_before
-        of_one = (time.perf_counter() - self._began) / here if here else epoch.seconds
-        left = of_one * (self._epochs - epoch.number)
+        self._seen += epoch.tokens
+        to_come = sum(self._tokens[epoch.number :])
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], total=self._seen + to_come)
+        here = self._seen - self._before
+        of_one = (time.perf_counter() - self._began) / here if here else epoch.seconds / epoch.tokens
+        left, epochs = of_one * to_come, len(self._tokens)
         print(
-            f"epoch {epoch.number:>{len(str(self._epochs))}}/{self._epochs}  loss {epoch.loss:.4f}  "
+            f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  loss {epoch.loss:.4f}  "
             f"dev F1 {100 * epoch.dev_f1:4.1f}%  {epoch.tokens / epoch.seconds:,.0f} tokens/s  {left:.0f} s left",
             flush=True,
         )

@@ -85,7 +85,7 @@ def train(
             network but its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
             The rest of the network always learns.
-        epochs: Passes over `train` and `also`, 1 or more.
+        epochs: Passes over `train`, 1 or more. Of `also` the first reads all, each next one less, the last nothing.
         seed: Same seed, same result on the same machine; the global generator is untouched.
         patience: Stop after so many epochs that brought no better F1 on dev, 1 or more; None never stops early.
         options: Sizes and rates.

@@ -89,8 +89,8 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
     _report_lookups({"train": train, "dev": dev}, table.words)
     others = [[sentence for part in parts for sentence in part] for parts in also]
-    tokens = sum(len(sentence.tokens) for corpus in (train, *others) for sentence in corpus)
-    with tagger.Progress(args.epochs, tokens) as progress:
+    tokens, *more = [sum(len(sentence.tokens) for sentence in corpus) for corpus in (train, *others)]
+    with tagger.Progress(args.epochs, tokens, sum(more)) as progress:
         result = tagger.train(
             train,
             dev,
