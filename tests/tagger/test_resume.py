@@ -9,9 +9,12 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 import frostline as fl
 from frostline import tagger
+from frostline.tagger.checkpoint import Checkpoint
 
 
 def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
@@ -121,6 +125,54 @@ def test_a_process_killed_again_and_again_ends_with_the_files_of_one_left_alone(
     assert start("killed").wait(timeout=120) == 0
     for file in ("model.safetensors", "config.json", "words.json"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+_KILLED_IN_WRITING = """
+import os, signal
+from frostline.tagger import checkpoint
+written = []
+def killed(tensors, path, header, save=checkpoint.save_file):
+    written.append(save(tensors, path, header))
+    if len(written) == 20:
+        path.with_name(".tmpAbCdEf").write_bytes(b"half")  # as safetensors does, under a name of its choice
+        os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.save_file = killed
+"""
+
+
+def test_killed_while_it_writes_a_checkpoint_it_leaves_nothing_that_training_refuses(tmp_path: Path) -> None:
+    def run(begin: str, out: Path) -> int:
+        return subprocess.run(
+            [sys.executable, "-c", begin + _SCRIPT, out / tagger.CHECKPOINT, out], timeout=120
+        ).returncode
+
+    for _ in range(2):
+        assert run(_KILLED_IN_WRITING, tmp_path / "killed") == -signal.SIGKILL
+        assert len(list((tmp_path / "killed").iterdir())) > 1
+        tagger.check_free(tmp_path / "killed")
+    assert _steps(tmp_path / "killed" / tagger.CHECKPOINT) == 19 + 19
+    assert run("", tmp_path / "killed") == run("", tmp_path / "whole") == 0
+    for file in ("model.safetensors", "config.json", "words.json"):
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert len(list((tmp_path / "killed").iterdir())) == 3
+
+
+def test_two_trainings_that_write_one_checkpoint_at_once_both_write_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2, timeout=60)
+
+    def together(tensors: Any, path: Path, header: Any) -> None:
+        save_file(tensors, path, header)
+        both.wait()
+
+    monkeypatch.setattr("frostline.tagger.checkpoint.save_file", together)
+    fits: list[Any] = [SimpleNamespace(tensors=lambda: {"a": torch.ones(3)}, numbers=dict) for _ in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(Checkpoint(tmp_path / "c", {}, every=0).write, fit) for fit in fits]:
+            done.result()
+    assert load_file(tmp_path / "c")["a"].tolist() == [1, 1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
 def _steps(path: Path) -> int:

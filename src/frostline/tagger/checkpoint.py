@@ -1,7 +1,8 @@
 """A file from which training goes on, bit for bit, after it was killed at any moment.
 
 One safetensors file: what learns, its average and the best of it, the optimizer's state and the random generators as
-tensors; the rest as JSON in the header. It is written beside its name, then renamed, so it is whole or the one before.
+tensors; the rest as JSON in the header. It is written into a folder of its own beside its name, then renamed, so it is
+whole or the one before; a process killed while it writes leaves nothing but that folder.
 What training can make again from its arguments (the frozen table, the numbers of the sentences) is not in it; instead
 it holds what those arguments were, so that it is not continued with others.
 """
@@ -14,6 +15,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from frostline.errors import RunFolderError
 from frostline.tagger.fit import Fit
+from frostline.tagger.folder import PART
 
 _KEY = "frostline training"
 
@@ -50,14 +53,14 @@ class Checkpoint:
         """
         if time.monotonic() < self._due:
             return
-        part = self._path.with_name(f"{self._path.name}.part")
         header = {_KEY: json.dumps({"made_from": self._made_from, "numbers": fit.numbers()})}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({name: value.contiguous() for name, value in fit.tensors().items()}, part, header)
-            part.replace(self._path)
+            with TemporaryDirectory(prefix=f"{self._path.name}.", suffix=PART, dir=self._path.parent) as own:
+                written = Path(own) / self._path.name
+                save_file({name: value.contiguous() for name, value in fit.tensors().items()}, written, header)
+                written.replace(self._path)
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise RunFolderError(f"{self._path}: cannot be written: {error}. Make room, or name another.") from None
         self._due = time.monotonic() + self._every
 

@@ -39,8 +39,8 @@ KIND, FORMAT = "frostline tagger", 2
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
 _BLOCK = 10_000  # words or rows of a tensor in memory at a time
-_UNFINISHED = {CHECKPOINT, f"{CHECKPOINT}.part"}
-_MADE_AGAIN = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN, "report.html"} | _UNFINISHED
+PART = ".part"  # ends the name of a folder that a checkpoint is written into; a killed process leaves it
+_MADE_AGAIN = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN, "report.html"}
 _SPELLING = "spelling.weight"  # of a tagger that reads characters
 
 
@@ -191,12 +191,16 @@ def _all_text(value: object) -> bool:
 
 def _strange(folder: Path) -> str | None:
     """Return the name of something in `folder` that no training of a tagger wrote."""
-    names = {path.name for path in folder.iterdir()}
-    if names <= _UNFINISHED:
+    names = {path.name for path in folder.iterdir() if not _of_checkpoint(path.name)}
+    if not names:
         return None
     try:
         config = _json(folder / CONFIG)
     except ModelFolderError:
         config = None
     ours = isinstance(config, dict) and config.get("kind") == KIND
-    return min(names - (_MADE_AGAIN if ours else _UNFINISHED), default=None)
+    return min(names - (_MADE_AGAIN if ours else set()), default=None)
+
+
+def _of_checkpoint(name: str) -> bool:
+    return name == CHECKPOINT or (name.startswith(f"{CHECKPOINT}.") and name.endswith(PART))
