@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from frostline.tagger import packed
 
@@ -93,6 +94,19 @@ def test_changed_weights_are_read_as_they_are_now(change: Callable[[nn.LSTM], ob
     after = packed.states(lstm, inputs)
     assert torch.equal(after, lstm(inputs)[0])
     assert not torch.allclose(after, before)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_other_numbers_cannot_come_to_the_place_of_packed_weights_before_they_are_packed_again() -> None:
+    """They would be taken for the old ones: `weight.data = ...` gives back memory and counts no version."""
+    lstm = _lstm()
+    packed.states(lstm, _inputs())
+    places = [StorageWeakRef(lstm.get_parameter(name).untyped_storage()) for name in ("weight_ih_l0", "weight_hh_l0")]
+    lstm.half().float()
+    assert [place.expired() for place in places] == [False, False]
+    assert torch.equal(packed.states(lstm, _inputs()), lstm(_inputs())[0])
+    assert [place.expired() for place in places] == [True, True]
 
 
 def test_with_gradient_states_and_gradients_are_those_of_the_plain_layer(packings: list[Any]) -> None:

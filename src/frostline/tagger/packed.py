@@ -7,7 +7,8 @@ Letters used for shapes in this file:
 The idea: on a CPU torch's LSTM is oneDNN's, which wants its weights in an order of its own. `nn.LSTM` puts them in that
 order at every call: for one sentence of usual length, as much work as reading it. Here they are kept until the weights
 change, which is noticed as autograd notices it: by another tensor, another place in memory or another version. Numbers
-that are written past torch's notice, through `weight.data`, are not seen. The kernel is the same and so are the bits.
+that are written past torch's notice, through `weight.data` or by another process, are not seen. The kernel is the same
+and so are the bits.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ _LSTM = 2  # torch's number for this kind of layer
 
 
 class _Packed(NamedTuple):
-    """Packed weights, and the plain ones they were made of: held, so that nothing else takes their place in memory."""
+    """Packed weights, the plain ones they were made of, and the memory of those: held, so that nothing else gets it."""
 
     weights: list[Tensor]
     plain: list[Tensor]
+    memory: list[Tensor]
     stamps: list[tuple[int, int]]
 
 
@@ -73,6 +75,7 @@ def _packed(lstm: nn.LSTM, plain: list[Tensor]) -> list[Tensor]:
     stamps = [(weight.data_ptr(), weight._version) for weight in plain]
     kept = _kept.get(lstm)
     if kept is None or kept.stamps != stamps or any(a is not b for a, b in zip(kept.plain, plain, strict=True)):
-        kept = _Packed(_pack(*plain, lstm.hidden_size, False, True, False), plain, stamps)
+        weights = _pack(*plain, lstm.hidden_size, False, True, False)
+        kept = _Packed(weights, plain, [weight.detach() for weight in plain], stamps)
         _kept[lstm] = kept
     return kept.weights
