@@ -61,6 +61,27 @@ def test_a_loaded_tagger_has_the_same_bits_and_says_the_same(toy: Any, trained: 
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_tagger_in_another_precision_predicts_and_is_saved_in_float32(
+    toy: Any, trained: Tagger, saved: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    other = Tagger.load(saved)
+    other.model.to(dtype)
+    tokens = [sentence.tokens for sentence in toy.dev]
+    found = other.predict(tokens)
+    agree = [
+        tag == same
+        for pair in zip(found, trained.predict(tokens), strict=True)
+        for tag, same in zip(*pair, strict=True)
+    ]
+    assert sum(agree) > 0.9 * len(agree)
+    other.save(tmp_path / "other")
+    loaded = Tagger.load(tmp_path / "other").model.state_dict()
+    for name, value in trained.model.state_dict().items():
+        assert torch.equal(loaded[name], value.to(dtype).float())
+    assert loaded["embed.weight"].abs().sum() > 0
+
+
 @pytest.fixture(scope="module")
 def reading(toy: Any) -> Tagger:
     """A tagger that reads characters."""

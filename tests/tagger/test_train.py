@@ -215,6 +215,11 @@ def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) ->
         run.tagger.predict(["Person3 sees"])
 
 
+def test_sentences_may_come_one_by_one(toy: Any, run: tagger.TrainingRun) -> None:
+    tokens = [sentence.tokens for sentence in toy.dev]
+    assert run.tagger.predict(iter(tokens)) == run.tagger.predict(tokens) != []
+
+
 def test_prediction_keeps_the_order_of_sentences_of_all_lengths(toy: Any, run: tagger.TrainingRun) -> None:
     sentences = [list(tokens) for tokens, _ in toy.train] + [[]]
     together = run.tagger.predict(sentences)

@@ -70,8 +70,9 @@ class CRF(nn.Module):
         Args: as for `loss`. Cost: T steps over (K, K, B) and back, in numpy on the CPU wherever the scores are: they
         are small, and so is what numpy spends on each operation.
         """
-        moves, start, end = (scored.cpu().numpy() for scored in (*self._moves(), self.end))
-        each = scores.to("cpu", self.end.dtype).numpy().transpose(1, 2, 0).copy()  # (T, K, B)
+        dtype = torch.promote_types(self.end.dtype, torch.float32)  # of less numpy knows nothing, or is slow
+        moves, start, end = (scored.to("cpu", dtype).numpy() for scored in (*self._moves(), self.end))
+        each = scores.to("cpu", dtype).numpy().transpose(1, 2, 0).copy()  # (T, K, B)
         last = lengths.cpu().numpy() - 1  # (B,)
         best = [start[:, None] + each[0]]  # (K, B) best score of a chain that ends in a tag
         for scored in each[1:]:  # the largest over the tag before

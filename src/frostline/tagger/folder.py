@@ -83,7 +83,7 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
         (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
         with (written / WORDS).open("w", encoding="ascii") as file:
             file.writelines(_listed(vocabulary.words))
-        tensors = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, written / TENSORS)
         (written / TENSORS).chmod((written / WORDS).stat().st_mode)  # safetensors lets only the owner read
         if target.exists():

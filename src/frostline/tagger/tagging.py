@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ class Tagger:
         """Where it computes; `model.to(device)` moves it."""
         return self.model.head.linear.weight.device
 
-    def predict(self, sentences: Sequence[Sequence[str]]) -> list[list[str]]:
+    def predict(self, sentences: Iterable[Sequence[str]]) -> list[list[str]]:
         """Return the tags of each sentence, one for each token; no tags for no tokens.
 
         Args:
@@ -64,6 +64,7 @@ class Tagger:
 
         Cost: one forward pass over batches of similar length; no gradient.
         """
+        sentences = list(sentences)
         if any(isinstance(tokens, str) for tokens in sentences):
             raise TypeError("sentences: a string where a list of tokens belongs. Pass [sentence.split()].")
         found: list[list[str]] = [[] for _ in sentences]
