@@ -36,14 +36,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(scope="session")
-def launch() -> Callable[..., None]:
-    """Run a script: `launch(script, *arguments, processes=n)`; one process runs it plainly, several under torchrun."""
+def launch() -> Callable[..., str]:
+    """Run a script: `launch(script, *arguments, processes=n)`; one process runs it plainly, several under torchrun.
+
+    What it printed is returned. `launch("-m", module, ...)` runs a module.
+    """
     if not Path("/sys/class/net/lo").exists():
         pytest.skip("needs a loopback interface called lo")
     return _launch
 
 
-def _launch(script: Path, *arguments: object, processes: int = 1) -> None:
+def _launch(*script: object, processes: int = 1) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     for name in ("RANK", "WORLD_SIZE"):
         environment.pop(name, None)
@@ -51,14 +54,15 @@ def _launch(script: Path, *arguments: object, processes: int = 1) -> None:
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
         command += ["--master-port", str(_free_port())]
-    command += [str(script), *map(str, arguments)]
+    command += map(str, script)
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:
-            _, errors = run.communicate(timeout=240)
+            printed, errors = run.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             run.terminate()  # torchrun then ends its processes; killed, it would leave them, and they hold the pipes
             raise
     assert run.returncode == 0, errors
+    return printed
 
 
 def _free_port() -> int:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -19,23 +16,7 @@ from frostline import tagger
 from frostline.tagger.team import Team
 
 SCRIPT = Path(__file__).with_name("train_together.py")
-
-
-Launch = Callable[..., None]
-
-
-def _torchrun(processes: int, *arguments: object) -> str:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    done = subprocess.run(
-        [*command, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+Launch = Callable[..., str]
 
 
 def _script() -> ModuleType:
@@ -114,18 +95,18 @@ def test_a_team_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was
         _script().train(0.3, together=False, checkpoint=tmp_path / "c", resume=True)
 
 
-def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(tmp_path: Path) -> None:
+def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(launch: Launch, tmp_path: Path) -> None:
     words = [f"w{number}" for number in range(10)]
     text = "".join(f"{word}\t{'B-x' if word < 'w5' else 'O'}\n\n" for word in 3 * [*words, "none"])
     (tmp_path / "data.conll").write_text(text, encoding="utf-8")
     (tmp_path / "toy.vec").write_text("".join(f"{word} 1 {i} -1\n" for i, word in enumerate(words)), encoding="utf-8")
     data, vectors, out = tmp_path / "data.conll", tmp_path / "toy.vec", tmp_path / "model"
     command = ["-m", "frostline", "tagger", "train", "--train", data, "--dev", data, "--vectors", vectors, "--out", out]
-    printed = _torchrun(2, *command, "--epochs", "2").splitlines()
+    printed = launch(*command, "--epochs", "2", processes=2).splitlines()
     assert [line.split()[1] for line in printed if line.startswith("epoch")] == ["1/2", "2/2"]
     assert sum(line.startswith("audit    0 of 33 frozen entries moved") for line in printed) == 1
     assert tagger.Tagger.load(out).tags == ["O", "B-x"]
     with pytest.raises(AssertionError, match=r"training.safetensors: no such file, so nothing to resume"):
-        _torchrun(2, *command, "--resume")
+        launch(*command, "--resume", processes=2)
     with pytest.raises(AssertionError, match=r"device: 'cuda:[01]' cannot be used here"):
-        _torchrun(2, *command, "--device", "cuda")
+        launch(*command, "--device", "cuda", processes=2)
