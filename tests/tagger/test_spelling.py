@@ -137,9 +137,3 @@ def test_a_network_that_reads_characters_says_so_where_they_are_missing() -> Non
         model(batch.rows, batch.shapes, batch.lengths)
     whole = pad([encode(["a", "b"], Vocabulary(["a", "b"], missing=0), characters=True)])
     assert model(whole.rows, whole.shapes, whole.lengths, whole.spellings).shape == (1, 2, 1)
-
-
-def test_a_number_of_filters_below_0_is_refused_in_one_line(toy: Any) -> None:
-    options = dataclasses.replace(toy.options, characters=-1)
-    with pytest.raises(ValueError, match=re.escape("characters: -1 is out of range. Pass a number of filters, or 0")):
-        tagger.train(toy.train, toy.dev, toy.vectors, epochs=1, options=options)

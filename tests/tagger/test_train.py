@@ -133,6 +133,8 @@ def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: An
     ("changes", "kind", "says"),
     [
         ({"epochs": 0}, ValueError, "epochs: 0 is out of range. Pass 1 or more."),
+        ({"seed": -1}, ValueError, "seed: -1 is out of range. Pass 0 to 2**63 - 1."),
+        ({"seed": 2**63}, ValueError, "seed: 9223372036854775808 is out of range."),
         ({"learn": "rows"}, ValueError, "learn: 'rows' is none of 'missing', 'none', 'all'"),
         ({"train": []}, fl.DataFileError, "train: no sentence with a token"),
         ({"also": [[(["a"], ["O"])], []]}, fl.DataFileError, "also[1]: no sentence with a token"),

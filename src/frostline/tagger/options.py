@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LEAST = {"hidden": 1, "batch": 1} | dict.fromkeys(
+    ("shape_width", "characters", "learning_rate", "decay", "clip", "hide"), 0
+)
+_SHARES = ("dropout", "recurrent_dropout", "average")
+
 
 @dataclass(frozen=True)
 class Options:
-    """Sizes and rates; the defaults suit a few thousand short sentences."""
+    """Sizes and rates; the defaults suit a few thousand short sentences.
+
+    Raises:
+        ValueError: a size or a rate out of range.
+
+    Example:
+        >>> Options(batch=0)
+        Traceback (most recent call last):
+        ValueError: batch: 0 is out of range. Pass 1 or more.
+    """
 
     hidden: int = 200
     shape_width: int = 16
@@ -24,6 +38,14 @@ class Options:
     average: float = 0.998  # the weights kept are a running mean over steps; 0: those of the last step
     forget_bias: float | None = None  # of the LSTM at the start, which then has one bias as TensorFlow's; None: torch's
     by_sentence: bool = False  # every sentence counts the same in the loss, however long; False: every token
+
+    def __post_init__(self) -> None:
+        for name, least in _LEAST.items():
+            if not (value := getattr(self, name)) >= least:  # nor is NaN
+                raise ValueError(f"{name}: {value} is out of range. Pass {least} or more.")
+        for name in _SHARES:
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                raise ValueError(f"{name}: {value} is out of range. Pass 0 to 1.")
 
 
 ORIGINAL = Options(

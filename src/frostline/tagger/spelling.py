@@ -56,8 +56,6 @@ class Spelling(nn.Module):
 
     def __init__(self, filters: int, device: torch.device | None = None) -> None:
         super().__init__()
-        if filters < 1:
-            raise ValueError(f"characters: {filters} is out of range. Pass a number of filters, or 0 for none.")
         self.weight = nn.Parameter(torch.empty(3, 256, filters, device=device))
         nn.init.normal_(self.weight, std=3**-0.5)  # sums of a window are then as wide as other features
 

@@ -110,7 +110,7 @@ def train(
         VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
         FrostlineError: the loss is no longer a finite number, or `device` or `bf16` cannot be used here.
         RunFolderError: `checkpoint` cannot be written, or not be resumed from.
-        ValueError: `epochs`, `patience` or `learn` out of range, or `resume` without `checkpoint`.
+        ValueError: `epochs`, `seed`, `patience` or `learn` out of range, or `resume` without `checkpoint`.
 
     Cost: one copy of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
         unless `learn` is "all". Of mapped vectors (those of `vectors.load`) little is in memory at a time.
@@ -118,6 +118,8 @@ def train(
     options, watch = options or Options(), watch or Watcher()
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} is out of range. Pass 1 or more.")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed: {seed} is out of range. Pass 0 to 2**63 - 1.")
     if patience is not None and patience < 1:
         raise ValueError(f"patience: {patience} is out of range. Pass 1 or more, or None.")
     if resume and checkpoint is None:
