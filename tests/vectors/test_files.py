@@ -1,4 +1,5 @@
 import gzip
+import os
 import pickle
 import zipfile
 
@@ -86,6 +87,18 @@ def test_a_path_that_cannot_be_opened_is_one_line(tmp_path):
         with pytest.raises(fl.VectorFileError) as error:
             load(path)
         assert str(error.value) == f"{path}: cannot be opened: {why}. Check the path."
+
+
+def test_a_pipe_is_refused_before_anything_is_taken_from_it():
+    out, into = os.pipe()
+    os.write(into, b"ice 1 2\n")
+    os.close(into)
+    with pytest.raises(fl.VectorFileError) as error:
+        load(f"/dev/fd/{out}")
+    says = f"/dev/fd/{out}: a pipe, which can be read only once. Write it to a file, and pass that."
+    assert str(error.value) == says
+    assert os.read(out, 99) == b"ice 1 2\n"
+    os.close(out)
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(write, monkeypatch, cache_folder):

@@ -7,10 +7,13 @@ from needs the generator of the CPU alone. Files are written as on the CPU: floa
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from textwrap import shorten
 
 import torch
 
 from frostline.errors import FrostlineError
+
+_REASON = 100  # characters of what torch says
 
 
 def usable(name: str | torch.device) -> torch.device:
@@ -27,10 +30,11 @@ def usable(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # each backend has its own way to be missing
+        missing = isinstance(error, NotImplementedError)  # which torch says in a page of names
+        why = "torch was built without it" if missing else shorten(str(error), _REASON, placeholder=" ...")
         here = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise FrostlineError(
-            f"device: {str(name)!r} cannot be used here ({str(error).splitlines()[0]}). Pass one that can: "
-            f"{', '.join(here)}."
+            f"device: {str(name)!r} cannot be used here ({why}). Pass one that can: {', '.join(here)}."
         ) from None
     return device
 

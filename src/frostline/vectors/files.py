@@ -45,7 +45,7 @@ def load(path: str | os.PathLike[str], *, cache: bool = True) -> Vectors:
     Raises:
         VectorFileError: The file cannot be read as word vectors: path, line, what is wrong, and what to do.
             Text must be UTF-8 with finite numbers; an empty word, a missing or surplus number, a header that
-            promises another count, and a file that is cut off are refused.
+            promises another count, a file that is cut off, and a pipe are refused.
 
     Only SPACE and TAB separate, and lines end with LF or CRLF; a no-break space or U+2028 belongs to a word. A word may
     hold blanks: the last D fields are its numbers. Where the part before them is a number with a point or an
@@ -65,6 +65,8 @@ def load(path: str | os.PathLike[str], *, cache: bool = True) -> Vectors:
         (Vectors(2 words x 2), ['ice', 'snow'], [0.5, 0.25])
     """
     source = Path(path)
+    if source.is_fifo():
+        raise VectorFileError(f"{source}: a pipe, which can be read only once. Write it to a file, and pass that.")
     try:
         if _is_tensors(source):
             return tensors.open_file(source)
