@@ -1,6 +1,6 @@
 """Find entities in text: a bidirectional LSTM over pretrained word vectors of which only chosen rows learn.
 
-From files, on the command line: `frostline tagger train | evaluate | predict`. From Python:
+From files, on the command line: `frostline tagger train | evaluate | predict | score`. From Python:
 
     from frostline import tagger
 
@@ -14,10 +14,12 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
         epochs=16, seed=0,
         options=tagger.Options(hidden=64),              # sizes and rates, all with defaults; tagger.ORIGINAL: the
                                                         #   form of the TensorFlow tagger this one comes from
-        watch=None,                                     # a tagger.Watcher: its start(plan, coverage), batch(tokens)
-                                                        #   and epoch(Epoch) are called; a subclass may define any
+        watch=None,                                     # a tagger.Watcher: its start(plan, coverage), batch(tokens),
+                                                        #   epoch(Epoch) and resumed(history, tokens) are called; a
+                                                        #   subclass may define any; tagger.Progress prints them
         patience=None,                                  # stop after so many epochs without a better F1 on dev
-        checkpoint="file", resume=False,                # keep the state of training there; go on from it, bit for bit
+        checkpoint="file", every=30.0, resume=False,    # keep the state of training there; go on from it, bit for bit
+        together=False,                                 # with the other processes of torch.distributed's group
         device="cpu", bf16=False,                       # where to compute, and whether matrices multiply in bfloat16
     )                                                   # -> TrainingRun
     run.plan                                            # what learns: the printable plan
@@ -34,11 +36,13 @@ From files, on the command line: `frostline tagger train | evaluate | predict`. 
     run.tagger.predict([["Ada", "lives", "here"]])      # [["B-person", "O", "O"]]
     tokens = tagger.tokenize("Ada lives here")          # list of Token(text, start, end)
     tags = run.tagger.predict([[token.text for token in tokens]])[0]
-    tagger.Tagged("Ada lives here", tokens, tags)       # .entities, with places in the text; .to_dict(), .colored()
+    tagger.Tagged("Ada lives here", tokens, tags)       # .entities, with places in the text; .to_dict(),
+                                                        #   .colored(types)
     run.tagger.evaluate(dev_sentences)                  # Score: precision, recall, f1 (fractions), per_type
-    found = tagger.analyse(tokens, gold_tags, tags)     # Errors: .kinds, .confusion, .frequent(20), .longest(20)
+    found = tagger.analyse(texts, gold, predicted)      # of many sentences each -> Errors: .kinds, .confusion,
+                                                        #   .frequent(20), .longest(20)
     tagger.draw_confusion(found, "confusion.png")
-    tagger.surface_score(tokens, gold_tags, tags)       # Score of the set of (type, text)
+    tagger.surface_score(texts, gold, predicted)        # Score of the set of (type, text)
     tagger.score_file("output.conll")                   # Score of any system's output, as conlleval counts
     run.tagger.save("folder"); tagger.Tagger.load("folder")
     tagger.leave("folder", run, title=..., facts={})    # plan, curves, audit and movement, for `frostline report`
