@@ -158,6 +158,7 @@ def test_the_files_of_one_option_are_one_corpus_and_of_several_options_several(
         "parts": [[one, two], [three]],
         "whole": [[both], [three]],
         "apart": [[one], [two], [three]],
+        "again": [[both], [both]],
     }.items():
         given = [word for paths in also for word in ("--also", *paths)]
         assert main([*_train_arguments(files, epochs=1, out=tmp_path / name), *given]) == 0

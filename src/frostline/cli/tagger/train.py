@@ -82,8 +82,8 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     print(f"dev      {_size(dev)} in {args.dev}", flush=True)
     _warn(train, dev)
     also = [[tagger.read_conll(path, layout) for path in paths] for paths in args.also]
-    beside = {" ".join(paths): _size(*parts) for paths, parts in zip(args.also, also, strict=True)}
-    for paths, size in beside.items():
+    beside = [(" ".join(paths), _size(*parts)) for paths, parts in zip(args.also, also, strict=True)]
+    for paths, size in beside:
         print(f"also     {size} in {paths}", flush=True)
     table = vectors.load(args.vectors)
     print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
@@ -111,7 +111,7 @@ def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
     facts = {
         "train": f"{_size(train)} in {args.train}",
         "dev": f"{_size(dev)} in {args.dev}",
-        **{f"also {paths}": size for paths, size in beside.items()},
+        **{f"also {paths}": size for paths, size in beside},
         "vectors": f"{len(table):,} words x {table.dimension} numbers in {args.vectors}",
         "coverage": str(result.coverage),
         "seed": str(args.seed),
