@@ -2,6 +2,7 @@
 
 Letters used for shapes in this file:
     B  sentences of a batch       T  tokens of the longest       S  bytes of a token
+    V  rows of the table
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from frostline.tagger.crf import legal
 from frostline.tagger.spelling import NOTHING, spell
-from frostline.tagger.vocabulary import PADDING, Vocabulary, shape
+from frostline.tagger.vocabulary import FIRST, PADDING, Vocabulary, shape
 
 NO_TAG = -100  # where padding stands; cross_entropy leaves it out
 
@@ -76,6 +77,26 @@ def encoded(
         for tokens, tags in sentences
         if tokens
     ]
+
+
+def chance_of_hiding(sentences: Iterable[Encoded], vocabulary: Vocabulary, hide: float) -> Tensor:
+    """Return for each row how often it is read as <unk> in training, float32, shape (V,): 0 but for missing words.
+
+    Args:
+        sentences: All that are learned from: each word is counted.
+        vocabulary: V rows.
+        hide: A word seen n times is hidden with probability hide / (hide + n).
+
+    Example:
+        >>> vocabulary = Vocabulary(["new", "rare", "known"], missing=2)
+        >>> chance_of_hiding([encode(["new", "new", "new", "rare", "known"], vocabulary)], vocabulary, hide=1.0)
+        tensor([0.0000, 0.0000, 0.2500, 0.5000, 0.0000])
+    """
+    counts = torch.bincount(torch.cat([sentence.rows for sentence in sentences]), minlength=len(vocabulary))
+    chance = hide / (hide + counts.clamp(min=1))
+    chance[:FIRST] = 0
+    chance[FIRST + vocabulary.missing :] = 0
+    return chance
 
 
 def tag_set(lines: Iterable[Sequence[str]]) -> list[str]:

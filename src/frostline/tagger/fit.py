@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from frostline.errors import FrostlineError
 from frostline.tagger.adam import AdamW
 from frostline.tagger.average import Average
-from frostline.tagger.batches import Encoded, pad, shuffled
+from frostline.tagger.batches import Encoded, chance_of_hiding, pad, shuffled
 from frostline.tagger.devices import precision
 from frostline.tagger.head import Head, shares
 from frostline.tagger.options import Options
 from frostline.tagger.tagging import Labelled, Tagger
 from frostline.tagger.team import Team
-from frostline.tagger.vocabulary import FIRST, UNKNOWN, Vocabulary
+from frostline.tagger.vocabulary import UNKNOWN
 from frostline.tagger.watching import Epoch, Watcher
 
 
@@ -73,7 +73,8 @@ class Fit:
         self._learning = [  # of each task: all but the heads of the others
             [p for p in parameters if not any(id(p) in head for head in heads if head is not own)] for own in heads
         ]
-        self._hidden_with = chance_of_hiding([s for task in tasks for s in task.sentences], tagger.vocabulary, options)
+        read = [sentence for task in tasks for sentence in task.sentences]
+        self._hidden_with = chance_of_hiding(read, tagger.vocabulary, options.hide)
         self._steps = sum(self._batches(number, done) for number in range(len(tasks)) for done in range(epochs))
 
     def run(
@@ -147,9 +148,9 @@ class Fit:
         return round(batches * beside(done, self._epochs)) if number else batches
 
     def _step(self, number: int, group: list[int]) -> tuple[float, int]:
-        """Learn from one batch of a task; return the mean loss of its tokens, and how many they are."""
+        """Learn from one batch of a task; return its mean loss, and how many tokens it has."""
         task, learning = self.tasks[number], self._learning[number]
-        whole = pad([task.sentences[number] for number in group])
+        whole = pad([task.sentences[one] for one in group])
         hide = torch.rand(whole.rows.shape, generator=self.generator) < self._hidden_with[whole.rows]
         share = shares(whole.tags, self.options.by_sentence)
         device = self.tagger.device
@@ -228,15 +229,6 @@ def beside(done: int, epochs: int) -> float:
         [1.0, 0.75, 0.5, 0.25, 0.0]
     """
     return 1 - done / max(1, epochs - 1)
-
-
-def chance_of_hiding(sentences: list[Encoded], vocabulary: Vocabulary, options: Options) -> Tensor:
-    """Return for each row how often it is read as <unk> in training, float32, shape (V,): 0 but for missing words."""
-    counts = torch.bincount(torch.cat([sentence.rows for sentence in sentences]), minlength=len(vocabulary))
-    chance = options.hide / (options.hide + counts.clamp(min=1))
-    chance[:FIRST] = 0
-    chance[FIRST + vocabulary.missing :] = 0
-    return chance
 
 
 def _fitting(tensors: dict[str, Tensor], name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:

@@ -19,7 +19,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-_pack: Any = getattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight", None)  # None: torch was built without oneDNN
+# None where torch was built without oneDNN. It is the same, as `torch.mkldnn_rnn_layer` is, from torch 2.6 to 2.15.
+_pack: Any = getattr(torch.ops.mkldnn, "_reorder_mkldnn_rnn_layer_weight", None)
 _LSTM = 2  # torch's number for this kind of layer
 
 
@@ -43,7 +44,7 @@ def states(lstm: nn.LSTM, inputs: Tensor) -> Tensor:
         inputs: Shape (B, T, D).
 
     Cost: that of `lstm`; without gradient, in float32 on a CPU, less than that by a copy of the weights. Their packed
-    form stays in memory as long as `lstm` does.
+    form, and the memory that it was made of, stay as long as `lstm` does or until it reads with others.
 
     Example:
         >>> lstm, inputs = nn.LSTM(4, 6, batch_first=True), torch.randn(2, 3, 4)

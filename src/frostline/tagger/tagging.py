@@ -27,7 +27,8 @@ def one_thread() -> Iterator[None]:
     """Let torch compute on one thread inside, and on as many as before afterwards.
 
     A network this small gains little from a second thread, and where another program wants that core it loses much:
-    each operation then waits for the slower of the two.
+    each operation then waits for the slower of the two. Where several threads are inside at once, threads that begin
+    later may get one as well.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -21,7 +21,7 @@ class Team:
     """The processes of torch.distributed's group, or this one alone.
 
     Args:
-        together: Take part in the group, which must have been initialised.
+        together: Take part in the group, which must have been initialised with a backend for the CPU, such as gloo.
     """
 
     def __init__(self, together: bool) -> None:

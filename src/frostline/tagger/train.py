@@ -95,8 +95,8 @@ def train(
         resume: Go on from `checkpoint`, which a training with the same arguments wrote: the result is, bit for bit,
             that of a training that was never interrupted. `patience`, `watch` and `every` may differ. Of several
             processes the first writes the file, and all read it; their number has to be the same.
-        together: Share each batch with the other processes of torch.distributed's group; all are to be given the same,
-            and all get the same tagger.
+        together: Share each batch with the other processes of torch.distributed's group, whose backend adds tensors of
+            the CPU, such as gloo; all are to be given the same, and all get the same tagger.
         device: Where to compute, such as "cuda". Everything is drawn on the CPU, so the draws are the same everywhere.
         bf16: Multiply matrices in bfloat16, if the device can; weights, gradients and the chain's sums stay float32.
 
