@@ -201,9 +201,12 @@ def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("frostline.tagger.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
         patch.setattr(tagger.Progress, "epoch", killed)
         assert main(arguments) == 130
+        assert "stopped" not in capsys.readouterr().out  # in less than 30 seconds nothing was written
+        patch.setattr("frostline.tagger.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
+        assert main(arguments) == 130
+        assert capsys.readouterr().out.endswith("stopped  to go on, pass the same arguments and --resume\n")
     assert [path.name for path in files.out.iterdir()] == ["training.safetensors"]
     assert main(["tagger", "predict", str(files.out)]) == 2
     assert "its training has not ended. Pass --resume" in capsys.readouterr().err

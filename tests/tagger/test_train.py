@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ import frostline as fl
 from frostline import tagger
 from frostline.tagger.adam import AdamW
 from frostline.tagger.audit import compare
+from frostline.tagger.tagging import one_thread
 
 
 def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
@@ -257,6 +260,33 @@ def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(
     finally:
         torch.set_num_threads(before)
     assert set(Notes.seen) == {1}
+
+
+def test_threads_that_predict_at_once_leave_the_setting_of_later_threads_as_it_was() -> None:
+    begun, ended = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
+
+    def first() -> None:
+        with one_thread():
+            begun.wait()
+            ended.wait()
+
+    def second() -> int:
+        begun.wait()
+        with one_thread():  # while the other is in it, and longer
+            inside = torch.get_num_threads()
+            ended.wait()
+            one.result()
+        return inside
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as later:
+            one, other = pool.submit(first), pool.submit(second)
+            assert other.result() == 1
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_loss_that_is_no_number_ends_the_training_at_its_step(toy: Any) -> None:

@@ -50,7 +50,10 @@ class TrainingRun:
 
     @property
     def start(self) -> Tensor:
-        """The table before training, float32, shape (rows, D): made anew at each use, from `before`."""
+        """The table before training, float32, shape (rows, D): made anew at each use, from `before`.
+
+        Its rows of pretrained words are read from the vectors that were passed: to change those, copy it first.
+        """
         return self.before.table()
 
 

@@ -66,7 +66,14 @@ def run(args: argparse.Namespace) -> int:
     """Train, save, audit; return 1 where a frozen entry moved."""
     speak_utf8()
     with processes() as (rank, size):
-        return _train(args, first=rank == 0, together=size > 1)
+        try:
+            return _train(args, first=rank == 0, together=size > 1)
+        except KeyboardInterrupt:
+            from frostline.tagger import CHECKPOINT
+
+            if (Path(args.out) / CHECKPOINT).exists():
+                print("stopped  to go on, pass the same arguments and --resume")
+            raise
 
 
 def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
