@@ -42,9 +42,13 @@ class Fit:
         parameters: What learns.
         epochs: Passes over the first task.
         options: Rates.
-        generator: Draws the order of batches and which words are hidden; dropout takes from the global one.
+        seed: Of the order of batches and of which words are hidden; dropout draws from the global generator.
         team: Who works on it; every process is given the same, but for the draws of dropout.
         bf16: Multiply matrices in bfloat16.
+
+    Attributes:
+        history: The epochs so far.
+        seen: Tokens learned from in the epoch that is under way.
     """
 
     def __init__(
@@ -54,18 +58,18 @@ class Fit:
         parameters: list[nn.Parameter],
         epochs: int,
         options: Options,
-        generator: torch.Generator,
+        seed: int,
         team: Team,
         bf16: bool,
     ) -> None:
-        self.tagger, self.tasks, self.parameters, self.options = tagger, tasks, parameters, options
-        self.generator = generator
-        self.optimizer = AdamW(parameters, options.decay)
-        self.average = Average(parameters, options.average)
+        self._tagger, self._tasks, self._parameters, self._options = tagger, tasks, parameters, options
+        self._generator = torch.Generator().manual_seed(seed)
+        self._optimizer = AdamW(parameters, options.decay)
+        self._average = Average(parameters, options.average)
         self.history: list[Epoch] = []
-        self.best_values: list[Tensor] = []
-        self.left: list[tuple[int, list[int]]] = []  # batches still to come in this epoch
-        self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0  # of this epoch
+        self._best_values: list[Tensor] = []
+        self._left: list[tuple[int, list[int]]] = []  # batches still to come in this epoch
+        self._loss_sum, self.seen, self._seconds = 0.0, 0, 0.0  # of this epoch
         self._team = team
         self._bf16 = bf16
         self._epochs = epochs
@@ -91,9 +95,9 @@ class Fit:
         """
         while len(self.history) < self._epochs and not self._stalled(patience):
             self._epoch(dev, watch, after_step)
-        _put(self.best_values, self.parameters)
+        _put(self._best_values, self._parameters)
         self._lean()
-        self.tagger.model.eval()
+        self._tagger.model.eval()
         return _best(self.history)
 
     def _stalled(self, patience: int | None) -> bool:
@@ -102,77 +106,77 @@ class Fit:
         )
 
     def _epoch(self, dev: Sequence[Labelled], watch: Watcher, after_step: Callable[[Fit], object] | None) -> None:
-        self.tagger.model.train()
+        self._tagger.model.train()
         if not self.seen:
-            self.left = self._groups()
-        while self.left:
+            self._left = self._groups()
+        while self._left:
             began = time.perf_counter()
-            number, group = self.left.pop()
+            number, group = self._left.pop()
             loss, tokens = self._step(number, group)
             if not math.isfinite(loss):
                 raise FrostlineError(
-                    f"train: the loss is {loss} in step {self.average.steps} of {self._steps}. Values are not "
-                    f"finite, or grew too far: pass Options(learning_rate=...) below {self.options.learning_rate}."
+                    f"train: the loss is {loss} in step {self._average.steps} of {self._steps}. Values are not "
+                    f"finite, or grew too far: pass Options(learning_rate=...) below {self._options.learning_rate}."
                 )
-            self.loss_sum += loss * tokens
+            self._loss_sum += loss * tokens
             self.seen += tokens
-            self.seconds += time.perf_counter() - began
+            self._seconds += time.perf_counter() - began
             if after_step is not None:
                 after_step(self)
             watch.batch(tokens)
-        with self.average.in_place():
+        with self._average.in_place():
             self._lean()
-            f1 = self.tagger.evaluate(dev).f1
-        self.history.append(Epoch(len(self.history) + 1, self.loss_sum / self.seen, f1, self.seconds, self.seen))
-        self.loss_sum, self.seen, self.seconds = 0.0, 0, 0.0
+            f1 = self._tagger.evaluate(dev).f1
+        self.history.append(Epoch(len(self.history) + 1, self._loss_sum / self.seen, f1, self._seconds, self.seen))
+        self._loss_sum, self.seen, self._seconds = 0.0, 0, 0.0
         if self.history[-1] is _best(self.history):
-            self.best_values = [value.clone() for value in self.average.values]
+            self._best_values = [value.clone() for value in self._average.values]
         watch.epoch(self.history[-1])
 
     @torch.no_grad()
     def _lean(self) -> None:
         """Lean away from O, the first tag, whose score training leaves too high for the best F1."""
-        self.tagger.model.head.linear.bias[0] -= self.options.lean
+        self._tagger.model.head.linear.bias[0] -= self._options.lean
 
     def _groups(self) -> list[tuple[int, list[int]]]:
         """Draw the batches of one epoch: the number of a task, and those of its sentences."""
         groups = []
-        for number, task in enumerate(self.tasks):
-            drawn = shuffled([len(one.rows) for one in task.sentences], self.options.batch, self.generator)
+        for number, task in enumerate(self._tasks):
+            drawn = shuffled([len(one.rows) for one in task.sentences], self._options.batch, self._generator)
             groups += [(number, group) for group in drawn[: self._batches(number, done=len(self.history))]]
-        return [groups[i] for i in torch.randperm(len(groups), generator=self.generator).tolist()]
+        return [groups[i] for i in torch.randperm(len(groups), generator=self._generator).tolist()]
 
     def _batches(self, number: int, done: int) -> int:
         """Return how many batches of a task the epoch after `done` others has."""
-        batches = math.ceil(len(self.tasks[number].sentences) / self.options.batch)
+        batches = math.ceil(len(self._tasks[number].sentences) / self._options.batch)
         return round(batches * beside(done, self._epochs)) if number else batches
 
     def _step(self, number: int, group: list[int]) -> tuple[float, int]:
         """Learn from one batch of a task; return its mean loss, and how many tokens it has."""
-        task, learning = self.tasks[number], self._learning[number]
+        task, learning = self._tasks[number], self._learning[number]
         whole = pad([task.sentences[one] for one in group])
-        hide = torch.rand(whole.rows.shape, generator=self.generator) < self._hidden_with[whole.rows]
-        share = shares(whole.tags, self.options.by_sentence)
-        device = self.tagger.device
+        hide = torch.rand(whole.rows.shape, generator=self._generator) < self._hidden_with[whole.rows]
+        share = shares(whole.tags, self._options.by_sentence)
+        device = self._tagger.device
         batch = self._team.part(whole._replace(rows=whole.rows.masked_fill(hide, UNKNOWN))).to(device)
-        self._team.draw_own(self.generator.initial_seed(), self.average.steps)
+        self._team.draw_own(self._generator.initial_seed(), self._average.steps)
         loss = torch.zeros((), device=device)
-        self.optimizer.forget_gradients()
+        self._optimizer.forget_gradients()
         if len(batch.rows):
             with precision(device, self._bf16):
-                read = self.tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
+                read = self._tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
                 losses = task.head.loss(read, batch.tags, batch.lengths)
             loss = (losses * share[self._team.rank :: self._team.size].to(device)).sum()
             loss.backward()
         loss = self._team.add_up(loss, learning)
-        torch.nn.utils.clip_grad_norm_(learning, self.options.clip)
-        self.optimizer.step(self.options.learning_rate * (1 - 0.9 * self.average.steps / self._steps))
-        self.average.step()
+        torch.nn.utils.clip_grad_norm_(learning, self._options.clip)
+        self._optimizer.step(self._options.learning_rate * (1 - 0.9 * self._average.steps / self._steps))
+        self._average.step()
         return float(loss.detach()), int(whole.lengths.sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """Return every tensor that a step reads and changes, by name; not copies."""
-        found = {"order": self.generator.get_state(), "dropout": torch.get_rng_state()}
+        found = {"order": self._generator.get_state(), "dropout": torch.get_rng_state()}
         for name, values in self._lists().items():
             found |= {f"{name}.{number}": value.detach() for number, value in enumerate(values)}
         return found
@@ -181,9 +185,9 @@ class Fit:
         """Return what else it needs to go on, as JSON takes it."""
         return {
             "history": [asdict(epoch) for epoch in self.history],
-            "steps": self.average.steps,
-            "left": self.left,
-            "epoch": [self.loss_sum, self.seen, self.seconds],
+            "steps": self._average.steps,
+            "left": self._left,
+            "epoch": [self._loss_sum, self.seen, self._seconds],
         }
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -193,29 +197,29 @@ class Fit:
             KeyError, TypeError, ValueError, RuntimeError: Something is missing, or of another kind or shape.
         """
         self.history = [Epoch(**epoch) for epoch in numbers["history"]]
-        self.average.steps = int(numbers["steps"])
-        self.left = [(int(task), [int(one) for one in group]) for task, group in numbers["left"]]
+        self._average.steps = int(numbers["steps"])
+        self._left = [(int(task), [int(one) for one in group]) for task, group in numbers["left"]]
         loss_sum, seen, seconds = numbers["epoch"]
-        self.loss_sum, self.seen, self.seconds = float(loss_sum), int(seen), float(seconds)
-        for task, group in self.left:
-            if task not in range(len(self.tasks)) or not set(group) <= set(range(len(self.tasks[task].sentences))):
+        self._loss_sum, self.seen, self._seconds = float(loss_sum), int(seen), float(seconds)
+        for task, group in self._left:
+            if task not in range(len(self._tasks)) or not set(group) <= set(range(len(self._tasks[task].sentences))):
                 raise ValueError("a batch of sentences that are not there")
         if self.history:
-            self.best_values = [torch.empty_like(value) for value in self.average.values]
+            self._best_values = [torch.empty_like(value) for value in self._average.values]
         for name, places in self._lists().items():
             for number, place in enumerate(places):
                 _put([_fitting(tensors, f"{name}.{number}", place.shape, place.dtype)], [place])
-        self.generator.set_state(tensors["order"])
+        self._generator.set_state(tensors["order"])
         torch.set_rng_state(tensors["dropout"])
 
     def _lists(self) -> dict[str, Sequence[Tensor]]:
         return {
-            "parameter": self.parameters,
-            "average": self.average.values,
-            "best": self.best_values,
-            "mean": self.optimizer.means,
-            "square": self.optimizer.squares,
-            "count": self.optimizer.counts,
+            "parameter": self._parameters,
+            "average": self._average.values,
+            "best": self._best_values,
+            "mean": self._optimizer.means,
+            "square": self._optimizer.squares,
+            "count": self._optimizer.counts,
         }
 
 

@@ -172,7 +172,7 @@ def train(
         ]
         parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
         team = Team(together)
-        fit = Fit(tagger, tasks, parameters, epochs, options, torch.Generator().manual_seed(seed), team, bf16)
+        fit = Fit(tagger, tasks, parameters, epochs, options, seed, team, bf16)
         watch.start(plan, coverage)
         file = None
         if checkpoint is not None:
