@@ -289,6 +289,16 @@ def test_threads_that_predict_at_once_leave_the_setting_of_later_threads_as_it_w
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_called_where_gradients_are_off_it_learns_the_same(toy: Any, without: Any) -> None:
+    outside = _train(toy, epochs=1)
+    with without():
+        inside = _train(toy, epochs=1)
+    weights = inside.tagger.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in outside.tagger.model.state_dict().items())
+    assert inside.audit.learned_rows_moved > 1
+
+
 def test_a_loss_that_is_no_number_ends_the_training_at_its_step(toy: Any) -> None:
     options = dataclasses.replace(toy.options, learning_rate=1e38)
     with pytest.raises(fl.FrostlineError, match=r"train: the loss is nan in step \d+ of 75\. .* below 1e\+38\."):

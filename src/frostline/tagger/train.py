@@ -139,7 +139,7 @@ def train(
             f"vectors: none of the {coverage.words:,} training words is among the {len(words):,} words of the vectors. "
             f"Check that they are of the same language and spelling."
         )
-    with torch.random.fork_rng(devices=[]), one_thread():
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), one_thread():  # gradients, wherever called
         torch.manual_seed(seed)
         vocabulary = Vocabulary(Words.of(coverage.missing) + words, missing=len(coverage.missing))
         before = Start.draw(vectors.matrix, vocabulary.missing, np.random.default_rng(seed))
