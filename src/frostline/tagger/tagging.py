@@ -27,8 +27,8 @@ def one_thread() -> Iterator[None]:
     """Let torch compute on one thread inside, and on as many as before afterwards.
 
     A network this small gains little from a second thread, and where another program wants that core it loses much:
-    each operation then waits for the slower of the two. A thread of the program that begins
-    while another is inside has one for good.
+    each operation then waits for the slower of the two. A thread of the program that begins while another is inside
+    has one for good.
     """
     before = torch.get_num_threads()
     if before == 1:  # nothing to put back: another thread of this program may have set it, and will
