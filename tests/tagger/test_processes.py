@@ -110,3 +110,18 @@ def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(launch: Lau
         launch(*command, "--resume", processes=2)
     with pytest.raises(AssertionError, match=r"device: 'cuda:[01]' cannot be used here"):
         launch(*command, "--device", "cuda", processes=2)
+
+
+def test_processes_that_read_different_checkpoints_do_not_go_on(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other_is_further(extremes: torch.Tensor, _: object) -> None:
+        extremes += torch.tensor([1, 0])  # as if the other process had read one token more
+
+    given = {"epochs": 1, "options": toy.options, "checkpoint": tmp_path / "c"}
+    monkeypatch.setattr("frostline.tagger.team.dist.all_reduce", other_is_further)
+    monkeypatch.setattr("frostline.tagger.team.dist.get_world_size", lambda: 2)
+    monkeypatch.setattr("frostline.tagger.team.dist.get_rank", lambda: 0)
+    monkeypatch.setattr("frostline.tagger.checkpoint.Checkpoint.read", lambda self, fit: None)
+    with pytest.raises(fl.RunFolderError, match=f"{tmp_path / 'c'}: another training writes to it. End that one"):
+        tagger.train(toy.train, toy.dev, toy.vectors, together=True, resume=True, **given)

@@ -32,10 +32,13 @@ class Team:
         if self.size > 1:
             torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank]).generate_state(1)[0]))
 
-    def wait(self) -> None:
-        """Return when every process is here."""
-        if self.size > 1:
-            dist.barrier()
+    def agree(self, number: int) -> bool:
+        """Return, when every process is here, whether `number` is the same in all."""
+        if self.size == 1:
+            return True
+        extremes = torch.tensor([number, -number])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return int(extremes.sum()) == 0
 
     def part(self, batch: Batch) -> Batch:
         """Return the sentences of `batch` that this process takes: none, where there are fewer than processes."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from frostline import partial
-from frostline.errors import DataFileError, VectorFileError
+from frostline.errors import DataFileError, RunFolderError, VectorFileError
 from frostline.tagger.audit import Audit, compare
 from frostline.tagger.batches import encoded, tag_set
 from frostline.tagger.checkpoint import Checkpoint, digest
@@ -184,7 +184,8 @@ def train(
             file = Checkpoint(checkpoint, given | where | asdict(options) | data, every)
         if file is not None and resume:
             file.read(fit)
-            team.wait()  # until all have read it: the first writes the next
+            if not team.agree(sum(epoch.tokens for epoch in fit.history) + fit.seen):  # the first writes the next
+                raise RunFolderError(f"{checkpoint}: another training writes to it. End that one, and try again.")
             watch.resumed(fit.history, fit.seen)
         best = fit.run(dev, watch, patience, after_step=None if file is None or team.rank else file.write)
         model.to("cpu")
