@@ -8,12 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from frostline.tagger import Options, Sentence
+from frostline.tagger import Options, Sentence, Watcher
 from frostline.vectors import Vectors
 
 PEOPLE = [f"person{i}" for i in range(40)]
 PLACES = [f"place{i}" for i in range(40)]
 PLAIN = ["meets", "sees", "in", "near", "today", "again", ".", "and"]
+
+
+class Stop(Watcher):
+    """Interrupts the training after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def batch(self, tokens: int) -> None:
+        self.steps -= 1
+        if self.steps == 0:
+            raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class Toy:
     dev: list[Sentence]
     vectors: Vectors
     options: Options
+    stop: type[Stop] = Stop
 
 
 def _sentence(dice: random.Random, people: list[str], places: list[str]) -> Sentence:

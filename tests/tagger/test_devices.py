@@ -43,22 +43,12 @@ def test_in_bfloat16_frozen_rows_keep_every_bit(coarse: tagger.TrainingRun) -> N
     assert coarse.audit.learned_rows_moved == coarse.audit.learned_rows > 1
 
 
-class _Stop(tagger.Watcher):
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def batch(self, tokens: int) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            raise KeyboardInterrupt
-
-
 def test_in_bfloat16_interrupted_and_resumed_equals_uninterrupted(
     toy: Any, tmp_path: Path, coarse: tagger.TrainingRun
 ) -> None:
     given = {"epochs": 4, "options": toy.options, "bf16": True, "checkpoint": tmp_path / "c"}
     with pytest.raises(KeyboardInterrupt):
-        tagger.train(toy.train, toy.dev, toy.vectors, every=0, watch=_Stop(33), **given)
+        tagger.train(toy.train, toy.dev, toy.vectors, every=0, watch=toy.stop(33), **given)
     resumed = tagger.train(toy.train, toy.dev, toy.vectors, resume=True, **given)
     weights = coarse.tagger.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in resumed.tagger.model.state_dict().items())

@@ -33,21 +33,9 @@ def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
     return tagger.train(given.pop("train", toy.train[:60]), toy.dev, toy.vectors, **given)
 
 
-class _Stop(tagger.Watcher):
-    """Ends the training after so many steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def batch(self, tokens: int) -> None:
-        self.steps -= 1
-        if self.steps == 0:
-            raise KeyboardInterrupt
-
-
 def _interrupted(toy: Any, path: Path, steps: int, **changes: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _train(toy, checkpoint=path, every=0, watch=_Stop(steps), **changes)
+        _train(toy, checkpoint=path, every=0, watch=toy.stop(steps), **changes)
 
 
 def _same(one: tagger.TrainingRun, other: tagger.TrainingRun) -> bool:
