@@ -156,7 +156,7 @@ def test_the_page_is_written(capfd, tmp_path):
         (["train:number"], "train: has no function 'number'."),
         (["train:wrong"], "train:wrong: it must return model, loss_fn and optimizer; it returned ModuleDict."),
         (["train:forgotten"], "train:forgotten: optimizer: method has no `param_groups` and `step`."),
-        (["train:make", "--expect", "no.json"], "no.json: No such file or directory"),
+        (["train:make", "--expect", "no.json"], "no.json: No such file or directory. Check the path."),
         (["train:make", "--expect", "bad.json"], "bad.json:2: no JSON: Expecting value."),
         (["train:make", "--expect", "latin.json"], "latin.json:1: no JSON: not UTF-8."),
         (

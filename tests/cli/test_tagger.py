@@ -358,7 +358,7 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
             "--seed: '9223372036854775808' is too many. Pass a whole number from 0 to 9223372036854775807",
         ),
         ({"characters": -1}, "argument --characters: '-1' is not a whole number from 0 up"),
-        ({"train": "missing.conll"}, "missing.conll: No such file or directory"),
+        ({"train": "missing.conll"}, "missing.conll: No such file or directory. Check the path."),
         ({"vectors": "missing.txt"}, "missing.txt"),
         ({"dev": "EMPTY"}, "empty.conll: no labelled token in it"),
         ({"train": "BAD"}, "bad.conll:2: no tag beside 'York'"),
@@ -389,12 +389,12 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["evaluate", "MODEL", "missing.conll"], "missing.conll: No such file or directory"),
+        (["evaluate", "MODEL", "missing.conll"], "missing.conll: No such file or directory. Check the path."),
         (["evaluate", "nowhere", "missing.conll"], "nowhere: no such folder"),
         (["evaluate", "MODEL", "DEV", "--confusion", "nowhere/c.png"], "frostline: nowhere/c.png: cannot be written"),
         (["evaluate", "MODEL", "DEV", "--confusion", "c.txt"], "c.txt: a picture that ends in '.txt'"),
         (["evaluate", "MODEL", "DEV", "--confusion", ""], "a picture that ends in ''"),
-        (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory"),
+        (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory. Check the path."),
         (["predict", "MODEL", "LATIN"], "latin.txt:2: byte 0xe9 is not UTF-8"),
         (["predict", "nowhere"], "nowhere: no such folder"),
         (["predict", "MODEL", "--device", "gpu"], "device: 'gpu' cannot be used here"),

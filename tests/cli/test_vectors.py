@@ -69,7 +69,7 @@ def test_near_lists_words_by_cosine(capfd):
         (["info", "none.txt"], "frostline: none.txt: cannot be opened: No such file or directory. Check the path."),
         (["info", "text.txt"], "frostline: text.txt:1: no word vectors: expected a word and its numbers on a line"),
         (["convert", "v.txt", "v.bin"], "frostline: path: v.bin does not end in .safetensors"),
-        (["cover", "v.txt", "none.txt"], "frostline: none.txt: No such file or directory"),
+        (["cover", "v.txt", "none.txt"], "frostline: none.txt: No such file or directory. Check the path."),
         (["cover", "v.txt", "latin.txt"], "frostline: latin.txt:2: not UTF-8."),
         (["near", "v.txt", "rain"], "frostline: word: 'rain' is not among the 3 words."),
         (["near", "v.txt", "ice", "--count", "0"], "frostline: count: 0 is below 1."),

@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _refuse(f"cannot write: {error.strerror}. Make room.")
         if error.filename is None:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}")
+        return _refuse(f"{error.filename}: {error.strerror}. Check the path.")
     return code
 
 

@@ -127,8 +127,8 @@ def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str
         )
     if not isinstance(chain, bool):
         raise ModelFolderError(f"{source / CONFIG}: 'chain' must be true or false. Train again.")
-    if not _all_text(words):
-        raise ModelFolderError(f"{source / WORDS}: must be a list of strings. Train again.")
+    if not _all_text(words) or len(set(words)) != len(words):
+        raise ModelFolderError(f"{source / WORDS}: must be a list of different strings. Train again.")
     if type(missing) is not int or not 0 <= missing <= len(words):
         raise ModelFolderError(f"{source / CONFIG}: 'missing' must be a number from 0 to {len(words)}. Train again.")
     vocabulary = Vocabulary(words, missing)
