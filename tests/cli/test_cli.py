@@ -94,7 +94,11 @@ def _end(monkeypatch: pytest.MonkeyPatch, ending: BaseException | int) -> int:
         (1, 1, ""),
         (fl.DataFileError("a.conll:3: no tag.\nWrite one."), 2, "frostline: a.conll:3: no tag. Write one.\n"),
         (FileNotFoundError(2, "No such file", "a.conll"), 2, "frostline: a.conll: No such file. Check the path.\n"),
-        (PermissionError(13, "Permission denied", "a.conll"), 2, "frostline: a.conll: Permission denied. Check the path.\n"),
+        (
+            PermissionError(13, "Permission denied", "a.conll"),
+            2,
+            "frostline: a.conll: Permission denied. Check the path.\n",
+        ),
         (KeyboardInterrupt(), 130, "frostline: interrupted\n"),
     ],
 )
