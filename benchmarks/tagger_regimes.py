@@ -108,6 +108,11 @@ def measure(
     }
 
 
+def name(path: Path) -> str:
+    """Return the last two parts of a path: what a file is called in the log."""
+    return "/".join(path.parts[-2:])
+
+
 def row(runs: Sequence[dict[str, Any]]) -> str:
     """Return the line of the table for the seeds of one setting."""
     first = runs[0]
@@ -162,7 +167,10 @@ def main() -> None:
             for seed in range(arguments.seeds):
                 some = train[::part]
                 setting = {
-                    "train": "/".join(train_file.parts[-2:]),
+                    "train": name(train_file),
+                    "dev": name(dev_file),
+                    "far file": arguments.far and name(arguments.far),
+                    "vectors": table_file.name,
                     "part": part,
                     "sentences": len(some),
                     "keep": arguments.keep,

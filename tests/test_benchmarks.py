@@ -150,6 +150,9 @@ def test_the_tagger_regimes_benchmark_keeps_what_it_measured_and_the_picture_sho
     assert len(log.read_text().splitlines()) == 6
     run("draw_tagger_regimes.py", str(log), str(picture), "--epochs", "1")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    command[2] = train  # judged by other sentences it is another run
+    run(*command, "--seeds", "1", "--regimes", "none")
+    assert len(log.read_text().splitlines()) == 7
 
 
 def test_the_tagger_regimes_benchmark_tells_entities_by_their_words() -> None:
