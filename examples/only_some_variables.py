@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.partial import Selection
-from frostline.probe import Recorded, describe_run, read_record
+from frostline.record import Recorded, describe_run, read_record
 
 
 class Chase(nn.Module):

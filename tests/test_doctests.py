@@ -24,5 +24,5 @@ def test_a_modules_examples_print_what_they_say(name, tmp_path, monkeypatch):
 
 def test_the_core_has_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
-    for name in ("partial.choose", "partial.selections", "partial.files", "gates", "vectors.layer"):
+    for name in ("partial.train_only", "partial.selections", "partial.learned_file", "gates", "vectors.embedding"):
         assert any(test.examples for test in finder.find(importlib.import_module(f"frostline.{name}")))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from frostline.probe import read_record
+from frostline.record import read_record
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

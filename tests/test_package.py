@@ -1,5 +1,6 @@
 """The public names, and what an import costs."""
 
+import ast
 import builtins
 import re
 import subprocess
@@ -50,6 +51,7 @@ def test_the_public_names_are_pinned():
         "nothing",
         "optim",
         "probe",
+        "record",
         "rows",
         "save_learned",
         "scale_gradient",
@@ -59,6 +61,11 @@ def test_the_public_names_are_pinned():
         "trial_step",
         "vectors",
     ]
+
+
+def test_type_checkers_see_the_names_that_are_there():
+    (block,) = [node for node in ast.parse(Path(fl.__file__).read_text()).body if isinstance(node, ast.If)]
+    assert sorted(node.names[0].asname for node in block.body) == fl.__all__
 
 
 @pytest.mark.parametrize("name", fl.__all__)

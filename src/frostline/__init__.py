@@ -9,48 +9,54 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from frostline import adversarial, optim, probe, tagger, vectors
-    from frostline.errors import (
-        DataFileError,
-        FileError,
-        FrostlineError,
-        LearnedFileError,
-        MissingExtraError,
-        ModelFolderError,
-        PartialTensorError,
-        PatternError,
-        ProbeError,
-        RowError,
-        RunFolderError,
-        SelectionError,
-        ShapeError,
-        StaleOptimizerError,
-        VectorFileError,
-    )
-    from frostline.gates import scale_gradient, stop_gradient
-    from frostline.optim import clip_grad_norm_
-    from frostline.partial import (
-        PartialTensor,
-        Plan,
-        entries,
-        everything,
-        load_learned,
-        mapped_embedding,
-        merge,
-        nothing,
-        rows,
-        save_learned,
-        train_only,
-    )
-    from frostline.probe import Explanation, Recorder, Trial, explain, gradients, trial_step
-    from frostline.tokens import add_tokens
+if TYPE_CHECKING:  # the table below, for type checkers and editors; a test compares the two
+    from frostline import adversarial as adversarial
+    from frostline import optim as optim
+    from frostline import probe as probe
+    from frostline import record as record
+    from frostline import tagger as tagger
+    from frostline import vectors as vectors
+    from frostline.errors import DataFileError as DataFileError
+    from frostline.errors import FileError as FileError
+    from frostline.errors import FrostlineError as FrostlineError
+    from frostline.errors import LearnedFileError as LearnedFileError
+    from frostline.errors import MissingExtraError as MissingExtraError
+    from frostline.errors import ModelFolderError as ModelFolderError
+    from frostline.errors import PartialTensorError as PartialTensorError
+    from frostline.errors import PatternError as PatternError
+    from frostline.errors import ProbeError as ProbeError
+    from frostline.errors import RowError as RowError
+    from frostline.errors import RunFolderError as RunFolderError
+    from frostline.errors import SelectionError as SelectionError
+    from frostline.errors import ShapeError as ShapeError
+    from frostline.errors import StaleOptimizerError as StaleOptimizerError
+    from frostline.errors import VectorFileError as VectorFileError
+    from frostline.gates import scale_gradient as scale_gradient
+    from frostline.gates import stop_gradient as stop_gradient
+    from frostline.optim import clip_grad_norm_ as clip_grad_norm_
+    from frostline.partial import PartialTensor as PartialTensor
+    from frostline.partial import Plan as Plan
+    from frostline.partial import entries as entries
+    from frostline.partial import everything as everything
+    from frostline.partial import load_learned as load_learned
+    from frostline.partial import mapped_embedding as mapped_embedding
+    from frostline.partial import merge as merge
+    from frostline.partial import nothing as nothing
+    from frostline.partial import rows as rows
+    from frostline.partial import save_learned as save_learned
+    from frostline.partial import train_only as train_only
+    from frostline.probe import Explanation as Explanation
+    from frostline.probe import Trial as Trial
+    from frostline.probe import explain as explain
+    from frostline.probe import gradients as gradients
+    from frostline.probe import trial_step as trial_step
+    from frostline.record import Recorder as Recorder
+    from frostline.tokens import add_tokens as add_tokens
 
 __version__ = "0.1.0"
 
-_ROOMS = {
-    "adversarial": [],
-    "errors": [
+_NAMES = {  # room: the names that it gives to the package
+    "errors": (
         "DataFileError",
         "FileError",
         "FrostlineError",
@@ -66,10 +72,10 @@ _ROOMS = {
         "ShapeError",
         "StaleOptimizerError",
         "VectorFileError",
-    ],
-    "gates": ["scale_gradient", "stop_gradient"],
-    "optim": ["clip_grad_norm_"],
-    "partial": [
+    ),
+    "gates": ("scale_gradient", "stop_gradient"),
+    "optim": ("clip_grad_norm_",),
+    "partial": (
         "PartialTensor",
         "Plan",
         "entries",
@@ -81,57 +87,15 @@ _ROOMS = {
         "rows",
         "save_learned",
         "train_only",
-    ],
-    "probe": ["Explanation", "Recorder", "Trial", "explain", "gradients", "trial_step"],
-    "tagger": [],
-    "tokens": ["add_tokens"],
-    "vectors": [],
+    ),
+    "probe": ("Explanation", "Trial", "explain", "gradients", "trial_step"),
+    "record": ("Recorder",),
+    "tokens": ("add_tokens",),
 }
-_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+_ROOMS = ("adversarial", "optim", "probe", "record", "tagger", "vectors")  # names of the package themselves
+_HOME = {name: room for room, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "DataFileError",
-    "Explanation",
-    "FileError",
-    "FrostlineError",
-    "LearnedFileError",
-    "MissingExtraError",
-    "ModelFolderError",
-    "PartialTensor",
-    "PartialTensorError",
-    "PatternError",
-    "Plan",
-    "ProbeError",
-    "Recorder",
-    "RowError",
-    "RunFolderError",
-    "SelectionError",
-    "ShapeError",
-    "StaleOptimizerError",
-    "Trial",
-    "VectorFileError",
-    "add_tokens",
-    "adversarial",
-    "clip_grad_norm_",
-    "entries",
-    "everything",
-    "explain",
-    "gradients",
-    "load_learned",
-    "mapped_embedding",
-    "merge",
-    "nothing",
-    "optim",
-    "probe",
-    "rows",
-    "save_learned",
-    "scale_gradient",
-    "stop_gradient",
-    "tagger",
-    "train_only",
-    "trial_step",
-    "vectors",
-]
+__all__ = sorted([*_HOME, *_ROOMS])
 
 
 def __getattr__(name: str) -> object:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from frostline.errors import ProbeError
 from frostline.probe.gradients import gradients
-from frostline.probe.keep import kept, stance
+from frostline.probe.restore.restored import kept, stance
 
 __all__ = ["Perturbation", "applied", "perturb"]
 

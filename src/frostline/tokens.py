@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from frostline.errors import SelectionError
 from frostline.partial import Plan, Selection, rows, train_only
-from frostline.partial.refuse import refuse_wrapped
-from frostline.vocabulary import follow, grow, put, refuse_to_grow, tables, whole
+from frostline.partial.checks import refuse_wrapped
+from frostline.resize_embeddings import follow, grow, put, refuse_to_grow, tables, whole
 
 _HALF = (torch.bfloat16, torch.float16)
 _AT_A_TIME = 4096  # rows

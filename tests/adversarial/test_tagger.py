@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline import tagger
-from frostline.tagger.batches import NO_TAG, Batch, encode, pad
+from frostline.tagger.data.batches import NO_TAG, Batch, encode, pad
 from frostline.vectors import Vectors
 
 PLACES, PEOPLE, PLAIN = (

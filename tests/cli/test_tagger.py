@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from frostline import tagger
 from frostline.cli import main
-from frostline.probe import read_run
+from frostline.record import read_run
 from frostline.tagger import read_conll
 
 SHARED = Path(os.environ.get("FROSTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
@@ -204,7 +204,7 @@ def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
         patch.setattr(tagger.Progress, "epoch", killed)
         assert main(arguments) == 130
         assert "stopped" not in capsys.readouterr().out  # in less than 30 seconds nothing was written
-        patch.setattr("frostline.tagger.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
+        patch.setattr("frostline.tagger.training.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
         assert main(arguments) == 130
         assert capsys.readouterr().out.endswith("stopped  to go on, pass the same arguments and --resume\n")
     assert [path.name for path in files.out.iterdir()] == ["training.safetensors"]

@@ -14,7 +14,7 @@ import frostline as fl
 from frostline.cli import demo, main
 from frostline.demo import words
 from frostline.demo.story import Scale, tell
-from frostline.probe import read_run
+from frostline.record import read_run
 
 for extra in ("gensim", "matplotlib", "plotly"):
     pytest.importorskip(extra, reason=f"the demo needs {extra}, of the extra demo")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from frostline.optim import rows as plain
+from frostline.optim import reference as plain
 
 V, N, D = 6000, 5000, 64  # N rows of 256 bytes are three blocks
 

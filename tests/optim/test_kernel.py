@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import frostline as fl
-from frostline.optim import compiler, kernel, rows
+from frostline.optim import compiler, kernel
+from frostline.optim import reference as rows
 
 needs_compiler = pytest.mark.skipif(
     not any(os.access(f"{folder}/c++", os.X_OK) for folder in os.environ["PATH"].split(":")),

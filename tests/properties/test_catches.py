@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.partial import lookups, module
-from frostline.partial.layout import Layout
+from frostline.partial.indices import Layout
 from frostline.partial.tensor import LOOKUPS
 
 from .cases import Picker, decode

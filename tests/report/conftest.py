@@ -9,7 +9,7 @@ import torch
 
 import frostline as fl
 from frostline import tagger
-from frostline.probe import Movement, describe_run
+from frostline.record import Movement, describe_run
 from frostline.vectors import Vectors
 
 HOSTILE = [

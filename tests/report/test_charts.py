@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from frostline.probe import Movement, Recorded
+from frostline.record import Movement, Recorded
 
 charts = pytest.importorskip("frostline.report.charts")
 Curve = pytest.importorskip("frostline.report.contents").Curve

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import frostline as fl
-from frostline.probe import describe_run
+from frostline.record import describe_run
 from frostline.report import write_page
 
 pytest.importorskip("plotly", reason="the page's charts need plotly, of the extra report")

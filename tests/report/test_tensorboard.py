@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import frostline as fl
-from frostline.probe import read_record
+from frostline.record import read_record
 from frostline.report import write_tensorboard
 
 reader = pytest.importorskip(

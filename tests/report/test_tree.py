@@ -5,7 +5,7 @@ import re
 import torch
 
 import frostline as fl
-from frostline.probe.verdicts import VERDICTS
+from frostline.probe.explain.verdicts import VERDICTS
 from frostline.report.tree import leaves, legend, tree
 
 EXPLAINED = {

@@ -16,7 +16,7 @@ from torch.utils import cpp_extension
 
 import frostline as fl
 from frostline import tagger
-from frostline.tagger.devices import precision, usable
+from frostline.tagger.config import precision, usable
 
 HERE = Path(__file__).parent
 

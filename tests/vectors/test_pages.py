@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from frostline import vectors
-from frostline.vectors.pages import give_back
+from frostline.vectors.table import give_back
 
 
 def _file_mb() -> float:

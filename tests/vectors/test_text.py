@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import frostline as fl
 from frostline.vectors import load, text
-from frostline.vectors.numbers import parse
+from frostline.vectors.parse_lines import parse
 
 pytestmark = pytest.mark.usefixtures("parser")
 

@@ -107,7 +107,7 @@ def _explain(make: Callable[[], Any], text: str) -> Explanation:
     from torch import nn
 
     from frostline.probe import explain
-    from frostline.probe.arguments import optimizers_in
+    from frostline.probe.inputs import optimizers_in
 
     made = make()
     parts = made if isinstance(made, tuple) else ()
@@ -128,7 +128,7 @@ def _shape(made: object) -> str:
 
 def _read_expected(path: Path) -> dict[str, tuple[str, int | None]]:
     """Name or pattern -> verdict, and for a partial tensor how many of its rows or entries learn, if that is said."""
-    from frostline.probe.verdicts import VERDICTS
+    from frostline.probe.explain.verdicts import VERDICTS
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frostline.errors import DataFileError
-from frostline.tagger.conll import Sentence
+from frostline.tagger.data.conll import Sentence
 
 LABEL = "code"
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from frostline import tagger
 from frostline.demo.corpus import Parts
-from frostline.tagger.audit import Audit, compare
-from frostline.tagger.vocabulary import FIRST
+from frostline.tagger.data.vocabulary import FIRST
+from frostline.tagger.training.initial_table import Audit, compare
 from frostline.vectors import Vectors
 
 

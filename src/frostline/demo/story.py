@@ -25,7 +25,7 @@ from frostline.demo.voice import Voice
 from frostline.demo.words import train_vectors
 from frostline.errors import MissingExtraError
 from frostline.report import write_page
-from frostline.tagger.vocabulary import FIRST, cover
+from frostline.tagger.data.vocabulary import FIRST, cover
 from frostline.vectors import Vectors
 
 _WHY = {"train": "to learn from", "dev": "to choose the best epoch", "test": "to report"}

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frostline.tagger import Sentence, TrainingRun
-from frostline.tagger.vocabulary import FIRST
+from frostline.tagger.data.vocabulary import FIRST
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

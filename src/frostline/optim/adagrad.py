@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from frostline.optim import pages
-from frostline.optim.base import COMPUTED_IN, RowOptimizer, require_at_least_zero
+from frostline.optim import huge_pages as pages
 from frostline.optim.kernel import Gathered, adagrad_
+from frostline.optim.row_optimizer import COMPUTED_IN, RowOptimizer, require_at_least_zero
 
 
 class RowAdagrad(RowOptimizer):

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from frostline.optim.base import RowOptimizer, require, require_at_least_zero
 from frostline.optim.kernel import Gathered, adamw_
+from frostline.optim.row_optimizer import RowOptimizer, require, require_at_least_zero
 
 
 class RowAdamW(RowOptimizer):

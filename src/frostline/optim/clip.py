@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from frostline.optim.used import used_rows
+from frostline.optim.sparse_grad import used_rows
 
 
 @torch.no_grad()

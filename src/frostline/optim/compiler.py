@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from frostline import cache
+from frostline.files import cache_folder
 
 SOURCE = Path(__file__).with_name("kernel.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
@@ -40,7 +40,7 @@ def load() -> tuple[ctypes.CDLL, str]:
     """
     compiler = _compiler()
     name = f"{_key(compiler)}.so"
-    folder = cache.folder("kernel")
+    folder = cache_folder("kernel")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(folder):

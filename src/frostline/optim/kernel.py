@@ -28,7 +28,7 @@ from torch import Tensor
 
 from frostline.errors import FrostlineError, MissingExtraError
 from frostline.optim import compiler
-from frostline.optim import rows as plain
+from frostline.optim import reference as plain
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -183,7 +183,7 @@ def sgd_(
     used: Tensor | None,
     **options: Unpack[_SGD],
 ) -> None:
-    """Do what `frostline.optim.rows.sgd_` does."""
+    """Do what `frostline.optim.reference.sgd_` does."""
     if not _serves(_values(grad), rows, param, momentum_buffer, used):
         return plain.sgd_(param, rows, _tensor(grad), momentum_buffer, used, **options)
     _step("sgd", rows, grad, param, momentum_buffer, used)(
@@ -212,7 +212,7 @@ def adagrad_(
     step: Tensor | None,
     **options: Unpack[_Adagrad],
 ) -> None:
-    """Do what `frostline.optim.rows.adagrad_` does."""
+    """Do what `frostline.optim.reference.adagrad_` does."""
     if not _serves(_values(grad), rows, param, state_sum, step):
         return plain.adagrad_(param, rows, _tensor(grad), state_sum, step, **options)
     if step is None:
@@ -248,7 +248,7 @@ def adamw_(
     step: Tensor,
     **options: Unpack[_AdamW],
 ) -> None:
-    """Do what `frostline.optim.rows.adamw_` does."""
+    """Do what `frostline.optim.reference.adamw_` does."""
     if not _serves(_values(grad), rows, param, exp_avg, exp_avg_sq, max_exp_avg_sq, step):
         return plain.adamw_(param, rows, _tensor(grad), exp_avg, exp_avg_sq, max_exp_avg_sq, step, **options)
     lr, beta1, beta2 = options["lr"], options["beta1"], options["beta2"]

@@ -15,12 +15,12 @@ watch.py        an optimizer that no longer drives what learns is told so
 """
 
 from frostline.partial import lookups as lookups  # fills the table that tensor.py asks
-from frostline.partial.choose import merge, train_only
-from frostline.partial.files import load_learned, save_learned
+from frostline.partial.learned_file import load_learned, save_learned
 from frostline.partial.mapped import mapped_embedding
 from frostline.partial.plan import Plan
 from frostline.partial.selections import Selection, entries, everything, nothing, rows
 from frostline.partial.tensor import PartialTensor
+from frostline.partial.train_only import merge, train_only
 
 __all__ = [
     "PartialTensor",

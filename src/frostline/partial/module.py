@@ -6,24 +6,31 @@ nothing unusual:
     _parameters["weight"]           the frozen part, requires_grad=False, under the tensor's own name
     _parameters["weight_learned"]   the part that learns
 The property builds the PartialTensor from them at each use, so it can never hold on to stale storage.
+
+Tied weights look tied, and can be tied again, although a partial tensor is made at each use.
+
+Libraries tell a tie by `head.weight is embed.weight`, and tie by `head.weight = embed.weight`. So while anything holds
+the partial tensor of two parts, it is handed out again; and where FSDP2 is given the raw frozen part instead, the part
+that learns with it is remembered.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
-from frostline.partial.agree import check_agreement, shared_over
-from frostline.partial.layout import Layout
-from frostline.partial.sharded import is_sharded
+from frostline.partial.indices import Layout
+from frostline.partial.sharded import check_agreement, is_sharded, shared_over
 from frostline.partial.tensor import PartialTensor
-from frostline.partial.ties import given_with, partial_tensor, remember_given
 
 _CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
 
@@ -299,3 +306,34 @@ def _flat_weights(module: Any) -> list[Tensor | None]:
 
 def _ignore(module: nn.Module, *args: Any) -> None:
     """Recurrent modules set or flatten their own list; ours is made at each use."""
+
+
+_alive: WeakKeyDictionary[Layout, weakref.ref[PartialTensor]] = WeakKeyDictionary()  # the last one of each, if held
+_given: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, layout
+
+
+def partial_tensor(frozen: Tensor, learned: Tensor, layout: Layout) -> PartialTensor:
+    """The partial tensor of these parts: the one that somebody still holds, or else a new one."""
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not isinstance(learned, nn.Parameter):
+        return PartialTensor.of(frozen, learned, layout)
+    last = _alive.get(layout)
+    held = None if last is None else last()
+    if held is not None and held.frozen is frozen and held.learned is learned and held.is_current():
+        return held
+    made = PartialTensor.of(frozen, learned, layout)
+    _alive[layout] = weakref.ref(made)
+    return made
+
+
+def remember_given(frozen: Tensor, learned: Tensor, layout: Layout) -> None:
+    """Note that `frozen`, which is sharded, is handed out alone."""
+    _given[frozen] = weakref.ref(learned), layout
+
+
+def given_with(frozen: Tensor | None) -> tuple[nn.Parameter, Layout] | None:
+    """The learned part and the layout that belong to a sharded frozen part which was handed out alone; None if none."""
+    if frozen is None or frozen not in _given:
+        return None
+    reference, layout = _given[frozen]
+    learned = reference()
+    return None if learned is None else (learned, layout)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from frostline.partial.carry import carry
+from frostline.partial.optimizer_carry import carry
 
 _ADAM = 2  # numbers that Adam keeps for each number that learns
 _LISTED = 40  # a model with more tensors than this has its frozen ones summed up in one line

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import RowError, SelectionError, ShapeError
-from frostline.partial.layout import Layout
+from frostline.partial.indices import Layout
 
 RowsLike: TypeAlias = "Iterable[int] | Tensor | np.ndarray[Any, Any] | slice"
 MaskLike: TypeAlias = "Tensor | np.ndarray[Any, Any] | Sequence[Any]"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
-from frostline.partial.layout import Layout, writable
+from frostline.partial.indices import Layout, writable
 
 _plain = torch._C.DisableTorchFunctionSubclass  # inside it, tensors behave as if they were no subclass
 

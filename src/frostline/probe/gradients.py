@@ -20,9 +20,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from frostline.errors import ProbeError
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
-from frostline.probe.arguments import check_loss_fn
-from frostline.probe.graph import next_sequence_number, nodes_under
-from frostline.probe.keep import kept, stance
+from frostline.probe.autograd_graph import next_sequence_number, nodes_under
+from frostline.probe.inputs import check_loss_fn
+from frostline.probe.restore.restored import kept, stance
 
 _calls = itertools.count(1)
 

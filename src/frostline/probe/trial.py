@@ -2,10 +2,13 @@
 
 The idea: no reasoning, only looking. The loss is really differentiated, every optimizer really steps, with all their
 hooks, and each entry is compared with what it was, bit by bit. `kept` (keep.py) puts everything back.
+
+One real step of the optimizers, which `kept` (keep.py) takes back.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,14 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import ProbeError
-from frostline.partial.find import Found, find_tensors
-from frostline.probe.arguments import check_loss_fn, check_model, optimizers_in
-from frostline.probe.before import Before
-from frostline.probe.bits import local, same
-from frostline.probe.keep import kept
-from frostline.probe.moved import Moved, Tally, first_row
-from frostline.probe.reach import optimizers_in_backward
-from frostline.probe.step import needs_closure, take_step
+from frostline.partial.model_tensors import Found, find_tensors
+from frostline.probe.changes import Moved, Tally, first_row
+from frostline.probe.inputs import check_loss_fn, check_model, optimizers_in
+from frostline.probe.restore.bits import local, same
+from frostline.probe.restore.reachable import optimizers_in_backward
+from frostline.probe.restore.restored import kept
+from frostline.probe.restore.snapshot import Before
 
 _LISTED = 40  # a model with more tensors than this has those that did not move summed up in one line
 
@@ -218,3 +220,29 @@ def _table(cells: Iterable[tuple[str, ...]]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     rule = "-" * max(map(len, lines))
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def take_step(optimizers: Sequence[Any], evaluate: Callable[[], Any]) -> None:
+    """Step every optimizer once: with `.grad` as it stands, or with the closure `evaluate` where one is asked for.
+
+    Args:
+        optimizers: Objects with `param_groups` and `step`: any `torch.optim.Optimizer`, wrappers around one.
+        evaluate: Makes the loss and its gradients again, and returns the loss. It is called for optimizers whose
+            `step` has a `closure` without default (LBFGS), or that refuse to step without one and say so (SAM).
+    """
+    for optimizer in optimizers:
+        if needs_closure(optimizer):
+            optimizer.step(evaluate)
+            continue
+        try:
+            optimizer.step()
+        except Exception as error:
+            if "closure" not in f"{type(error).__name__} {error}".lower():
+                raise
+            optimizer.step(evaluate)
+
+
+def needs_closure(optimizer: Any) -> bool:
+    """Whether the `step` of `optimizer` cannot be called without a closure that makes the gradients."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from frostline.errors import MissingExtraError
-from frostline.probe import Movement, Recorded
+from frostline.record import Movement, Recorded
 from frostline.report.contents import Curve
 
 if TYPE_CHECKING:

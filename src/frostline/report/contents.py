@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from frostline.errors import RunFolderError
-from frostline.probe import Recorded, Run, read_record, read_run
-from frostline.probe.record_file import FILE
+from frostline.record import Recorded, Run, read_record, read_run
+from frostline.record.record_file import FILE
 
 
 class Curve(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING
 
-from frostline.probe import Recorded
+from frostline.record import Recorded
 from frostline.report import charts
 from frostline.report.contents import Contents, Curve
 from frostline.report.tree import leaves, legend, tree

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
-from frostline.probe.verdicts import BY_PLAN, FROZEN, IN_PART, LEARNS, TIED
+from frostline.probe.explain.verdicts import BY_PLAN, FROZEN, IN_PART, LEARNS, TIED
 
 _QUIET = (LEARNS, IN_PART, BY_PLAN, FROZEN)  # in the order of the legend, after the alarms
 _SMALL = 30  # a model with no more tensors than this is shown open

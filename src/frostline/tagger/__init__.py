@@ -55,25 +55,24 @@ From files, on the command line: `frostline tagger train | evaluate | predict | 
 
 from __future__ import annotations
 
-from frostline.tagger.analysis import Errors, Pair, analyse, surface_score, unknown_types
-from frostline.tagger.audit import Audit
-from frostline.tagger.confusion import draw_confusion
-from frostline.tagger.conll import Columns, Sentence
-from frostline.tagger.conll import read as read_conll
-from frostline.tagger.folder import CHECKPOINT, check_free
-from frostline.tagger.left import leave
-from frostline.tagger.lookups import Lookups, look_up
-from frostline.tagger.model import LSTMTagger
-from frostline.tagger.options import ORIGINAL, Options
-from frostline.tagger.progress import Progress
-from frostline.tagger.score_file import score_file
-from frostline.tagger.scores import Score, Span, score, spans
-from frostline.tagger.split import Token, split, tokenize
-from frostline.tagger.tagged import Entity, Tagged
-from frostline.tagger.tagging import Tagger
-from frostline.tagger.train import TrainingRun, train
-from frostline.tagger.vocabulary import Coverage, Vocabulary
-from frostline.tagger.watching import Epoch, Watcher
+from frostline.tagger.config import ORIGINAL, Options
+from frostline.tagger.data.conll import Columns, Sentence
+from frostline.tagger.data.conll import read as read_conll
+from frostline.tagger.data.tagged_text import Entity, Tagged
+from frostline.tagger.data.tags import Span, spans
+from frostline.tagger.data.tokenizer import Token, split, tokenize
+from frostline.tagger.data.vocabulary import Coverage, Lookups, Vocabulary, look_up
+from frostline.tagger.network.model import LSTMTagger
+from frostline.tagger.saved import CHECKPOINT, check_free
+from frostline.tagger.scoring.confusion import draw_confusion
+from frostline.tagger.scoring.error_analysis import Errors, Pair, analyse, surface_score, unknown_types
+from frostline.tagger.scoring.score_file import score_file
+from frostline.tagger.scoring.scores import Score, score
+from frostline.tagger.tagger import Tagger
+from frostline.tagger.training.callbacks import Epoch, Progress, Watcher
+from frostline.tagger.training.initial_table import Audit
+from frostline.tagger.training.run_folder import leave
+from frostline.tagger.training.train import TrainingRun, train
 
 __all__ = [
     "CHECKPOINT",

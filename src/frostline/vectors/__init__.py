@@ -13,11 +13,11 @@ layer.py      embedding: a plain nn.Embedding, partly frozen
 """
 
 from frostline.vectors.coverage import Cover, cover
-from frostline.vectors.files import load
-from frostline.vectors.layer import embedding
+from frostline.vectors.embedding import embedding
+from frostline.vectors.load import load
 from frostline.vectors.nearest import near
+from frostline.vectors.safetensors_file import save
 from frostline.vectors.table import Vectors
-from frostline.vectors.tensors import save
 from frostline.vectors.words import Words
 
 __all__ = ["Cover", "Vectors", "Words", "cover", "embedding", "load", "near", "save"]

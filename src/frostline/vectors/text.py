@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 from frostline.errors import VectorFileError
-from frostline.vectors.numbers import BadLine, fields_of, is_number, parse
+from frostline.vectors.parse_lines import BadLine, fields_of, is_number, parse
 from frostline.vectors.table import Chunk
 
 _BLOCK = 1 << 22  # bytes parsed at a time; also bounds the memory that reading needs

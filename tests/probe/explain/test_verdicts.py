@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from frostline.probe.verdicts import ALARMS, VERDICTS, Seen, words_for
+from frostline.probe.explain.verdicts import ALARMS, VERDICTS, Seen, words_for
 
 LEARNING = {
     "requires_grad": True,

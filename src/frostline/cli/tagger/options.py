@@ -52,7 +52,7 @@ def device(args: argparse.Namespace) -> torch.device:
     Raises:
         FrostlineError: There is no such device here.
     """
-    from frostline.tagger.devices import usable
+    from frostline.tagger.config import usable
 
     own = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
     return usable(f"cuda:{own}" if args.device == "cuda" else args.device)

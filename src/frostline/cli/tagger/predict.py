@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 def _tagged_text(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
     """Yield, for each line of text, what stands before each tag in columns, and the tagged text."""
     from frostline.tagger import Tagged, tokenize
-    from frostline.tagger.conll import decoded
+    from frostline.tagger.data.conll import decoded
 
     for chunk in file.chunks(decoded(file, args.file or "stdin")):
         tokens = [tokenize(line) for line in chunk]
@@ -91,7 +91,7 @@ def _tagged_text(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> It
 def _tagged_tokens(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
     """Yield the same for each sentence in columns."""
     from frostline.tagger import Tagged
-    from frostline.tagger.conll import decoded, unlabelled
+    from frostline.tagger.data.conll import decoded, unlabelled
 
     name = args.file or "stdin"
     for chunk in file.chunks(unlabelled(decoded(file, name), name, columns(args))):

@@ -10,7 +10,7 @@ from frostline.cli.tagger.options import add_columns, add_device, at_least, colu
 from frostline.cli.tagger.processes import processes
 
 if TYPE_CHECKING:
-    from frostline.tagger.conll import Sentences
+    from frostline.tagger.data.conll import Sentences
     from frostline.vectors import Words
 
 _EXAMPLES = """\
@@ -157,7 +157,7 @@ def _warn(train: Sentences, dev: Sentences) -> None:
 
 def _report_lookups(texts: dict[str, Sentences], words: Words) -> None:
     from frostline.tagger import look_up
-    from frostline.tagger.lookups import SUSPICIOUS
+    from frostline.tagger.data.vocabulary import SUSPICIOUS
 
     for name, sentences in texts.items():
         found = look_up((token for sentence in sentences for token in sentence.tokens), words)

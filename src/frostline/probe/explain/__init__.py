@@ -1,0 +1,1 @@
+"""Say of each parameter whether it will move, and why."""

@@ -1,0 +1,1 @@
+"""Put back, bit for bit, whatever a look at a model may change."""

@@ -1,0 +1,1 @@
+"""Follow which parameters reach a tensor, and where in the user's code their gradient is lost."""

@@ -1,0 +1,1 @@
+"""From labelled text to batches of indices."""

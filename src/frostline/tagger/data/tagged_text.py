@@ -1,0 +1,91 @@
+"""One text with its tags, as columns, as a record for JSON, or in colour for a terminal.
+
+The idea: tokens keep their places in the text, so an entity is a piece of it: `text[start:end]`, as it was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from frostline.tagger.data import tags as schemes
+from frostline.tagger.data.tags import spans
+from frostline.tagger.data.tokenizer import Token
+
+_COLORS = (36, 33, 35, 32, 34, 31)  # cyan, yellow, magenta, green, blue, red
+
+
+class Entity(NamedTuple):
+    """A named piece of a text: characters start to end, tokens token_start to token_end, each end one past the last."""
+
+    type: str
+    text: str
+    start: int
+    end: int
+    token_start: int
+    token_end: int
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """A text, its tokens, and the tag of each in the scheme IOB2."""
+
+    text: str
+    tokens: Sequence[Token]
+    tags: Sequence[str]
+
+    @classmethod
+    def of_tokens(cls, tokens: Iterable[str], tags: Sequence[str]) -> Tagged:
+        """Return the same for text that came as tokens: they are joined by single blanks."""
+        placed: list[Token] = []
+        start = 0
+        for token in tokens:
+            placed.append(Token(token, start, start + len(token)))
+            start += len(token) + 1
+        return cls(" ".join(token.text for token in placed), placed, tags)
+
+    @property
+    def entities(self) -> list[Entity]:
+        """The entities, in order."""
+        found = []
+        for kind, first, past in spans(self.tags):
+            start, end = self.tokens[first].start, self.tokens[past - 1].end
+            found.append(Entity(kind, self.text[start:end], start, end, first, past))
+        return found
+
+    def written(self, scheme: schemes.Scheme) -> list[str]:
+        """Return the tags in another scheme, always legal there."""
+        return schemes.write(spans(self.tags), len(self.tags), scheme)
+
+    def to_dict(self, scheme: schemes.Scheme = "IOB2") -> dict[str, Any]:
+        """Return text, tokens, tags, offsets (start and end of each token) and entities, ready for JSON.
+
+        Example:
+            >>> from frostline.tagger import tokenize
+            >>> Tagged("Hi Ada!", tokenize("Hi Ada!"), ["O", "B-person", "O"]).to_dict()["entities"]
+            [{'type': 'person', 'text': 'Ada', 'start': 3, 'end': 6, 'token_start': 1, 'token_end': 2}]
+        """
+        return {
+            "text": self.text,
+            "tokens": [token.text for token in self.tokens],
+            "tags": self.written(scheme),
+            "offsets": [[token.start, token.end] for token in self.tokens],
+            "entities": [entity._asdict() for entity in self.entities],
+        }
+
+    def colored(self, types: Sequence[str]) -> str:
+        """Return the text with each entity in the colour of its type, and the type's name behind it.
+
+        Args:
+            types: All types there are; the place of a type gives its colour, one of six.
+        """
+        parts = []
+        place = 0
+        for entity in self.entities:
+            color = _COLORS[types.index(entity.type) % len(_COLORS)]
+            parts.append(
+                f"{self.text[place : entity.start]}\x1b[1;{color}m{entity.text}\x1b[0;{color}m/{entity.type}\x1b[0m"
+            )
+            place = entity.end
+        return "".join([*parts, self.text[place:]])

@@ -1,0 +1,206 @@
+"""A tagger on disk: a folder of three files, written whole or not at all, read without trust.
+
+    config.json         {"kind": "frostline tagger", "format": 2, "tags": [...], "chain": whether a CRF judges them,
+                        "missing": how many words learned}
+    words.json          the word of row 2, 3, ... of the table
+    model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`;
+                        `spelling.weight` is there where characters are read
+
+While `frostline tagger train` is at work the folder has a checkpoint (see training/checkpoint.py), of which
+nothing is left at the end; then the files of a run stand beside the tagger (see `frostline.record.run_folder`).
+Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from frostline.errors import ModelFolderError
+from frostline.record.run_folder import ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN
+from frostline.tagger.data.tags import is_iob2
+from frostline.tagger.data.vocabulary import Vocabulary
+from frostline.tagger.network.model import LSTMTagger
+
+KIND, FORMAT = "frostline tagger", 2
+CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
+CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
+_BLOCK = 10_000  # words or rows of a tensor in memory at a time
+PART = ".part"  # ends the name of a folder that a checkpoint is written into; a killed process leaves it
+_MADE_AGAIN = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN, "report.html"}
+_SPELLING = "spelling.weight"  # of a tagger that reads characters
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise ModelFolderError unless a tagger can be written to `path`.
+
+    Nothing may be there, or an empty folder, or a tagger and what its training left: what else is in it would be lost.
+    """
+    target = Path(path)
+    if target.is_dir():
+        if strange := _strange(target):
+            raise ModelFolderError(
+                f"{target}: a folder that holds something else than a tagger: {strange!r}. Name another folder."
+            )
+        if os.path.ismount(target.resolve()) or target.resolve() in (Path.cwd(), *Path.cwd().parents):
+            raise ModelFolderError(
+                f"{target}: a mount point, or the folder you are in, cannot be replaced as a whole. Name one inside it."
+            )
+    elif target.exists() or target.is_symlink():
+        raise ModelFolderError(f"{target}: a file, where a folder is to be written. Name another folder.")
+    above = next(folder for folder in target.resolve().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ModelFolderError(f"{target}: cannot be written, because {above} is no folder that you may write to.")
+
+
+def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary, tags: list[str]) -> None:
+    """Write a tagger to the folder `path`: first beside it under another name, then renamed.
+
+    Raises:
+        ModelFolderError: something else is there, or the disk refuses.
+    """
+    check_free(path)
+    target = Path(path).resolve()
+    written = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    old = written.with_name(f"{written.name}.old")
+    try:
+        written.mkdir(parents=True)
+        chain = model.head.crf is not None
+        config = {"kind": KIND, "format": FORMAT, "tags": tags, "chain": chain, "missing": vocabulary.missing}
+        (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
+        with (written / WORDS).open("w", encoding="ascii") as file:
+            file.writelines(_listed(vocabulary.words))
+        tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, written / TENSORS)
+        (written / TENSORS).chmod((written / WORDS).stat().st_mode)  # safetensors lets only the owner read
+        if target.exists():
+            target.rename(old)
+        written.rename(target)
+    except BaseException as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if not isinstance(error, OSError | SafetensorError):
+            raise
+        raise ModelFolderError(f"{target}: cannot be written: {error}. Make room, or name another folder.") from None
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str]]:
+    """Return the model (in eval mode, nothing learns), the vocabulary and the tags of the folder `path`.
+
+    Raises:
+        ModelFolderError: the folder is missing, damaged or not of this format; the message names the file.
+    """
+    source = Path(path)
+    if not source.is_dir():
+        raise ModelFolderError(f"{source}: no such folder. Name one that `frostline tagger train --out` wrote.")
+    if not (source / CONFIG).exists() and (source / CHECKPOINT).exists():
+        raise ModelFolderError(f"{source}: its training has not ended. Pass --resume to `frostline tagger train`.")
+    config = _json(source / CONFIG)
+    if not isinstance(config, dict) or config.get("kind") != KIND:
+        raise ModelFolderError(f"{source / CONFIG}: not the configuration of a frostline tagger.")
+    if config.get("format") != FORMAT:
+        raise ModelFolderError(
+            f"{source / CONFIG}: format {reprlib.repr(config.get('format'))}; this version reads format {FORMAT}. "
+            f"Train again, or use the version of frostline that wrote it."
+        )
+    tags, chain, missing = config.get("tags"), config.get("chain"), config.get("missing")
+    words = _json(source / WORDS)
+    if not _all_text(tags) or not tags or len(set(tags)) != len(tags) or not all(map(is_iob2, tags)):
+        raise ModelFolderError(
+            f"{source / CONFIG}: 'tags' must be a list of different strings: O, B-type, I-type. Train again."
+        )
+    if not isinstance(chain, bool):
+        raise ModelFolderError(f"{source / CONFIG}: 'chain' must be true or false. Train again.")
+    if not _all_text(words) or len(set(words)) != len(words):
+        raise ModelFolderError(f"{source / WORDS}: must be a list of different strings. Train again.")
+    if type(missing) is not int or not 0 <= missing <= len(words):
+        raise ModelFolderError(f"{source / CONFIG}: 'missing' must be a number from 0 to {len(words)}. Train again.")
+    vocabulary = Vocabulary(words, missing)
+    return _model(source / TENSORS, len(vocabulary), tags, chain), vocabulary, tags
+
+
+def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+        width, shape_width = tensors["embed.weight"].shape[1], tensors["shape.weight"].shape[1]
+        hidden = tensors["forwards.weight_hh_l0"].shape[1]
+        sizes = {"head.linear.bias": (len(tags),)} | ({"head.crf.transitions": (len(tags),) * 2} if chain else {})
+        for name, size in sizes.items():
+            if tensors[name].shape != size:
+                raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, and {len(tags)} tags need {size}")
+        characters = tensors[_SPELLING].shape[-1] if _SPELLING in tensors else 0
+        table = torch.empty(rows, width, device="meta")
+        with _Undrawn():
+            model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain, characters=characters)
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float32 or not all(some.isfinite().all() for some in tensor.split(_BLOCK)):
+                raise ValueError(f"{name} is not made of finite float32 numbers")
+        model.load_state_dict(tensors, assign=True)
+    except KeyError as error:
+        raise ModelFolderError(f"{path}: damaged: no tensor {error}. Train again, or copy it again.") from None
+    except (SafetensorError, OSError, ValueError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ModelFolderError(f"{path}: damaged: {reason}. Train again, or copy it again.") from None
+    return model.requires_grad_(False).eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Inside it no weight is drawn: drawing numbers that are nowhere (meta) would import torch's compiler, a second."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
+
+
+def _listed(words: Iterable[str]) -> Iterator[str]:
+    """Yield the JSON of a list, some words at a time."""
+    left = iter(words)
+    between = "["
+    while some := list(islice(left, _BLOCK)):
+        yield between + json.dumps(some)[1:-1]
+        between = ", "
+    yield "]" if between == ", " else "[]"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ModelFolderError(f"{path}: cannot be read: {reason}. Train again, or copy the whole folder.") from None
+
+
+def _all_text(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _strange(folder: Path) -> str | None:
+    """Return the name of something in `folder` that no training of a tagger wrote."""
+    names = {path.name for path in folder.iterdir() if not _of_checkpoint(path.name)}
+    if not names:
+        return None
+    try:
+        config = _json(folder / CONFIG)
+    except ModelFolderError:
+        config = None
+    ours = isinstance(config, dict) and config.get("kind") == KIND
+    return min(names - (_MADE_AGAIN if ours else set()), default=None)
+
+
+def _of_checkpoint(name: str) -> bool:
+    return name == CHECKPOINT or (name.startswith(f"{CHECKPOINT}.") and name.endswith(PART))

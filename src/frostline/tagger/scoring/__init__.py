@@ -1,0 +1,1 @@
+"""How well a tagger does, and what it gets wrong."""

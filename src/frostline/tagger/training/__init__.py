@@ -1,0 +1,1 @@
+"""From sentences and vectors to a trained tagger."""

@@ -1,0 +1,162 @@
+"""Weights that were packed give the bits of those that are packed at every call, and are never older than the layer."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from frostline.tagger.network import packed_lstm as packed
+
+needs_onednn = pytest.mark.skipif(packed._pack is None, reason="torch was built without oneDNN")
+
+
+def _lstm(seed: int = 0) -> nn.LSTM:
+    torch.manual_seed(seed)
+    return nn.LSTM(5, 24, batch_first=True)
+
+
+def _inputs(sentences: int = 3, tokens: int = 7) -> Tensor:
+    return torch.randn(sentences, tokens, 5, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def packings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Gets one entry more whenever weights are packed."""
+    calls: list[Any] = []
+    pack: Any = packed._pack
+
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return pack(*arguments)
+
+    if pack is not None:
+        monkeypatch.setattr(packed, "_pack", counted)
+    return calls
+
+
+@needs_onednn
+@torch.no_grad()
+def test_batches_of_any_size_get_the_bits_of_the_plain_layer_from_weights_packed_once(packings: list[Any]) -> None:
+    lstm = _lstm()
+    for sentences, tokens in [(1, 1), (1, 40), (64, 3), (17, 9), (1, 7)]:
+        inputs = _inputs(sentences, tokens)
+        found = packed.states(lstm, inputs)
+        assert found.shape == (sentences, tokens, 24)
+        assert torch.equal(found, lstm(inputs)[0])
+    assert len(packings) == 1
+
+
+def _optimizer_step(lstm: nn.LSTM) -> None:
+    with torch.enable_grad():
+        packed.states(lstm, _inputs()).square().sum().backward()
+    torch.optim.AdamW(lstm.parameters(), lr=0.1).step()
+
+
+def _double(name: str) -> Callable[[nn.LSTM], object]:
+    return lambda lstm: lstm.get_parameter(name).mul_(2)
+
+
+def _move_to_other_memory(lstm: nn.LSTM) -> None:
+    weight = lstm.get_parameter("weight_hh_l0")
+    weight.data = 2 * weight.data
+
+
+def _change_as_float64(lstm: nn.LSTM) -> None:
+    _double("weight_hh_l0")(lstm.double())
+    lstm.float()
+
+
+CHANGES: dict[str, Callable[[nn.LSTM], object]] = {
+    "a step": _optimizer_step,
+    "weights from state to state": _double("weight_hh_l0"),
+    "weights of the inputs": _double("weight_ih_l0"),
+    "a bias": _double("bias_hh_l0"),
+    "copied in": lambda lstm: lstm.load_state_dict(_lstm(1).state_dict()),
+    "assigned": lambda lstm: lstm.load_state_dict(_lstm(1).state_dict(), assign=True),
+    "other memory": _move_to_other_memory,
+    "as float64": _change_as_float64,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_changed_weights_are_read_as_they_are_now(change: Callable[[nn.LSTM], object]) -> None:
+    lstm, inputs = _lstm(), _inputs()
+    before = packed.states(lstm, inputs)
+    change(lstm)
+    after = packed.states(lstm, inputs)
+    assert torch.equal(after, lstm(inputs)[0])
+    assert not torch.allclose(after, before)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_other_numbers_cannot_come_to_the_place_of_packed_weights_before_they_are_packed_again() -> None:
+    """They would be taken for the old ones: `weight.data = ...` gives back memory and counts no version."""
+    lstm = _lstm()
+    packed.states(lstm, _inputs())
+    places = [StorageWeakRef(lstm.get_parameter(name).untyped_storage()) for name in ("weight_ih_l0", "weight_hh_l0")]
+    lstm.half().float()
+    assert [place.expired() for place in places] == [False, False]
+    assert torch.equal(packed.states(lstm, _inputs()), lstm(_inputs())[0])
+    assert [place.expired() for place in places] == [True, True]
+
+
+def test_with_gradient_states_and_gradients_are_those_of_the_plain_layer(packings: list[Any]) -> None:
+    lstm, other = _lstm(), _lstm()
+    found, expected = packed.states(lstm, _inputs()), other(_inputs())[0]
+    assert torch.equal(found, expected)
+    found.square().sum().backward()
+    expected.square().sum().backward()
+    for weight, twin in zip(lstm.parameters(), other.parameters(), strict=True):
+        assert weight.grad is not None
+        assert twin.grad is not None
+        assert torch.equal(weight.grad, twin.grad)
+        assert weight.grad.abs().sum() > 0
+    assert packings == []
+
+
+@torch.no_grad()
+def test_what_cannot_be_packed_is_read_by_the_plain_layer(packings: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    lstm, inputs = _lstm(), _inputs()
+    expected = lstm(inputs)[0]
+    torch.testing.assert_close(packed.states(_lstm().double(), inputs.double()), expected.double(), check_dtype=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert packed.states(lstm, inputs).dtype == torch.bfloat16
+    with torch.inference_mode():
+        torch.testing.assert_close(packed.states(_lstm(), inputs), expected)
+    assert packed.states(lstm, inputs[:0]).shape == (0, 7, 24)
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    torch.testing.assert_close(packed.states(lstm, inputs), expected)
+    assert packings == []
+
+
+@torch.no_grad()
+def test_without_onednn_the_plain_layer_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_pack", None)
+    lstm = _lstm()
+    assert torch.equal(packed.states(lstm, _inputs()), lstm(_inputs())[0])
+
+
+@needs_onednn
+@torch.no_grad()
+def test_packed_weights_go_with_their_layer_and_a_copy_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "_kept", WeakKeyDictionary())  # without the layers of other tests
+    lstm = _lstm()
+    expected = packed.states(lstm, _inputs())
+    assert list(packed._kept) == [lstm]
+    other = copy.deepcopy(lstm)
+    _double("weight_hh_l0")(other)
+    assert not torch.equal(packed.states(other, _inputs()), expected)
+    assert torch.equal(packed.states(lstm, _inputs()), expected)
+    del lstm, other
+    gc.collect()
+    assert not packed._kept

@@ -1,0 +1,323 @@
+"""Training moves what it said it would, keeps every other bit, and learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+import frostline as fl
+from frostline import tagger
+from frostline.tagger.tagger import one_thread
+from frostline.tagger.training.adam import AdamW
+from frostline.tagger.training.initial_table import compare
+
+
+def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
+    given = {"epochs": 3, "options": toy.options} | changes
+    return tagger.train(given.pop("train", toy.train), given.pop("dev", toy.dev), toy.vectors, **given)
+
+
+@pytest.fixture(scope="module")
+def run(toy: Any) -> tagger.TrainingRun:
+    return _train(toy, epochs=6)
+
+
+def _bits(table: torch.Tensor) -> torch.Tensor:
+    return table.contiguous().view(torch.int32)
+
+
+def test_missing_words_and_unknown_learn_and_every_other_row_keeps_every_bit(run: tagger.TrainingRun) -> None:
+    missing = run.tagger.vocabulary.missing
+    assert missing == 10
+    end = run.tagger.model.embed.weight.detach().clone()
+    same = (_bits(end) == _bits(run.start)).all(dim=1)
+    assert same[0]
+    assert not same[1 : 2 + missing].any()
+    assert same[2 + missing :].all()
+    assert run.audit == tagger.Audit(
+        frozen_compared=(len(same) - 1 - missing) * 8, frozen_moved=0, learned_rows=11, learned_rows_moved=11
+    )
+
+
+def test_words_that_training_never_saw_are_tagged_by_their_pretrained_vectors(run: tagger.TrainingRun) -> None:
+    assert run.best.dev_f1 > 0.9
+    assert run.tagger.predict([["Person3", "sees", "place4"]]) == [["B-person", "O", "B-place"]]
+
+
+def test_nothing_of_the_table_learns_under_none_and_the_rest_of_the_network_does(toy: Any) -> None:
+    run = _train(toy, learn="none")
+    assert torch.equal(_bits(run.tagger.model.embed.weight.detach()), _bits(run.start))
+    assert (run.audit.frozen_compared, run.audit.learned_rows) == (run.start.numel(), 0)
+    assert run.history[-1].loss < 0.7 * run.history[0].loss
+
+
+def test_pretrained_rows_move_under_all_and_padding_stays_zero(toy: Any) -> None:
+    run = _train(toy, learn="all")
+    end = run.tagger.model.embed.weight.detach()
+    assert (end != run.start)[1:].any(dim=1).all()
+    assert (end[0] == 0).all()
+    assert run.audit.learned_rows == run.audit.learned_rows_moved == len(end) - 1
+
+
+@pytest.mark.parametrize("learn", ["missing", "none", "all"])
+def test_what_learns_is_what_the_plan_hands_to_the_optimizer(toy: Any, learn: Any) -> None:
+    run = _train(toy, learn=learn, epochs=1)
+    learning = [parameter for parameter in run.tagger.model.parameters() if parameter.requires_grad]
+    assert {id(parameter) for parameter in run.plan.parameters()} == {id(parameter) for parameter in learning}
+    of_the_network = sum(
+        weight.numel() for name, weight in run.tagger.model.named_parameters() if not name.startswith("embed.")
+    )
+    of_the_table = {"missing": 11 * 8, "none": 0, "all": run.start.numel()}[learn]
+    assert sum(parameter.numel() for parameter in learning) == of_the_network + of_the_table
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(toy: Any) -> None:
+    one, again, other = (_train(toy, seed=seed, epochs=2).tagger.model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], again[name]) for name in one)
+    assert not torch.equal(one["head.linear.weight"], other["head.linear.weight"])
+
+
+def test_the_global_random_generator_is_left_as_it_was(toy: Any) -> None:
+    before = torch.get_rng_state()
+    _train(toy, epochs=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_tagger_handed_back_is_that_of_the_best_epoch(toy: Any) -> None:
+    options = dataclasses.replace(toy.options, learning_rate=0.3, clip=100.0)  # so that later epochs get worse
+    run = _train(toy, epochs=5, options=options)
+    assert run.best.dev_f1 == max(epoch.dev_f1 for epoch in run.history)
+    assert run.best.loss == min(epoch.loss for epoch in run.history if epoch.dev_f1 == run.best.dev_f1)
+    assert run.tagger.evaluate(toy.dev).f1 == run.best.dev_f1
+    assert run.best is not run.history[-1]
+
+
+def test_a_watcher_is_told_the_plan_every_token_and_every_epoch(toy: Any) -> None:
+    class Notes(tagger.Watcher):
+        def __init__(self) -> None:
+            self.started: list[str] = []
+            self.tokens = 0
+            self.epochs: list[tagger.Epoch] = []
+
+        def start(self, plan: fl.Plan, coverage: tagger.Coverage) -> None:
+            self.started.append(str(coverage))
+
+        def batch(self, tokens: int) -> None:
+            self.tokens += tokens
+
+        def epoch(self, epoch: tagger.Epoch) -> None:
+            self.epochs.append(epoch)
+
+    notes = Notes()
+    run = _train(toy, epochs=2, watch=notes)
+    assert notes.started == [str(run.coverage)]
+    assert notes.tokens == 2 * sum(len(tokens) for tokens, _ in toy.train)
+    assert notes.epochs == run.history
+    assert [epoch.number for epoch in run.history] == [1, 2]
+
+
+def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: Any) -> None:
+    pairs = [(list(tokens), list(tags)) for tokens, tags in toy.train]
+    run = _train(toy, train=[([], []), *pairs], dev=[*toy.dev, (["x"], ["B-new"]), ([], [])], epochs=1)
+    same = _train(toy, dev=[*toy.dev, (["x"], ["B-new"])], epochs=1)
+    assert run.history[0].dev_f1 == same.history[0].dev_f1
+    assert "B-new" not in run.tagger.tags
+    assert run.tagger.evaluate(toy.dev) == same.tagger.evaluate(toy.dev)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "says"),
+    [
+        ({"epochs": 0}, ValueError, "epochs: 0 is out of range. Pass 1 or more."),
+        ({"seed": -1}, ValueError, "seed: -1 is out of range. Pass 0 to 2**63 - 1."),
+        ({"seed": 2**63}, ValueError, "seed: 9223372036854775808 is out of range."),
+        ({"learn": "rows"}, ValueError, "learn: 'rows' is none of 'missing', 'none', 'all'"),
+        ({"train": []}, fl.DataFileError, "train: no sentence with a token"),
+        ({"also": [[(["a"], ["O"])], []]}, fl.DataFileError, "also[1]: no sentence with a token"),
+        ({"dev": [([], [])]}, fl.DataFileError, "dev: no sentence with a token"),
+        ({"train": [(["a"], ["O", "O"])]}, ValueError, "train: sentence 0 has 1 tokens and 2 tags"),
+        ({"train": [(["a"], ["S-place"])]}, ValueError, "train: the tag 'S-place'. Pass O, B-type and I-type"),
+        ({"dev": [(["a"], ["place"])]}, ValueError, "dev: the tag 'place'. Pass O, B-type and I-type"),
+        (
+            {"train": [(["нет", "слов"], ["O", "O"])]},
+            fl.VectorFileError,
+            "none of the 2 training words is among",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(toy: Any, changes: Any, kind: type[Exception], says: str) -> None:
+    with pytest.raises(kind, match=re.escape(says)):
+        _train(toy, **changes)
+
+
+def test_an_entity_that_begins_with_i_is_learned_as_if_it_began_with_b(toy: Any) -> None:
+    sloppy = [(tokens, [tag.replace("B-", "I-") for tag in tags]) for tokens, tags in toy.train]
+    assert [tags for _, tags in sloppy] != [list(tags) for _, tags in toy.train]
+    one, other = (_train(toy, train=train, epochs=1).tagger for train in (sloppy, toy.train))
+    assert one.tags == other.tags == ["O", "B-person", "B-place", "I-person"]
+    assert torch.equal(one.model.head.linear.weight, other.model.head.linear.weight)
+
+
+def test_without_an_average_the_weights_kept_are_those_of_the_last_step(toy: Any) -> None:
+    options = dataclasses.replace(toy.options, average=0.0)
+    last, mean = (_train(toy, epochs=1, options=o).tagger.model.head.linear.weight for o in (options, toy.options))
+    assert not torch.equal(last, mean)
+
+
+def test_a_second_corpus_teaches_the_network_its_words_and_leaves_no_tag_of_its_own(toy: Any) -> None:
+    few = toy.train[:3]
+    other = [
+        (tokens, [tag.replace("person", "who").replace("place", "where") for tag in tags]) for tokens, tags in toy.train
+    ]
+    alone, beside = _train(toy, train=few, epochs=4), _train(toy, train=few, also=[other], epochs=4)
+    assert alone.best.dev_f1 < beside.best.dev_f1
+    assert beside.tagger.tags == alone.tagger.tags
+    assert beside.tagger.model.state_dict().keys() == alone.tagger.model.state_dict().keys()
+    assert beside.coverage.words > alone.coverage.words
+    assert beside.history[0].tokens == sum(len(tokens) for tokens, _ in [*few, *other])
+    assert beside.audit.frozen_moved == 0
+    assert beside.audit.learned_rows_moved == beside.audit.learned_rows == 11
+
+
+def test_the_second_corpus_has_a_last_layer_of_its_own(toy: Any) -> None:
+    """Its tags contradict those of the first; judged by one layer, the first would be lost."""
+    swap = {"B-person": "B-place", "I-person": "I-place", "B-place": "B-person"}
+    contrary = 2 * [(tokens, [swap.get(tag, tag) for tag in tags]) for tokens, tags in toy.train]
+    assert _train(toy, also=[contrary], epochs=4).best.dev_f1 > 0.9
+    assert _train(toy, train=[*toy.train, *contrary], epochs=4).best.dev_f1 < 0.8
+
+
+def test_the_first_epoch_reads_all_of_a_second_corpus_each_next_one_less_and_the_last_nothing(toy: Any) -> None:
+    train, other = ([(["Person20", "sees", "place20"], ["B-person", "O", tag])] * 40 for tag in ("B-place", "O"))
+    alone, beside = _train(toy, train=train, epochs=5), _train(toy, train=train, also=[other], epochs=5)
+    assert [epoch.tokens for epoch in alone.history] == [120] * 5
+    assert [epoch.tokens for epoch in beside.history] == [240, 216, 168, 144, 120]  # 5, 4, 2, 1, 0 batches of 8
+    assert [epoch.tokens for epoch in _train(toy, train=train, also=[other], epochs=1).history] == [240]
+
+
+def test_the_learning_rate_falls_evenly_to_a_tenth_also_beside_a_second_corpus(
+    toy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = AdamW.step
+    monkeypatch.setattr(AdamW, "step", lambda self, rate: (rates.append(rate), step(self, rate)))
+    _train(toy, also=[toy.train[:50]], epochs=4)
+    assert len(rates) == 4 * 25 + (7 + 5 + 2 + 0)  # 200 and 50 sentences in batches of 8
+    falls = [(before - after) / toy.options.learning_rate for before, after in pairwise(rates)]
+    assert falls == pytest.approx([0.9 / len(rates)] * len(falls))
+    assert rates[0] == toy.options.learning_rate
+
+
+def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:
+    with pytest.raises(TypeError, match=re.escape("Pass [sentence.split()]")):
+        run.tagger.predict(["Person3 sees"])
+
+
+def test_sentences_may_come_one_by_one(toy: Any, run: tagger.TrainingRun) -> None:
+    tokens = [sentence.tokens for sentence in toy.dev]
+    assert run.tagger.predict(iter(tokens)) == run.tagger.predict(tokens) != []
+
+
+def test_prediction_keeps_the_order_of_sentences_of_all_lengths(toy: Any, run: tagger.TrainingRun) -> None:
+    sentences = [list(tokens) for tokens, _ in toy.train] + [[]]
+    together = run.tagger.predict(sentences)
+    assert together == [tags for tokens in sentences for tags in run.tagger.predict([tokens])]
+    assert [len(tags) for tags in together] == [len(tokens) for tokens in sentences]
+
+
+def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
+    before = torch.randn(6, 3)
+    before[0, 0] = 0.0
+    after = before.clone()
+    after[0, 0] = -0.0
+    after[4] += 1
+    after[5, 2] += 1
+    learns = torch.tensor([False, False, False, True, True, False])
+    assert compare(before.__getitem__, after.__getitem__, learns) == tagger.Audit(12, 2, 2, 1)
+    assert compare(before.__getitem__, before.clone().__getitem__, learns) == tagger.Audit(12, 0, 2, 0)
+
+
+def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(toy: Any) -> None:
+    class Notes(tagger.Watcher):
+        seen: ClassVar[list[int]] = []
+
+        def batch(self, tokens: int) -> None:
+            self.seen.append(torch.get_num_threads())
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        run = _train(toy, epochs=1, watch=Notes())
+        run.tagger.predict([["Person3"]])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(Notes.seen) == {1}
+
+
+def test_threads_that_predict_at_once_leave_the_setting_of_later_threads_as_it_was() -> None:
+    begun, ended = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
+
+    def first() -> None:
+        with one_thread():
+            begun.wait()
+            ended.wait()
+
+    def second() -> int:
+        begun.wait()
+        with one_thread():  # while the other is in it, and longer
+            inside = torch.get_num_threads()
+            ended.wait()
+            one.result()
+        return inside
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as later:
+            one, other = pool.submit(first), pool.submit(second)
+            assert other.result() == 1
+            assert later.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_called_where_gradients_are_off_it_learns_the_same(toy: Any, without: Any) -> None:
+    outside = _train(toy, epochs=1)
+    with without():
+        inside = _train(toy, epochs=1)
+    weights = inside.tagger.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in outside.tagger.model.state_dict().items())
+    assert inside.audit.learned_rows_moved > 1
+
+
+def test_a_loss_that_is_no_number_ends_the_training_at_its_step(toy: Any) -> None:
+    options = dataclasses.replace(toy.options, learning_rate=1e38)
+    with pytest.raises(fl.FrostlineError, match=r"train: the loss is nan in step \d+ of 75\. .* below 1e\+38\."):
+        _train(toy, options=options)
+
+
+def test_text_without_any_entity_is_learned_as_such(toy: Any) -> None:
+    plain = [(tokens, ["O"] * len(tokens)) for tokens, _ in toy.train]
+    run = _train(toy, train=plain, epochs=1)
+    assert run.tagger.tags == ["O"]
+    assert run.tagger.predict([["Person3", "sees"]]) == [["O", "O"]]
+
+
+def test_a_lean_is_taken_off_the_score_of_o_once_and_changes_nothing_else(toy: Any) -> None:
+    runs = [_train(toy, epochs=1, options=dataclasses.replace(toy.options, lean=lean)) for lean in (0.0, 2.0)]
+    straight, leaning = (run.tagger.model.state_dict() for run in runs)
+    bias = straight["head.linear.bias"].clone()
+    bias[0] -= 2.0
+    assert torch.equal(leaning.pop("head.linear.bias"), bias)
+    assert all(torch.equal(leaning[name], straight[name]) for name in leaning)
+    assert runs[0].history[0].loss == runs[1].history[0].loss
+    assert runs[1].best.dev_f1 == runs[1].tagger.evaluate(toy.dev).f1

@@ -1,0 +1,63 @@
+import random
+import sys
+
+import numpy as np
+import pytest
+
+from frostline.vectors import parse_lines as numbers
+
+SCRAPS = [
+    *(
+        b"a",
+        b"bb",
+        b" ",
+        b" ",
+        b" ",
+        b"  ",
+        b"\t",
+        b"\n",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"1",
+        b"2.5",
+        b"-3e-2",
+        b"nan",
+        b"inf",
+    ),
+    *(b"1e400", b"\xc2\xa0", b"\xef\xbb\xbf", b"\xc3", b'"', b"#", b"\x00", b"\x0b", b"\x85", b"+.5", b".", b"x", b","),
+]
+
+
+def outcome(parse, block, width):
+    try:
+        chunk = parse(block, width)
+    except numbers.BadLine as error:
+        return error.number, str(error)
+    return chunk.words, chunk.lengths.tolist(), chunk.matrix.view(np.uint32).tolist()
+
+
+def dirty_block(draw, width):
+    if draw.random() < 0.5:
+        return b"".join(draw.choices(SCRAPS, k=draw.randint(1, 25)))
+    lines = []
+    for _ in range(draw.randint(1, 4)):
+        word = b"".join(draw.choices(SCRAPS, k=draw.choice([1, 1, 1, 2])))
+        blank = draw.choice([b" "] * 8 + [b"\t", b"  "])
+        fields = b"".join(blank + draw.choice([b"1", b"2.5", b"-3e-2", b"7"]) for _ in range(width))
+        lines.append(word + fields + draw.choice([b""] * 8 + [b" ", b"\r", b"\t"]))
+    return b"\n".join(lines) + draw.choice([b"\n", b"\n", b""])
+
+
+def test_the_careful_way_and_both_fast_ways_agree_on_any_dirt(monkeypatch):
+    pytest.importorskip("polars")
+    draw = random.Random(0)
+    cases = [(dirty_block(draw, width), width) for width in (1, 2, 3) for _ in range(1500)]
+    with_polars = [outcome(numbers.parse, *case) for case in cases]
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "polars", None)
+        assert [outcome(numbers.parse, *case) for case in cases] == with_polars
+    monkeypatch.setattr(numbers, "_fast", lambda block, dimension: None)
+    assert [outcome(numbers.parse, *case) for case in cases] == with_polars
+    read = sum(len(got) == 3 for got in with_polars)
+    assert 500 < read < len(cases) - 500  # both kinds are in the data
