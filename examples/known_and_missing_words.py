@@ -22,7 +22,7 @@ KNOWN = ["the", "ice", "melts", "in", "spring", "snow"]
 def the_layer() -> None:
     """Train a layer of nine words, six of them known, and say which rows moved."""
     vectors = fl.vectors.Vectors(KNOWN, torch.randn(len(KNOWN), 4).numpy())
-    embed = fl.vectors.embedding(WORDS, vectors, train="missing", padding_idx=0)
+    embed = fl.vectors.embedding(WORDS, vectors, learn="missing", padding_idx=0)
     head = torch.nn.Linear(4, 2)
     print(f"the layer: {embed}, its weight: {embed.weight!r}")
 

@@ -7,14 +7,14 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path, monkeypatch):
-    """A cache of each test's own."""
+    """A cache folder for each test alone."""
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "vectors"
 
 
 @pytest.fixture(params=["polars", "numpy"])
 def parser(request, monkeypatch):
-    """Each test that asks for it runs with polars and without."""
+    """Run each test that uses it with polars and without."""
     if request.param == "numpy":
         monkeypatch.setitem(sys.modules, "polars", None)  # makes `import polars` raise ImportError
     else:
@@ -24,7 +24,7 @@ def parser(request, monkeypatch):
 
 @pytest.fixture
 def write(tmp_path):
-    """Write bytes or text to a file of the test's own."""
+    """Write bytes or text to a file in the test's folder."""
 
     def write(content, name="vectors.txt"):
         path = tmp_path / name
@@ -35,8 +35,8 @@ def write(tmp_path):
 
 
 @pytest.fixture(scope="session")
-def glove():
-    root = os.environ.get("FROSTLINE_SHARED") or Path(__file__).resolve().parents[2] / ".." / "shared"
+def glove(pytestconfig):
+    root = os.environ.get("FROSTLINE_SHARED") or pytestconfig.rootpath.parent / "shared"
     path = Path(root) / "data" / "vectors" / "glove.6B.50d.txt.gz"
     if not path.exists():
         pytest.skip(f"real vectors are not at {path}; set FROSTLINE_SHARED to their folder")

@@ -9,12 +9,12 @@ import frostline as fl
 from frostline.vectors import binary, load
 
 WORDS = ["</s>", "frost", "été", "日本", "frost", "x"]
-NUMBERS = np.random.default_rng(0).normal(size=(6, 5)).astype("<f4")
+MATRIX = np.random.default_rng(0).normal(size=(6, 5)).astype("<f4")
 
 
-def packed(words=WORDS, numbers=NUMBERS, header=None, feed=b""):
-    header = header or f"{len(words)} {numbers.shape[1]}\n"
-    records = [word.encode() + b" " + row.tobytes() + feed for word, row in zip(words, numbers, strict=True)]
+def packed(words=WORDS, matrix=MATRIX, header=None, feed=b""):
+    header = header or f"{len(words)} {matrix.shape[1]}\n"
+    records = [word.encode() + b" " + row.tobytes() + feed for word, row in zip(words, matrix, strict=True)]
     return header.encode() + b"".join(records)
 
 
@@ -28,7 +28,7 @@ def test_the_binary_form_gives_the_same_bits_and_the_first_of_repeated_words(wri
     for cache in (False, True, True):
         vectors = load(path, cache=cache)
         assert list(vectors.words) == ["</s>", "frost", "été", "日本", "x"]
-        assert np.array_equal(vectors.matrix, NUMBERS[[0, 1, 2, 3, 5]])
+        assert np.array_equal(vectors.matrix, MATRIX[[0, 1, 2, 3, 5]])
 
 
 def test_gensim_reads_the_same_from_the_same_file(write):
@@ -72,11 +72,11 @@ def test_numbers_without_any_control_byte_are_read_as_binary_under_the_name_bin(
             r"word 1, b'caf\xe9', is not UTF-8. Write the file again with gensim",
         ),
         (packed(["a"], np.array([[1, np.nan]], "<f4")), "word 1, 'a', has a number that is not finite."),
-        (packed(["", "a"], NUMBERS[:2]), "word 1 is empty."),
+        (packed(["", "a"], MATRIX[:2]), "word 1 is empty."),
     ],
 )
 @pytest.mark.parametrize("squeeze", [False, True], ids=["plain", "gz"])
-def test_what_cannot_be_read_is_refused_without_believing_the_header(write, cache_folder, content, says, squeeze):
+def test_an_unreadable_file_is_an_error_whatever_its_header_promises(write, cache_folder, content, says, squeeze):
     path = write(gzip.compress(content) if squeeze else content, "v.bin")
     tracemalloc.start()
     with pytest.raises(fl.VectorFileError) as error:

@@ -12,7 +12,7 @@ from frostline.vectors import load
 TEXT = b"".join(b"word%d 0.25 -1.5 %d\n" % (row, row) for row in range(2000))
 
 
-def test_a_gzip_file_is_known_by_its_content_whatever_its_name(write):
+def test_a_gzip_file_is_detected_by_its_content_whatever_its_name(write):
     for name in ("v.txt.gz", "v.vec.gz", "v.txt", "v"):
         vectors = load(write(gzip.compress(TEXT), name))
         assert len(vectors) == 2000
@@ -65,7 +65,7 @@ def a_zip():
     ],
 )
 @pytest.mark.parametrize("name", ["v.bin", "v.txt"])
-def test_a_file_that_is_something_else_is_refused_with_the_way_out(write, content, says, name):
+def test_a_file_that_is_something_else_is_an_error_that_says_what_to_do(write, content, says, name):
     path = write(content, name)
     with pytest.raises(fl.VectorFileError) as error:
         load(path)
@@ -101,14 +101,14 @@ def test_a_pipe_is_refused_before_anything_is_taken_from_it():
     os.close(out)
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused_and_not_kept(write, monkeypatch, cache_folder):
+def test_a_file_that_changes_while_it_is_read_is_an_error_and_not_cached(write, monkeypatch, cache_folder):
     from frostline.vectors import text
 
     path = write("a 1 2\nb 3 4\n")
-    honest = text.read
+    original = text.read
 
     def read(stream, name):
-        yield from honest(stream, name)
+        yield from original(stream, name)
         path.write_text("a 5 6\nb 7 8\nc 9 9\n")
 
     monkeypatch.setattr(text, "read", read)

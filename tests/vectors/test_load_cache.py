@@ -2,28 +2,25 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from frostline.vectors import load, text
-from frostline.vectors import load_cache as cache
-from frostline.vectors import safetensors_file as tensors
+from frostline.vectors import load, load_cache, safetensors_file, text
 
 CONTENT = "a 1 2\nb 3 4\na 5 6\nc 7 8\n"
 
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How often a text file was really parsed."""
-    done = []
-    honest = text.read
-    monkeypatch.setattr(text, "read", lambda stream, path: done.append(path) or honest(stream, path))
-    return done
+    """The paths of text files that were parsed, in order."""
+    parsed = []
+    original = text.read
+    monkeypatch.setattr(text, "read", lambda stream, path: parsed.append(path) or original(stream, path))
+    return parsed
 
 
-def kept(folder):
+def files_in(folder):
     return sorted(folder.iterdir()) if folder.exists() else []
 
 
@@ -36,7 +33,7 @@ def test_a_file_is_read_once_and_mapped_from_then_on(write, reads, cache_folder)
         assert vectors.matrix.tolist() == [[1, 2], [3, 4], [7, 8]]
         assert vectors.rows_of(["c", "x", "a"]).tolist() == [2, -1, 0]
         assert not vectors.matrix.flags.writeable
-    assert len(kept(cache_folder)) == 1
+    assert len(files_in(cache_folder)) == 1
 
 
 def test_a_file_that_changed_is_read_again_even_at_the_same_size_right_away(write, reads, cache_folder):
@@ -44,16 +41,16 @@ def test_a_file_that_changed_is_read_again_even_at_the_same_size_right_away(writ
         vectors = load(write(f"a {turn} 2\nb 3 4\n"))
         assert vectors["a"].tolist() == [turn, 2]
     assert len(reads) == 8
-    assert len(kept(cache_folder)) == 1  # what was kept of earlier states is removed
+    assert len(files_in(cache_folder)) == 1  # files of earlier states are removed
 
 
-def test_the_same_content_in_another_place_is_another_file(write, reads):
+def test_the_same_content_under_another_path_is_another_file(write, reads):
     load(write(CONTENT, "one.txt"))
     load(write(CONTENT, "two.txt"))
     assert len(reads) == 2
 
 
-def test_a_relative_path_and_the_absolute_one_share_what_is_kept(write, reads, monkeypatch):
+def test_a_relative_path_and_the_absolute_one_share_a_cache_file(write, reads, monkeypatch):
     path = write(CONTENT)
     load(path)
     monkeypatch.chdir(path.parent)
@@ -64,38 +61,38 @@ def test_a_relative_path_and_the_absolute_one_share_what_is_kept(write, reads, m
 def test_without_cache_nothing_is_written_and_the_answer_is_the_same(write, reads, cache_folder):
     path = write(CONTENT)
     plain = load(path, cache=False)
-    assert not kept(cache_folder)
+    assert not files_in(cache_folder)
     cached = load(path)
     assert list(plain.words) == list(cached.words)
     assert np.array_equal(plain.matrix, cached.matrix)
 
 
-@pytest.mark.parametrize("place", [0, 5, 100, 4096, 4100, -1, -10])
-def test_a_byte_that_was_changed_breaks_the_seal(write, reads, cache_folder, place):
+@pytest.mark.parametrize("offset", [0, 5, 100, 4096, 4100, -1, -10])
+def test_a_byte_that_was_changed_breaks_the_seal(write, reads, cache_folder, offset):
     path = write(CONTENT)
     load(path)
-    (file,) = kept(cache_folder)
+    (file,) = files_in(cache_folder)
     raw = bytearray(file.read_bytes())
-    raw[place] ^= 255
+    raw[offset] ^= 255
     file.write_bytes(raw)
     assert load(path).matrix.tolist() == [[1, 2], [3, 4], [7, 8]]
     assert len(reads) == 2
     assert load(path).rows_of(["c"]).tolist() == [2]
-    assert len(reads) == 2  # mended
+    assert len(reads) == 2  # the cache file has been replaced
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 4000, 4096, 4110])
-def test_a_half_written_cache_file_is_not_used_even_under_the_seal(write, reads, cache_folder, size):
+def test_a_half_written_cache_file_is_ignored_even_with_an_unbroken_seal(write, reads, cache_folder, size):
     path = write(CONTENT)
     load(path)
-    (file,) = kept(cache_folder)
+    (file,) = files_in(cache_folder)
     file.write_bytes(file.read_bytes()[:size])
-    os.utime(file, ns=(cache._SEAL, cache._SEAL))
+    os.utime(file, ns=(load_cache._SEAL, load_cache._SEAL))
     assert load(path).matrix.tolist() == [[1, 2], [3, 4], [7, 8]]
     assert len(reads) == 2
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(write, reads, monkeypatch, tmp_path):
+def test_a_folder_that_is_not_writable_is_not_an_error(write, reads, monkeypatch, tmp_path):
     (tmp_path / "blocked").write_text("a file where the folder should be")
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "blocked"))
     for _ in range(2):
@@ -103,19 +100,19 @@ def test_a_folder_that_cannot_be_written_is_no_error(write, reads, monkeypatch, 
     assert len(reads) == 2
 
 
-def test_a_full_disk_is_no_error_and_leaves_nothing_behind(write, monkeypatch, cache_folder):
+def test_a_full_disk_is_not_an_error_and_leaves_nothing_behind(write, monkeypatch, cache_folder):
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors.os, "fsync", full)
+    monkeypatch.setattr(safetensors_file.os, "fsync", full)
     assert load(write(CONTENT)).matrix.tolist() == [[1, 2], [3, 4], [7, 8]]
-    assert not kept(cache_folder)
+    assert not files_in(cache_folder)
 
 
-def test_what_a_killed_process_left_is_removed_after_an_hour(write, cache_folder):
+def test_leftovers_of_a_killed_process_are_removed_after_an_hour(write, cache_folder):
     path = write(CONTENT)
     load(path)
-    (file,) = kept(cache_folder)
+    (file,) = files_in(cache_folder)
     old, new = (cache_folder / f".{file.name}.{age}.part" for age in ("old", "new"))
     for part in (old, new):
         part.touch()
@@ -135,48 +132,29 @@ def test_many_writers_at_once_all_get_the_right_answer(write, tmp_path, cache_fo
         subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True)
         for _ in range(3)
     ]
-    said = {process.communicate()[0].strip() for process in running}
-    assert said == {f"20000 [19999.0, 0.5] {19_999 * 10_000 + 10_000.0}"}
-    assert len(kept(cache_folder)) == 1
+    printed = {process.communicate()[0].strip() for process in running}
+    assert printed == {f"20000 [19999.0, 0.5] {19_999 * 10_000 + 10_000.0}"}
+    assert len(files_in(cache_folder)) == 1
 
 
 def test_opening_again_costs_no_more_for_many_words_than_for_few(write, reads):
-    took = []
+    seconds = []
     for count in (10, 300_000):
         path = write("".join(f"{row} {row % 7} 1\n" for row in range(count)), f"{count}.txt")
         load(path)
         begun = time.perf_counter()
         vectors = load(path)
-        took.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - begun)
         assert len(vectors) == count
     assert len(reads) == 2
-    assert max(took) < 0.05
-
-
-def test_the_cache_folder_is_the_one_of_the_system(monkeypatch, tmp_path):
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
-    monkeypatch.delenv("FROSTLINE_CACHE")
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache.folder() == tmp_path / ".cache" / "frostline" / "vectors"
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # the standard says to ignore it
-    assert cache.folder() == tmp_path / ".cache" / "frostline" / "vectors"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache.folder() == tmp_path / "x" / "frostline" / "vectors"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache.folder() == tmp_path / "Library" / "Caches" / "frostline" / "vectors"
-    monkeypatch.setattr(sys, "platform", "win32")
-    monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
-    assert cache.folder() == tmp_path / "local" / "frostline" / "vectors"
-    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "own"))
-    assert cache.folder() == tmp_path / "own" / "vectors"
+    assert max(seconds) < 0.05
 
 
 def test_opening_the_real_file_again_takes_milliseconds(glove):
     load(glove)
-    took = []
+    seconds = []
     for _ in range(5):
         begun = time.perf_counter()
         load(glove)
-        took.append(time.perf_counter() - begun)
-    assert min(took) < 0.05
+        seconds.append(time.perf_counter() - begun)
+    assert min(seconds) < 0.05

@@ -7,7 +7,7 @@ import frostline as fl
 from frostline.vectors import Vectors, near, nearest
 
 
-def test_near_agrees_with_the_slow_way_in_pieces_of_any_size(monkeypatch):
+def test_near_agrees_with_the_slow_way_in_blocks_of_any_size(monkeypatch):
     matrix = np.random.default_rng(0).normal(size=(50, 4))
     matrix[7] = 0
     vectors = Vectors([f"w{row}" for row in range(50)], matrix)
@@ -16,7 +16,7 @@ def test_near_agrees_with_the_slow_way_in_pieces_of_any_size(monkeypatch):
     )
     slow = sorted(((float(unit[row] @ unit[3]), f"w{row}") for row in range(50) if row != 3), reverse=True)
     for size in (7, 65_536):
-        monkeypatch.setattr(nearest, "_ROWS", size)
+        monkeypatch.setattr(nearest, "_BLOCK", size)
         found = near(vectors, "w3", count=100)
         assert [word for word, _ in found] == [word for _, word in slow]
         assert [cosine for _, cosine in found] == pytest.approx([cosine for cosine, _ in slow], abs=1e-6)

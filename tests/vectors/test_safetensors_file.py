@@ -14,7 +14,7 @@ def example(width=3):
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 50])
-def test_what_is_saved_loads_with_every_bit(tmp_path, cache_folder, width):
+def test_saved_vectors_load_with_every_bit(tmp_path, cache_folder, width):
     vectors = example(width)
     path = tmp_path / "v.safetensors"
     save(vectors, path)
@@ -38,25 +38,25 @@ def test_the_file_is_safetensors_that_its_own_library_reads(tmp_path):
     assert np.diff(tensors["offsets"]).tolist() == [len(word.encode()) for word in WORDS]
 
 
-def test_what_a_reader_gave_is_saved_like_any_other(tmp_path, write):
+def test_loaded_vectors_are_saved_like_any_others(tmp_path, write):
     vectors = load(write("a 1 2\nb 3 4\na 5 6\n"))
     save(vectors, tmp_path / "v.safetensors")
     assert list(load(tmp_path / "v.safetensors").words) == ["a", "b"]
     assert load(tmp_path / "v.safetensors").matrix.tolist() == [[1, 2], [3, 4]]
 
 
-def test_saving_over_a_file_that_is_open_leaves_what_was_opened(tmp_path):
+def test_saving_over_a_file_that_is_open_leaves_the_opened_vectors_intact(tmp_path):
     path = tmp_path / "v.safetensors"
     save(example(), path)
     before = load(path)
-    kept = np.array(before.matrix)
+    copy = np.array(before.matrix)
     save(Vectors(["x"], [[1.0]]), path)
-    assert np.array_equal(before.matrix, kept)
+    assert np.array_equal(before.matrix, copy)
     assert load(path)["x"].tolist() == [1.0]
 
 
-def test_a_failed_save_leaves_nothing_behind_and_the_old_file_whole(tmp_path, monkeypatch):
-    from frostline.vectors import safetensors_file as tensors
+def test_a_failed_save_leaves_nothing_behind_and_the_old_file_intact(tmp_path, monkeypatch):
+    from frostline.vectors import safetensors_file
 
     path = tmp_path / "v.safetensors"
     save(example(), path)
@@ -65,7 +65,7 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_whole(tmp_path, mo
     def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tensors.os, "fsync", full)
+    monkeypatch.setattr(safetensors_file.os, "fsync", full)
     with pytest.raises(fl.VectorFileError, match="cannot be written: No space left on device"):
         save(Vectors(["x"], [[1.0]]), path)
     assert path.read_bytes() == before
@@ -75,12 +75,12 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_whole(tmp_path, mo
 @pytest.mark.parametrize(
     ("vectors", "name", "says"),
     [
-        (Vectors(["a"], [[1]]), "v.txt", "v.txt does not end in .safetensors, the one form that is written."),
+        (Vectors(["a"], [[1]]), "v.txt", "v.txt does not end in .safetensors, the only format written."),
         (Vectors(["a"], [[1]]), "none/v.safetensors", "cannot be written: No such file or directory."),
-        (Vectors([], np.zeros((0, 3))), "v.safetensors", "vectors: Vectors(0 words x 3) hold nothing to write."),
+        (Vectors([], np.zeros((0, 3))), "v.safetensors", "vectors: Vectors(0 words x 3) are empty."),
     ],
 )
-def test_what_cannot_be_saved_is_refused(tmp_path, vectors, name, says):
+def test_saving_fails_with_an_error_that_says_why(tmp_path, vectors, name, says):
     with pytest.raises(fl.VectorFileError) as error:
         save(vectors, tmp_path / name)
     assert says in str(error.value)
@@ -120,7 +120,7 @@ def damage(name):
         "huge header": (huge_header, "not a file that frostline wrote"),
         "other tensors": (edit(lambda e: e.pop("order")), "not a file that frostline wrote"),
         "other format": (edit(lambda e: e.update(__metadata__={"format": "pt"})), "not a file that frostline wrote"),
-        "entry no dict": (edit(lambda e: e.update(matrix=3)), "damaged"),
+        "entry not a dict": (edit(lambda e: e.update(matrix=3)), "damaged"),
         "negative": (edit(lambda e: e["matrix"].update(shape=[-5, -3])), "damaged"),
         "fraction": (edit(lambda e: e["matrix"].update(shape=[5.0, 3.0])), "damaged"),
         "three axes": (edit(lambda e: e["matrix"].update(shape=[5, 3, 1])), "damaged"),

@@ -38,9 +38,9 @@ def test_numbers_equal_those_of_the_slow_reader_bit_by_bit(write, monkeypatch):
 
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=5))
-def test_any_float32_written_out_comes_back(parser, numbers):
-    chunk = parse(b"w " + " ".join(map(repr, numbers)).encode() + b"\n", len(numbers))
-    assert np.array_equal(chunk.matrix[0].view(np.uint32), np.array(numbers, dtype=np.float32).view(np.uint32))
+def test_any_float32_written_out_comes_back(parser, values):
+    chunk = parse(b"w " + " ".join(map(repr, values)).encode() + b"\n", len(values))
+    assert np.array_equal(chunk.matrix[0].view(np.uint32), np.array(values, dtype=np.float32).view(np.uint32))
 
 
 def test_a_number_between_two_singles_is_rounded_to_double_first(write):
@@ -49,7 +49,7 @@ def test_a_number_between_two_singles_is_rounded_to_double_first(write):
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "numbers"),
+    ("content", "words", "values"),
     [
         ("a 1 2\nb 3 4\n", ["a", "b"], [[1, 2], [3, 4]]),
         ("2 2\na 1 2\nb 3 4\n", ["a", "b"], [[1, 2], [3, 4]]),
@@ -84,13 +84,13 @@ def test_a_number_between_two_singles_is_rounded_to_double_first(write):
     ],
 )
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
-def test_dirt_of_real_files_is_read_right(write, content, words, numbers, packed):
+def test_oddities_of_real_files_are_read_right(write, content, words, values, packed):
     path = write(gzip.compress(content.encode()) if packed else content)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         vectors = load(path)
     assert list(vectors.words) == words
-    assert np.array_equal(vectors.matrix, np.array(numbers, dtype=np.float32))
+    assert np.array_equal(vectors.matrix, np.array(values, dtype=np.float32))
     assert [vectors[word].tolist() for word in words] == vectors.matrix.tolist()
 
 
@@ -144,7 +144,7 @@ def test_blocks_of_any_size_give_the_same_words(write, monkeypatch, block):
     ],
 )
 @pytest.mark.parametrize("block", [15, 1 << 22])
-def test_what_cannot_be_read_is_refused_with_its_line(write, monkeypatch, cache_folder, content, line, says, block):
+def test_an_unreadable_line_is_an_error_that_names_it(write, monkeypatch, cache_folder, content, line, says, block):
     monkeypatch.setattr(text, "_BLOCK", block)
     path = write(content)
     for cache in (True, False):

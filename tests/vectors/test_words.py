@@ -15,7 +15,7 @@ SOME = ["the", "frost", "", "ı", "\u00a0", "\u2028x", "日本語", "a b", "\x00
 
 
 def slow_hash(word):
-    total = sum((byte + 1) * module._BASE**place for place, byte in enumerate(word.encode("utf-8", "surrogatepass")))
+    total = sum((byte + 1) * module._BASE**index for index, byte in enumerate(word.encode("utf-8", "surrogatepass")))
     return total % 2**64
 
 
@@ -43,7 +43,7 @@ def test_a_missing_word_has_row_minus_one_and_a_repeated_one_its_row_each_time()
     assert 3 not in words
 
 
-def test_no_words_at_all_hold_nothing():
+def test_empty_words_contain_nothing():
     assert Words.of([]).rows_of(["a"]).tolist() == [-1]
     assert Words.of([]).row_of("a") == -1
     assert Words.of(["a"]).rows_of([]).tolist() == []
@@ -71,7 +71,7 @@ def test_words_with_equal_hashes_are_told_apart_by_their_bytes(monkeypatch, buck
     assert [words.row_of(word) for word in asked] == [*range(len(SOME)), -1, -1]
 
 
-def test_words_put_together_are_those_of_both_in_order():
+def test_concatenated_words_are_those_of_both_in_order():
     together = Words.of(SOME[:4]) + Words.of(SOME[4:])
     assert together == SOME
     assert together.rows_of([*SOME, "ice"]).tolist() == [*range(len(SOME)), -1]
@@ -84,10 +84,10 @@ def test_repeated_words_are_found_even_among_equal_hashes():
         assert module.repeated_rows(blob, offsets, hashes, np.argsort(hashes)).tolist() == [2, 4, 5]
 
 
-def test_hashes_across_pieces_are_those_of_each_word_alone(monkeypatch):
-    many = [f"{number:x}" * (number % 5) + str(number) for number in range(1000)]
+def test_hashes_do_not_depend_on_the_block_size(monkeypatch):
+    many = [f"{value:x}" * (value % 5) + str(value) for value in range(1000)]
     whole = module.hash_words(*module.pack(many))
-    monkeypatch.setattr(module, "_PIECE", 7)
+    monkeypatch.setattr(module, "_BLOCK", 7)
     assert np.array_equal(module.hash_words(*module.pack(many)), whole)
     assert [int(hash_) for hash_ in whole[:50]] == [slow_hash(word) for word in many[:50]]
 
@@ -98,8 +98,8 @@ def test_another_process_with_another_hash_seed_gives_the_same_hashes_and_loads_
         "print(hash_words(*pack(['frost', 'line', 'ı'])).tolist(), 'polars' in sys.modules, 'gensim' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7"}
-    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == f"{[slow_hash(word) for word in ('frost', 'line', 'ı')]} False False"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{[slow_hash(word) for word in ('frost', 'line', 'ı')]} False False"
 
 
 def test_words_survive_pickling_to_a_worker():
@@ -110,11 +110,11 @@ def test_words_survive_pickling_to_a_worker():
     ("words", "says"),
     [
         ("frost", "words: 'frost' is one string, not a sequence of strings. Pass `[word]`."),
-        (["a", None], "words: None in place 1 is of type NoneType. Every word is a str."),
-        ([b"a"], "words: b'a' in place 0 is of type bytes. Every word is a str."),
+        (["a", None], "words: expected strings, got None of type NoneType at index 1."),
+        ([b"a"], "words: expected strings, got b'a' of type bytes at index 0."),
     ],
 )
-def test_what_is_no_string_is_named_with_its_place(words, says):
+def test_an_error_names_the_value_that_is_not_a_string_and_its_index(words, says):
     for use in (Words.of, Words.of(["a"]).rows_of):
         with pytest.raises(TypeError) as error:
             use(words)

@@ -1,10 +1,10 @@
 """word2vec's binary form: a line `V D`, then for each word its UTF-8, one SPACE and D little-endian float32.
 
 Letters used for shapes in this file:
-    V  words          D  numbers of a word
+    V  words          D  dimensions of a vector
 
-word2vec.c writes a line feed after each vector, gensim writes none; both are read. The header is not believed: memory
-is taken for what is in the file, never for what the first line promises.
+word2vec.c writes a line feed after each vector, gensim does not; both are read. The header is not trusted: memory is
+allocated for what the file contains, never for what its first line promises.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ _LONGEST = 1 << 16  # bytes of a word; more means that the file is something els
 
 
 def read(stream: BinaryIO, path: str) -> Iterator[Chunk]:
-    """Yield the words and numbers of a word2vec .bin, in order.
+    """Yield the words and vectors of a word2vec .bin, in order.
 
     Raises:
-        VectorFileError: The file ends early, goes on too long, or a word is not UTF-8 or a number not finite.
+        VectorFileError: The file is too short or too long, a word is not UTF-8, or a number is not finite.
 
-    Cost: one block of 16 MiB in memory; about half a microsecond of Python for a word.
+    Cost: one block of 16 MiB in memory; about half a microsecond of Python per word.
     """
     promised, dimension = (int(field) for field in stream.readline(64).split())
     if not promised or not dimension:
         raise VectorFileError(
             f"{path}:1: no word vectors: the header says {promised:,} words of {dimension:,} numbers. "
-            "The header is wrong or the file is no word2vec .bin; download it again."
+            "The header is wrong or the file is not a word2vec .bin; download it again."
         )
-    width = 4 * dimension
+    width = 4 * dimension  # bytes of a vector
     done, rest = 0, b""
     while done < promised:
         data = stream.read(_BLOCK)
@@ -50,27 +50,27 @@ def read(stream: BinaryIO, path: str) -> Iterator[Chunk]:
     if done < promised:
         raise VectorFileError(
             f"{path}: the header says {promised:,} words of {dimension:,} numbers, the file ends in word {done + 1:,}. "
-            "It is cut off or no word2vec .bin; download it again."
+            "It is cut off or not a word2vec .bin; download it again."
         )
     if (rest + stream.read(2)).strip(b"\n"):
         raise VectorFileError(
             f"{path}: the file goes on after the {promised:,} words of {dimension:,} numbers that its header promises. "
-            "The header is wrong or the file is no word2vec .bin; download it again."
+            "The header is wrong or the file is not a word2vec .bin; download it again."
         )
 
 
 def _records(buffer: bytes, width: int, most: int) -> tuple[list[bytes], list[bytes], int]:
-    """The whole records at the start of `buffer`: words, numbers, and where the rest starts."""
+    """Return the complete records at the start of `buffer`, as words and vectors, and where the rest starts."""
     words: list[bytes] = []
     rows: list[bytes] = []
     end = 0
     while len(words) < most:
-        blank = buffer.find(b" ", end)
-        if blank < 0 or blank + 1 + width > len(buffer):
+        space = buffer.find(b" ", end)
+        if space < 0 or space + 1 + width > len(buffer):
             break
-        words.append(buffer[end:blank].lstrip(b"\n"))
-        end = blank + 1 + width
-        rows.append(buffer[blank + 1 : end])
+        words.append(buffer[end:space].lstrip(b"\n"))
+        end = space + 1 + width
+        rows.append(buffer[space + 1 : end])
     return words, rows, end
 
 
@@ -82,7 +82,7 @@ def _chunk(words: list[bytes], rows: list[bytes], dimension: int, path: str, don
         name = words[row].decode(errors="replace")
         raise VectorFileError(
             f"{path}: word {done + row + 1:,}, {name!r}, has a number that is not finite. "
-            "The file is damaged or no word2vec .bin; download it again."
+            "The file is damaged or not a word2vec .bin; download it again."
         )
     for row, word in enumerate(words):
         if not word:

@@ -1,4 +1,4 @@
-"""Opening a file of word vectors, whatever its form: what it is, who reads it, what is kept of it."""
+"""Load a file of word vectors: detect its format, choose the reader, cache the result."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from frostline.errors import VectorFileError
-from frostline.vectors import binary, text
-from frostline.vectors import safetensors_file as tensors
-from frostline.vectors.load_cache import Entry
+from frostline.vectors import binary, safetensors_file, text
+from frostline.vectors.load_cache import CacheEntry
 from frostline.vectors.parse_lines import fields_of
 from frostline.vectors.table import Chunk, Vectors, in_memory
 
 Reader = Callable[[BinaryIO, str], Iterator[Chunk]]
 
-_LOOK = 4096  # bytes that decide what a file is
+_SAMPLE = 4096  # bytes from which the format is detected
 _FASTTEXT = (793_712_314).to_bytes(4, "little")
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
-_REFUSED = [
+_UNSUPPORTED = [
     (_FASTTEXT, "is a fastText .bin model. Pass the .vec file that comes with it, which holds the same words"),
     (b"PK\x03\x04", "is a zip archive. Unpack it (`unzip FILE`) and pass the file inside"),
     (b"BZh", "is packed with bzip2. Unpack it first: `bunzip2 FILE`"),
@@ -32,29 +31,30 @@ _REFUSED = [
 
 
 def load(path: str | os.PathLike[str], *, cache: bool = True) -> Vectors:
-    """Read a file of word vectors; read once, it is memory-mapped from then on.
+    """Load a file of word vectors; it is parsed the first time and memory-mapped after that.
 
     Args:
-        path: GloVe text, word2vec text, fastText .vec, word2vec .bin, each also packed with gzip, or .safetensors
-            written by `save`. What a file is, is seen from its content; of a file with a header, the name .bin helps.
-        cache: Keep what was read in the user's cache folder ($FROSTLINE_CACHE, or the system's), and open that next
-            time, as long as path, size and modification time are the same. .safetensors needs no cache.
+        path: GloVe text, word2vec text, fastText .vec or word2vec .bin, any of them also gzipped, or a .safetensors
+            file written by `save`. The format is detected from the content; for a file with a header, the suffix .bin
+            is a hint.
+        cache: Store the parsed file in the user's cache folder ($FROSTLINE_CACHE, or the system's), and open that next
+            time, while path, size and modification time are the same. .safetensors files need no cache.
 
     Returns:
-        Vectors: of a word that stands in the file twice, the first. Numbers are float32(float64(text)).
+        Vectors. Of a word that is in the file twice, the first is used. Values are float32(float64(text)).
 
     Raises:
         VectorFileError: The file cannot be read as word vectors: path, line, what is wrong, and what to do.
-            Text must be UTF-8 with finite numbers; an empty word, a missing or surplus number, a header that
-            promises another count, a file that is cut off, and a pipe are refused.
+            Text must be UTF-8 with finite numbers. Errors are: an empty word, a line with too few or too many numbers,
+            a header with another count, a file that is cut off, and a pipe.
 
-    Only SPACE and TAB separate, and lines end with LF or CRLF; a no-break space or U+2028 belongs to a word. A word may
-    hold blanks: the last D fields are its numbers. Where the part before them is a number with a point or an
-    exponent, the line is refused, since one number too many is likelier. Empty lines are skipped. A text file's last
-    line may lack its end; a number cut short there cannot be told from a whole one.
+    Fields are separated by SPACE and TAB only, and lines end with LF or CRLF; a no-break space or U+2028 belongs to a
+    word. A word may contain spaces: the last D fields of a line are its vector. If the field before them is a number
+    with a decimal point or an exponent, that is an error, since a surplus number is more likely than such a word. Empty
+    lines are skipped. The last line of a text file may lack its line end; a number cut off there is not noticed.
 
     Cost: reading is one pass with bounded memory; opening again takes milliseconds, whatever the size. Text is read
-    several times faster where polars is installed (`pip install 'frostline[vectors]'`), with the same result.
+    several times faster if polars is installed (`pip install 'frostline[vectors]'`), with the same result.
 
     Example:
         >>> import tempfile
@@ -69,35 +69,36 @@ def load(path: str | os.PathLike[str], *, cache: bool = True) -> Vectors:
     if source.is_fifo():
         raise VectorFileError(f"{source}: a pipe, which can be read only once. Write it to a file, and pass that.")
     try:
-        if _is_tensors(source):
-            return tensors.open_file(source)
-        entry = Entry(source)
+        if _is_safetensors(source):
+            return safetensors_file.open_file(source)
+        entry = CacheEntry(source)
     except OSError as error:
         raise VectorFileError(f"{source}: cannot be opened: {error.strerror}. Check the path.") from None
-    if cache and (kept := entry.open() or entry.keep(lambda: _read(source, entry))):
-        return kept
+    if cache and (cached := entry.open() or entry.store(lambda: _read(source, entry))):
+        return cached
     return in_memory(_read(source, entry))
 
 
-def _is_tensors(source: Path) -> bool:
+def _is_safetensors(source: Path) -> bool:
     with source.open("rb") as file:
-        head = file.read(9)
+        head = file.read(9)  # the length of the header, 8 bytes, and the start of its JSON
     return source.suffix == ".safetensors" or (head[8:] == b"{" and head[4:8] == b"\0\0\0\0")
 
 
-def _read(source: Path, entry: Entry) -> Iterator[Chunk]:
-    """Every word of the file; VectorFileError for whatever is wrong with it, never OSError."""
-    entry.settle()
+def _read(source: Path, entry: CacheEntry) -> Iterator[Chunk]:
+    """Yield the chunks of the file; raise VectorFileError for any fault of it, never OSError."""
+    # OSError is left to the writer of the cache: there it means "no cache", not a bad source.
+    entry.wait_for_tick()
     try:
         with source.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
             stream = cast(BinaryIO, gzip.GzipFile(fileobj=raw) if packed else raw)
             with stream:
-                head = stream.read(_LOOK)
+                head = stream.read(_SAMPLE)
                 stream.seek(0)
                 yield from _reader(head, source)(stream, str(source))
-        if not entry.unchanged():
+        if not entry.source_unchanged():
             raise VectorFileError(f"{source}: changed while it was read. Load it again when its writer is done.")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise VectorFileError(f"{source}: the gzip file is cut off or damaged ({error}). Download it again.") from None
@@ -106,12 +107,13 @@ def _read(source: Path, entry: Entry) -> Iterator[Chunk]:
 
 
 def _reader(head: bytes, source: Path) -> Reader:
-    for mark, what in _REFUSED:
-        if head.startswith(mark):
-            raise VectorFileError(f"{source}: {what}.")
+    """Return the reader for a file that starts with `head`."""
+    for magic, reason in _UNSUPPORTED:
+        if head.startswith(magic):
+            raise VectorFileError(f"{source}: {reason}.")
     header, _, sample = head.partition(b"\n")
-    numbers = fields_of(header)
-    if len(numbers) == 2 and all(map(bytes.isdigit, numbers)) and len(header) < 64:
+    fields = fields_of(header)
+    if len(fields) == 2 and all(map(bytes.isdigit, fields)) and len(header) < 64:
         named = source.name.lower().removesuffix(".gz").endswith(".bin")
         if sample.translate(None, _CONTROL) != sample or (named and not _is_text(sample)):
             return binary.read
@@ -119,7 +121,7 @@ def _reader(head: bytes, source: Path) -> Reader:
 
 
 def _is_text(sample: bytes) -> bool:
-    """Whether the bytes are UTF-8, a character cut at the end set aside."""
+    """Return whether the bytes are UTF-8, apart from a character that is cut off at the end."""
     try:
         sample.decode()
     except UnicodeDecodeError as error:

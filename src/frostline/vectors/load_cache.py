@@ -1,9 +1,9 @@
-"""Files that were read once, kept in the user's cache folder in a form that opens in milliseconds.
+"""Cache of vector files that have been read, in a form that opens in milliseconds.
 
-The name of a cache file holds the absolute path (hashed), size and modification time of its source, so a source that
-changed is read again. A cache file is written under a temporary name and renamed when it is whole and on the disk;
-its own modification time is then set to a fixed date, the seal: whatever writes to it later breaks the seal, and it is
-not used. Anything else that is wrong with it, or with the folder, means reading the source again: never an error.
+The name of a cache file holds the (hashed) absolute path, size and modification time of its source, so a source that has
+changed is read again. A cache file is written atomically and flushed to disk; its own modification time is then set to a
+fixed date, the seal: any later write to it breaks the seal, and the file is ignored. Any other fault of the file or its
+folder means reading the source again, never an error.
 """
 
 from __future__ import annotations
@@ -17,66 +17,61 @@ from pathlib import Path
 
 from frostline.errors import VectorFileError
 from frostline.files import cache_folder
-from frostline.vectors import safetensors_file as tensors
+from frostline.vectors import safetensors_file
 from frostline.vectors.table import Chunk, Vectors
 
-_SEAL = 1_000_000_000 * 10**9  # 2001-09-09: even seconds, which every file system can hold
+_SEAL = 1_000_000_000 * 10**9  # 2001-09-09: even seconds, which every file system can store
 _TICK = 20_000_000  # nanoseconds within which two changes of a file may get the same modification time
-_FORM = "1"  # counted up when reading changes its mind about a file
+_VERSION = "1"  # increased when reading the same file gives another result
 
 
-def folder() -> Path:
-    """Where cache files are kept: $FROSTLINE_CACHE/vectors, or the place that the system has for such files."""
-    return cache_folder("vectors")
-
-
-class Entry:
-    """The place of one source file, as it is now, in the cache."""
+class CacheEntry:
+    """The cache file for one source file in its present state."""
 
     def __init__(self, source: Path) -> None:
         self._source = source.absolute()
-        self._stamp = self._now()
+        self._state = self._read_state()
         self._name = hashlib.sha256(os.fsencode(self._source)).hexdigest()[:32]
-        size, modified = self._stamp
-        self.path = folder() / f"{self._name}-{size}-{modified}-{_FORM}.safetensors"
+        size, modified = self._state
+        self.path = cache_folder("vectors") / f"{self._name}-{size}-{modified}-{_VERSION}.safetensors"
 
-    def _now(self) -> tuple[int, int]:
+    def _read_state(self) -> tuple[int, int]:
         stat = self._source.stat()
         return stat.st_size, stat.st_mtime_ns
 
-    def unchanged(self) -> bool:
-        """Whether the source still is what it was when this entry was made."""
-        return self._now() == self._stamp
+    def source_unchanged(self) -> bool:
+        """Return whether the source has not changed since this entry was made."""
+        return self._read_state() == self._state
 
     def open(self) -> Vectors | None:
-        """What was kept of the source, or None."""
+        """Return the cached vectors, or None."""
         try:
             if self.path.stat().st_mtime_ns != _SEAL:
                 return None
-            return tensors.open_file(self.path, trusted=True)
+            return safetensors_file.open_file(self.path, trusted=True)
         except (OSError, VectorFileError):
             return None
 
-    def keep(self, chunks: Callable[[], Iterable[Chunk]]) -> Vectors | None:
-        """Write what was read of the source and open it, or None where the folder cannot be written."""
+    def store(self, read: Callable[[], Iterable[Chunk]]) -> Vectors | None:
+        """Write the chunks of the source to the cache and open it; None if the folder is not writable."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            tensors.write(chunks(), self.path, modified_ns=_SEAL)
+            safetensors_file.write(read(), self.path, modified_ns=_SEAL)
         except OSError:
             return None
-        self._tidy()
+        self._remove_stale()
         return self.open()
 
-    def _tidy(self) -> None:
-        """Remove what was kept of earlier states of the source, and what a killed process left half-written."""
+    def _remove_stale(self) -> None:
+        """Remove the cache files of earlier states of the source, and what a killed process left half-written."""
         abandoned = time.time() - 3600
         for other in self.path.parent.glob(f"*{self._name}-*"):
             with suppress(OSError):
                 if other != self.path and (other.suffix != ".part" or other.stat().st_mtime < abandoned):
                     other.unlink()
 
-    def settle(self) -> None:
+    def wait_for_tick(self) -> None:
         """Wait until a later change of a source that was written just now would get another modification time."""
-        age = time.time_ns() - self._stamp[1]
+        age = time.time_ns() - self._state[1]
         if 0 <= age < _TICK:
             time.sleep((_TICK - age) / 1e9)

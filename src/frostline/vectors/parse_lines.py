@@ -1,12 +1,12 @@
-"""From a block of text lines to words and numbers: a fast way, and a careful one that says what is wrong.
+"""Parse a block of text lines into words and vectors: fast for clean blocks, else line by line with exact errors.
 
 Letters used for shapes in this file:
-    n  lines of the block          D  numbers of a line
+    n  lines of the block          D  numbers on a line
 
-The fast way takes a block in which every line is plainly `word number ... number` and gives None for anything else;
-the careful way then goes line by line. Both give float32(float64(text)), the nearest double rounded to single, which
-is what numpy and gensim give. polars parses on all cores where it is installed; numpy does the same, several times
-slower, where it is not.
+The fast parser takes a block in which every line is plainly `word number ... number` and returns None for anything
+else; the careful parser then goes line by line. Both return float32(float64(text)), the nearest double rounded to
+single, as numpy and gensim do. The fast parser is polars, on all cores, if it is installed, else numpy, several times
+slower.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ from frostline.vectors.table import Chunk, Floats
 
 _NUMBER = re.compile(rb"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _NOT_FINITE = re.compile(rb"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
-_FIELD = re.compile(rb"[^ \t]+")  # only SPACE and TAB separate; every other blank belongs to a word
+_FIELD = re.compile(rb"[^ \t]+")  # only SPACE and TAB separate; all other whitespace belongs to a word
 _NUMBER_BYTES = b"0123456789+-.eE \n"
 
 
 class BadLine(Exception):
-    """What is wrong with line `number` (from 0) of a block."""
+    """Line `line` (from 0) of a block cannot be read; the message says why."""
 
-    def __init__(self, number: int, message: str) -> None:
+    def __init__(self, line: int, message: str) -> None:
         super().__init__(message)
-        self.number = number
+        self.line = line
 
 
 def is_number(field: bytes) -> bool:
-    """Whether a field reads as a number, finite or not."""
+    """Return whether a field is a number, finite or not."""
     return bool(_NUMBER.fullmatch(field) or _NOT_FINITE.fullmatch(field))
 
 
 def fields_of(line: bytes) -> list[bytes]:
-    """The fields of a line."""
+    """Return the fields of a line."""
     return _FIELD.findall(line.removesuffix(b"\n").removesuffix(b"\r"))
 
 
 def parse(block: bytes, dimension: int) -> Chunk:
-    """The words and numbers of whole lines; BadLine for the first line that cannot be read."""
-    return _fast(_plain(block), dimension) or _careful(block, dimension)
+    """Return the words and vectors of complete lines; raise BadLine for the first line that cannot be read."""
+    return _parse_fast(_normalized(block), dimension) or _parse_carefully(block, dimension)
 
 
-def _plain(block: bytes) -> bytes:
-    """The block with one SPACE for each TAB, LF for CRLF, a last LF, and no blanks at line ends if line 1 has some."""
+def _normalized(block: bytes) -> bytes:
+    """Return the block with TAB as SPACE, CRLF as LF, a final LF, and no trailing spaces if its first line has some."""
     if b"\t" in block:
         block = block.replace(b"\t", b" ")
     if b"\r" in block:
@@ -61,19 +61,20 @@ def _plain(block: bytes) -> bytes:
     return block
 
 
-def _fast(block: bytes, dimension: int) -> Chunk | None:
+def _parse_fast(block: bytes, dimension: int) -> Chunk | None:
+    """Return the words and vectors of a clean block, None for any other."""
     try:
         import polars
     except ImportError:
-        chunk = _with_numpy(block, dimension)
+        chunk = _parse_with_numpy(block, dimension)
     else:
-        chunk = _with_polars(polars, block, dimension)
+        chunk = _parse_with_polars(polars, block, dimension)
     return chunk if chunk is not None and np.isfinite(chunk.matrix).all() else None
 
 
-def _with_polars(polars: Any, block: bytes, dimension: int) -> Chunk | None:
-    schema = {"word": polars.String} | {str(place): polars.Float64 for place in range(dimension)}
-    # polars drops a byte order mark at the start and CR at the end of a field, which here belong to words.
+def _parse_with_polars(polars: Any, block: bytes, dimension: int) -> Chunk | None:
+    schema = {"word": polars.String} | {str(column): polars.Float64 for column in range(dimension)}
+    # polars drops a byte order mark at the start, and CR at the end of a field; here both belong to words.
     if block.startswith(b"\xef\xbb\xbf") or b"\r" in block:
         return None
     try:
@@ -85,19 +86,19 @@ def _with_polars(polars: Any, block: bytes, dimension: int) -> Chunk | None:
         return None
     matrix = np.empty((len(frame), dimension), dtype=np.float32)
     with np.errstate(over="ignore"):
-        for place in range(dimension):
-            matrix[:, place] = columns[place + 1].to_numpy()
+        for column in range(dimension):
+            matrix[:, column] = columns[column + 1].to_numpy()
     lengths = columns[0].str.len_bytes().to_numpy().astype(np.int64)
     return Chunk(columns[0].str.join("").item().encode(), lengths, matrix, len(frame))
 
 
-def _with_numpy(block: bytes, dimension: int) -> Chunk | None:
+def _parse_with_numpy(block: bytes, dimension: int) -> Chunk | None:
     lines = block.split(b"\n")[:-1]
     if any(line.count(b" ") != dimension for line in lines):
         return None
-    words, _, numbers = zip(*(line.partition(b" ") for line in lines), strict=True) if lines else ((), (), ())
-    text = b"\n".join(numbers)
-    if b"" in words or b"" in numbers or text.translate(None, _NUMBER_BYTES):
+    words, _, rows = zip(*(line.partition(b" ") for line in lines), strict=True) if lines else ((), (), ())
+    text = b"\n".join(rows)
+    if b"" in words or b"" in rows or text.translate(None, _NUMBER_BYTES):
         return None
     try:
         b"\n".join(words).decode()
@@ -109,38 +110,39 @@ def _with_numpy(block: bytes, dimension: int) -> Chunk | None:
     return Chunk(b"".join(words), np.fromiter(map(len, words), dtype=np.int64, count=len(words)), matrix, len(words))
 
 
-def _careful(block: bytes, dimension: int) -> Chunk:
+def _parse_carefully(block: bytes, dimension: int) -> Chunk:
+    """Return the words and vectors of a block, line by line; raise BadLine for the first that cannot be read."""
     words: list[bytes] = []
     rows: list[bytes] = []
-    places: list[int] = []
-    for number, line in enumerate(block.split(b"\n")):
+    line_of_row: list[int] = []
+    for index, line in enumerate(block.split(b"\n")):
         if fields_of(line):
-            word, numbers = _split(number, line.removesuffix(b"\r"), dimension)
+            word, fields = _split(index, line.removesuffix(b"\r"), dimension)
             words.append(word)
-            rows.append(b" ".join(numbers))
-            places.append(number)
-    # The words are set aside, so the numbers may still go the fast way.
-    chunk = _fast(b"".join(b"w " + row + b"\n" for row in rows), dimension) if rows else None
-    matrix = chunk.matrix if chunk else _one_by_one(rows, places, dimension)
+            rows.append(b" ".join(fields))
+            line_of_row.append(index)
+    # Often only the words are unusual: with a plain word on each line, the numbers may still be parsed fast.
+    chunk = _parse_fast(b"".join(b"w " + row + b"\n" for row in rows), dimension) if rows else None
+    matrix = chunk.matrix if chunk else _parse_fields(rows, line_of_row, dimension)
     return Chunk(b"".join(words), np.array([len(word) for word in words], dtype=np.int64), matrix, block.count(b"\n"))
 
 
-def _split(number: int, line: bytes, dimension: int) -> tuple[bytes, list[bytes]]:
-    """The word of a line, which may hold blanks, and its last D fields."""
-    found = list(_FIELD.finditer(line))
-    if len(found) <= dimension:
-        if len(found) == dimension and line.startswith((b" ", b"\t")):
-            raise BadLine(number, f"has {dimension} numbers and no word. Mend or delete the line.")
-        count = len(found) - 1
-        raise BadLine(number, f"has {count} numbers after the word, expected {dimension}. Mend or delete the line.")
-    numbers = [field[0] for field in found[-dimension:]]
-    word = line[found[0].start() : found[-dimension - 1].end()]
-    if len(found) > dimension + 1:
-        last = found[-dimension - 1][0]
+def _split(index: int, line: bytes, dimension: int) -> tuple[bytes, list[bytes]]:
+    """Return the word of line `index`, which may contain spaces, and the last D fields."""
+    fields = list(_FIELD.finditer(line))
+    if len(fields) <= dimension:
+        if len(fields) == dimension and line.startswith((b" ", b"\t")):
+            raise BadLine(index, f"has {dimension} numbers and no word. Mend or delete the line.")
+        count = len(fields) - 1
+        raise BadLine(index, f"has {count} numbers after the word, expected {dimension}. Mend or delete the line.")
+    word = line[fields[0].start() : fields[-dimension - 1].end()]
+    if len(fields) > dimension + 1:
+        last = fields[-dimension - 1][0]
+        # A year or a count may end a phrase; a decimal number before the vector is likelier a surplus value.
         if is_number(last) and not last.isdigit():
-            count = len(found) - 1
+            count = len(fields) - 1
             raise BadLine(
-                number,
+                index,
                 f"has {count} numbers after the word, expected {dimension}. Mend or delete the line; "
                 f"if {_shown(last)} belongs to the word, join the word's parts with _.",
             )
@@ -148,17 +150,17 @@ def _split(number: int, line: bytes, dimension: int) -> tuple[bytes, list[bytes]
         word.decode()
     except UnicodeDecodeError:
         raise BadLine(
-            number,
+            index,
             f"the word {_shown(word)} is not UTF-8. Convert the file: `iconv -f latin1 -t utf-8 OLD > NEW` if it is "
             "Latin-1, `iconv -c -t utf-8 OLD > NEW` to drop the bad bytes.",
         ) from None
-    return word, numbers
+    return word, [field[0] for field in fields[-dimension:]]
 
 
-def _one_by_one(rows: list[bytes], places: list[int], dimension: int) -> Floats:
-    """The numbers of each row; BadLine for the first that is not a finite float32."""
+def _parse_fields(rows: list[bytes], line_of_row: list[int], dimension: int) -> Floats:
+    """Return the values of each row; raise BadLine for the first that is not a finite float32."""
     matrix = np.empty((len(rows), dimension), dtype=np.float32)
-    for row, (place, text) in enumerate(zip(places, rows, strict=True)):
+    for row, (line, text) in enumerate(zip(line_of_row, rows, strict=True)):
         for column, field in enumerate(text.split(b" ")):
             if _NUMBER.fullmatch(field):
                 with np.errstate(over="ignore"):
@@ -168,12 +170,12 @@ def _one_by_one(rows: list[bytes], places: list[int], dimension: int) -> Floats:
                 fault = "is not a finite number" if _NOT_FINITE.fullmatch(field) else "is not a number"
             if fault:
                 raise BadLine(
-                    place,
+                    line,
                     f"number {column + 1} of {dimension} is {_shown(field)}, which {fault}. Mend or delete the line.",
                 )
     return matrix
 
 
 def _shown(field: bytes) -> str:
-    """A field for a message: quoted, not longer than a line can bear."""
+    """Return a field for a message: quoted, at most 40 bytes of it."""
     return repr(field if len(field) <= 40 else field[:37] + b"...")[1:]

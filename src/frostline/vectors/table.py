@@ -1,9 +1,7 @@
-"""Word vectors: words and one row of numbers for each.
+"""Word vectors: V words and a matrix with one row for each, in memory or memory-mapped.
 
 Letters used for shapes in this file:
-    V  words          D  numbers of a word          Q  words that are looked up
-
-Memory that a mapped file takes while it is read: given back when the reader is done.
+    V  words          D  dimensions of a vector          Q  words to look up          n  words of a chunk
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from frostline.errors import ShapeError
-from frostline.vectors.words import Bytes, Ints, Words, hash_words, repeated_rows, take
+from frostline.vectors.words import Bytes, Ints, Words, gather, hash_words, repeated_rows
 
 Floats = NDArray[np.float32]
 
@@ -25,19 +23,19 @@ class Vectors:
     """V words and their vectors.
 
     Args:
-        words: V different strings, in the order of the rows.
-        matrix: The vectors, shape (V, D), anything that numpy can turn into finite float32; a float32 array is kept,
-            not copied.
+        words: V distinct strings, in the order of the rows.
+        matrix: The vectors, shape (V, D): anything that numpy can convert to finite float32. A float32 array is not
+            copied.
 
     Attributes:
-        words: A sequence of V strings (`words[3]`, `len`, `in`, `index`, iteration), decoded when asked for.
-        matrix: float32, shape (V, D). After `load` it is read-only and memory-mapped: numbers come from the disk
-            when they are used. `numpy.array(vectors.matrix)` is a copy that may be written to.
+        words: A sequence of V strings (`words[3]`, `len`, `in`, `index`, iteration), decoded on access.
+        matrix: float32, shape (V, D). After `load` it is read-only and memory-mapped: rows are read from disk when they
+            are used. `numpy.array(vectors.matrix)` is a writable copy.
 
     Raises:
-        ShapeError: `words` and `matrix` do not fit together, a word is repeated, or a number is not finite.
+        ShapeError: The lengths of `words` and `matrix` differ, a word is repeated, or a value is not finite.
 
-    Cost: one pass over the words and the matrix; what `load` returns cost neither.
+    Cost: one pass over the words and the matrix; `load` avoids both.
 
     Example:
         >>> vectors = Vectors(["ice", "snow"], [[1.0, 0.0], [0.5, 0.5]])
@@ -56,15 +54,15 @@ class Vectors:
         if not np.isfinite(self.matrix).all():
             row = int(np.flatnonzero(~np.isfinite(self.matrix).all(axis=1))[0])
             raise ShapeError(
-                f"matrix: row {row} ({words[row]!r}) holds a number that is not finite. "
-                "Every number must be a finite float32; pass `numpy.nan_to_num(matrix)` to put 0 in place of nan."
+                f"matrix: row {row} ({words[row]!r}) holds a value that is not finite. "
+                "Every value must be a finite float32; pass `numpy.nan_to_num(matrix)` to replace nan by 0."
             )
         self.words = words if isinstance(words, Words) else Words.of(words)
-        again = repeated_rows(self.words.blob, self.words.offsets, *self._in_row_order())
-        if len(again):
+        repeats = repeated_rows(self.words.blob, self.words.offsets, *self._in_row_order())
+        if len(repeats):
             raise ShapeError(
-                f"words: {len(again):,} listed more than once, the first is {self.words[int(again[0])]!r} "
-                f"in row {again[0]}. Each word may have one row; keep the first of each."
+                f"words: {len(repeats):,} listed more than once, the first is {self.words[int(repeats[0])]!r} "
+                f"in row {repeats[0]}. Each word may have one row; keep only its first."
             )
 
     def _in_row_order(self) -> tuple[NDArray[np.uint64], Ints]:
@@ -73,15 +71,15 @@ class Vectors:
         return hashes, self.words.order
 
     @classmethod
-    def opened(cls, words: Words, matrix: Floats) -> Vectors:
-        """What a reader has checked already: kept as it is, nothing read."""
+    def unchecked(cls, words: Words, matrix: Floats) -> Vectors:
+        """Return Vectors of parts that a reader has already checked; reads and copies nothing."""
         vectors = cls.__new__(cls)
         vectors.words, vectors.matrix = words, matrix
         return vectors
 
     @property
     def dimension(self) -> int:
-        """How many numbers a word has."""
+        """The width D of a vector."""
         return int(self.matrix.shape[1])
 
     def __len__(self) -> int:
@@ -91,21 +89,21 @@ class Vectors:
         return word in self.words
 
     def __getitem__(self, word: str) -> Floats:
-        """The vector of `word`, float32, shape (D,): a copy of its row. KeyError where the word is missing."""
+        """Return the vector of `word`, float32, shape (D,): a copy of its row. KeyError if the word is missing."""
         row = self.words.row_of(word)
         if row < 0:
-            raise KeyError(f"{word!r} is not among the {len(self):,} words; `word in vectors` asks without an error")
+            raise KeyError(f"{word!r} is not among the {len(self):,} words; `word in vectors` tests without an error")
         return np.array(self.matrix[row])
 
     def __repr__(self) -> str:
         return f"Vectors({len(self):,} words x {self.dimension})"
 
     def rows_of(self, words: Sequence[str], lowercase: bool = False) -> Ints:
-        """The row of each word, for indexing `matrix`.
+        """Return the row of each word, for indexing `matrix`.
 
         Args:
             words: Q strings, repeated or not.
-            lowercase: Look a word that is missing up again as `word.lower()`.
+            lowercase: Look up a missing word as `word.lower()`, too.
 
         Returns:
             int64, shape (Q,), from 0 to V - 1, and -1 where the word is missing.
@@ -119,21 +117,21 @@ class Vectors:
         rows = self.words.rows_of(words)
         if lowercase:
             missing = np.flatnonzero(rows < 0)
-            rows[missing] = self.words.rows_of([words[number].lower() for number in missing.tolist()])
+            rows[missing] = self.words.rows_of([words[index].lower() for index in missing.tolist()])
         return rows
 
 
 class Chunk(NamedTuple):
-    """Some words of a file, as every reader yields them: UTF-8 back to back, lengths, numbers, lines read."""
+    """A part of a file, as every reader yields it: n words and their vectors."""
 
-    words: bytes
-    lengths: Ints  # (n,)
+    words: bytes  # UTF-8, back to back
+    lengths: Ints  # (n,), bytes of each word
     matrix: Floats  # (n, D)
-    lines: int  # of text read for them
+    lines: int  # how many lines of text this part took; 0 in a binary file
 
 
-class Gathered:
-    """The words of all chunks of a file (at least one chunk), of which the first of each is kept."""
+class WordCollector:
+    """Collects the words of a file's chunks (at least one chunk) and drops all but the first of repeated words."""
 
     def __init__(self) -> None:
         self._blobs: list[bytes] = []
@@ -141,46 +139,47 @@ class Gathered:
         self._hashes: list[NDArray[np.uint64]] = []
 
     def add(self, chunk: Chunk) -> None:
-        """Take a chunk's words."""
+        """Add the words of a chunk."""
         self._blobs.append(chunk.words)
         self._lengths.append(chunk.lengths)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(chunk.lengths)])
         self._hashes.append(hash_words(np.frombuffer(chunk.words, dtype=np.uint8), offsets))
 
     def finish(self) -> tuple[Words, Ints | None]:
-        """The words without repetitions, and the rows that stay (None: all of them)."""
+        """Return the distinct words and the rows that they come from (None: all rows)."""
         blob: Bytes = np.frombuffer(b"".join(self._blobs), dtype=np.uint8)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(self._lengths))])
         hashes = np.concatenate(self._hashes)
         order: Ints = np.argsort(hashes).astype(np.int64)
-        again = repeated_rows(blob, offsets, hashes, order)
-        if not len(again):
+        repeats = repeated_rows(blob, offsets, hashes, order)
+        if not len(repeats):
             return Words(blob, offsets, hashes[order], order), None
-        kept = np.setdiff1d(np.arange(len(hashes)), again, assume_unique=True)
-        return Words.indexed(*take(blob, offsets, kept)), kept
+        rows = np.setdiff1d(np.arange(len(hashes)), repeats, assume_unique=True)
+        return Words.from_packed(*gather(blob, offsets, rows)), rows
 
 
 def in_memory(chunks: Iterable[Chunk]) -> Vectors:
-    """All chunks of a file as Vectors in memory."""
-    gathered, parts = Gathered(), []
+    """Return all chunks of a file as Vectors in memory."""
+    collector, parts = WordCollector(), []
     for chunk in chunks:
-        gathered.add(chunk)
+        collector.add(chunk)
         parts.append(chunk.matrix)
-    words, kept = gathered.finish()
+    words, rows = collector.finish()
     matrix = np.concatenate(parts)
-    return Vectors.opened(words, matrix if kept is None else matrix[kept])
+    return Vectors.unchecked(words, matrix if rows is None else matrix[rows])
 
 
-def give_back(array: NDArray[Any]) -> None:
-    """Give the system back the memory that reading a mapped file took, all of it; the array stays what it was.
+def release_pages(array: NDArray[Any]) -> None:
+    """Release the pages of a memory-mapped file that this process has read; the array stays valid.
 
     Args:
-        array: Any view of `numpy.memmap(..., mode="r")`, such as what `load` returns. Another array is left alone.
+        array: Any view of `numpy.memmap(..., mode="r")`, such as the matrix that `load` returns. Other arrays are left
+            alone.
 
-    Cost: a system call. What is used again is read again, as a rule from what the system keeps of the file.
+    Cost: a system call. Pages that are used later are read again, usually from the system's page cache.
     """
     owner: Any = array
-    read_only = False  # elsewhere the memory may hold what somebody wrote, and nothing else does
+    read_only = False  # pages of a writable mapping may hold unsaved values, which MADV_DONTNEED would discard
     while isinstance(owner, np.ndarray):
         read_only = read_only or (isinstance(owner, np.memmap) and owner.mode == "r")
         owner = owner.base

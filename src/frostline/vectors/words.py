@@ -1,12 +1,12 @@
 """Many words in one piece of memory, found by hash.
 
 Letters used for shapes in this file:
-    V  words          B  bytes of all words together          Q  words that are looked up
+    V  words          B  bytes of all words together          Q  words to look up
 
-The idea: keep the UTF-8 of all words back to back (B bytes), V + 1 offsets into it, and the sorted 64-bit hashes of
-the words with the row of each. All four are plain arrays, so they can be memory-mapped: opening four million words
-costs nothing, a word is decoded when somebody asks for it, and a look-up is a binary search followed by a comparison
-of the actual bytes. The hash depends on the bytes alone, so it is the same in every process and on every machine.
+The idea: keep the UTF-8 bytes of all words back to back (B bytes), V + 1 offsets into them, and the sorted 64-bit
+hashes of the words with the row of each. All four are plain arrays, so they can be memory-mapped: opening four million
+words costs nothing, a word is decoded when it is accessed, and a look-up is a binary search followed by a comparison of
+the actual bytes. The hash depends on the bytes alone, so it is the same in every process and on every machine.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Ints = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so it has an inverse modulo 2^64
-_INVERSE = pow(_BASE, -1, 2**64)
-_PIECE = 65_536  # words hashed at a time: small enough to stay in the processor's cache
+_BASE_INVERSE = pow(_BASE, -1, 2**64)
+_BLOCK = 65_536  # words hashed at a time: small enough to stay in the CPU cache
 
 
 def _powers(base: int, count: int) -> Hashes:
@@ -34,83 +34,85 @@ def _powers(base: int, count: int) -> Hashes:
 
 
 def hash_words(blob: Bytes, offsets: Ints) -> Hashes:
-    """The 64-bit hash of every word, shape (V,): the sum of (byte + 1) * BASE^position modulo 2^64."""
+    """Return the 64-bit hash of every word, shape (V,): the sum of (byte + 1) * BASE^position modulo 2^64."""
     hashes = np.empty(len(offsets) - 1, dtype=np.uint64)
-    for first in range(0, len(hashes), _PIECE):
-        cuts = np.asarray(offsets[first : first + _PIECE + 1])
-        piece = np.asarray(blob[cuts[0] : cuts[-1]])
-        cuts = cuts - cuts[0]
-        sums = np.zeros(len(piece) + 1, dtype=np.uint64)
-        np.cumsum((piece.astype(np.uint64) + np.uint64(1)) * _powers(_BASE, len(piece)), out=sums[1:])
-        back = _powers(_INVERSE, len(piece) + 1)  # brings the power at a word's start back to BASE^0
-        hashes[first : first + _PIECE] = (sums[cuts[1:]] - sums[cuts[:-1]]) * back[cuts[:-1]]
+    for first in range(0, len(hashes), _BLOCK):
+        bounds = np.asarray(offsets[first : first + _BLOCK + 1])
+        block = np.asarray(blob[bounds[0] : bounds[-1]])
+        bounds = bounds - bounds[0]
+        # One running sum serves all words: a word's sum is the difference at its ends, and its powers begin at
+        # BASE^start, so a multiplication by BASE^-start makes them begin at BASE^0.
+        sums = np.zeros(len(block) + 1, dtype=np.uint64)
+        np.cumsum((block.astype(np.uint64) + np.uint64(1)) * _powers(_BASE, len(block)), out=sums[1:])
+        inverses = _powers(_BASE_INVERSE, len(block) + 1)
+        hashes[first : first + _BLOCK] = (sums[bounds[1:]] - sums[bounds[:-1]]) * inverses[bounds[:-1]]
     return hashes
 
 
 def hash_word(word: bytes) -> int:
-    """The same hash of one word, from its last byte to its first."""
-    found = 0
+    """Return the same hash for a single word, by Horner's rule from its last byte to its first."""
+    result = 0
     for byte in reversed(word):
-        found = (found * _BASE + byte + 1) % 2**64
-    return found
+        result = (result * _BASE + byte + 1) % 2**64
+    return result
 
 
 def pack(words: Iterable[str]) -> tuple[Bytes, Ints]:
-    """The UTF-8 of `words` back to back, shape (B,), and the offsets, shape (V + 1,); TypeError unless all are str."""
+    """Return the UTF-8 of `words` back to back, (B,), and the offsets, (V + 1,); TypeError unless all are str."""
     if isinstance(words, str):
         raise TypeError(f"words: {words!r} is one string, not a sequence of strings. Pass `[word]`.")
     words = list(words)
     try:
         encoded = [word.encode("utf-8", "surrogatepass") for word in words]
     except AttributeError:
-        place = next(place for place, word in enumerate(words) if not isinstance(word, str))
+        index, word = next((index, word) for index, word in enumerate(words) if not isinstance(word, str))
         raise TypeError(
-            f"words: {words[place]!r} in place {place} is of type {type(words[place]).__name__}. Every word is a str."
+            f"words: expected strings, got {word!r} of type {type(word).__name__} at index {index}."
         ) from None
     blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
     return blob, np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64, count=len(encoded) + 1)
 
 
-def take(blob: Bytes, offsets: Ints, rows: Ints) -> tuple[Bytes, Ints]:
-    """The words of `rows`, packed anew."""
+def gather(blob: Bytes, offsets: Ints, rows: Ints) -> tuple[Bytes, Ints]:
+    """Return the words of `rows`, packed like `pack` does."""
     starts = offsets[rows]
     lengths = offsets[rows + 1] - starts
-    cuts = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(lengths, out=cuts[1:])
-    places = np.arange(cuts[-1]) + np.repeat(starts - cuts[:-1], lengths)
-    return blob[places], cuts
+    new_offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=new_offsets[1:])
+    index = np.arange(new_offsets[-1]) + np.repeat(starts - new_offsets[:-1], lengths)  # of each byte in `blob`
+    return blob[index], new_offsets
 
 
 def repeated_rows(blob: Bytes, offsets: Ints, hashes: Hashes, order: Ints) -> Ints:
-    """The rows, in order, whose word stands in an earlier row already. `order` sorts `hashes`."""
+    """Return the rows, in order, whose word is already in an earlier row. `order` sorts `hashes`."""
     ranked = hashes[order]
-    suspects = np.flatnonzero(ranked[1:] == ranked[:-1])
+    suspects = np.flatnonzero(ranked[1:] == ranked[:-1])  # equal hashes: repeated words, or collisions
     groups: dict[int, list[int]] = {}
-    for place in suspects.tolist():
-        groups.setdefault(int(ranked[place]), [int(order[place])]).append(int(order[place + 1]))
-    found: list[int] = []
+    for rank in suspects.tolist():
+        groups.setdefault(int(ranked[rank]), [int(order[rank])]).append(int(order[rank + 1]))
+    repeats: list[int] = []
     for rows in groups.values():
         seen: set[bytes] = set()
         for row in sorted(rows):
             word = blob[offsets[row] : offsets[row + 1]].tobytes()
             if word in seen:
-                found.append(row)
+                repeats.append(row)
             seen.add(word)
-    return np.array(sorted(found), dtype=np.int64)
+    return np.array(sorted(repeats), dtype=np.int64)
 
 
 class Words(Sequence[str]):
-    """A read-only sequence of V different words that knows the row of each.
+    """A read-only sequence of V distinct words with a fast look-up of each word's row.
 
     Args:
-        blob: The UTF-8 of all words back to back, uint8, shape (B,).
+        blob: The UTF-8 bytes of all words back to back, uint8, shape (B,).
         offsets: Where each word starts and the last ends, int64, shape (V + 1,).
         hashes: The words' hashes in ascending order, uint64, shape (V,).
         order: The row of each of `hashes`, int64, shape (V,).
 
-    The arrays are kept, not copied, and may be memory-mapped.
+    The arrays are not copied and may be memory-mapped.
 
-    Cost: nothing to make; one decoded word per index; O(Q log V) for Q look-ups.
+    Cost: constructing it is free; an index decodes one word; Q look-ups take O(Q log V).
 
     Example:
         >>> words = Words.of(["frost", "line"])
@@ -123,12 +125,12 @@ class Words(Sequence[str]):
 
     @classmethod
     def of(cls, words: Iterable[str]) -> Words:
-        """Pack and index different words given as Python strings."""
-        return cls.indexed(*pack(words))
+        """Pack and index distinct Python strings."""
+        return cls.from_packed(*pack(words))
 
     @classmethod
-    def indexed(cls, blob: Bytes, offsets: Ints) -> Words:
-        """Index different words that are packed already."""
+    def from_packed(cls, blob: Bytes, offsets: Ints) -> Words:
+        """Index distinct words that are already packed."""
         hashes = hash_words(blob, offsets)
         order = np.argsort(hashes)
         return cls(blob, offsets, hashes[order], order.astype(np.int64))
@@ -147,16 +149,16 @@ class Words(Sequence[str]):
         return bytes(self.blob[self.offsets[row] : self.offsets[row + 1]]).decode("utf-8", "surrogatepass")
 
     def __iter__(self) -> Iterator[str]:
-        for first in range(0, len(self), _PIECE):
-            cuts = self.offsets[first : first + _PIECE + 1].tolist()
-            piece = self.blob[cuts[0] : cuts[-1]].tobytes()
-            for start, end in pairwise(cuts):
-                yield piece[start - cuts[0] : end - cuts[0]].decode("utf-8", "surrogatepass")
+        for first in range(0, len(self), _BLOCK):
+            bounds = self.offsets[first : first + _BLOCK + 1].tolist()
+            block = self.blob[bounds[0] : bounds[-1]].tobytes()
+            for start, end in pairwise(bounds):
+                yield block[start - bounds[0] : end - bounds[0]].decode("utf-8", "surrogatepass")
 
     def __add__(self, other: Words) -> Words:
-        """The words of both, these first; all of them must differ. A copy."""
+        """Return a copy with the words of both, these first; all of them must be distinct."""
         blob = np.concatenate([self.blob, other.blob])
-        return Words.indexed(blob, np.concatenate([self.offsets, other.offsets[1:] + len(self.blob)]))
+        return Words.from_packed(blob, np.concatenate([self.offsets, other.offsets[1:] + len(self.blob)]))
 
     def __contains__(self, word: object) -> bool:
         return isinstance(word, str) and self.row_of(word) >= 0
@@ -164,7 +166,7 @@ class Words(Sequence[str]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence) or isinstance(other, str):
             return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -173,48 +175,49 @@ class Words(Sequence[str]):
         return f"Words({len(self):,}: {shown}{', ...' if len(self) > 3 else ''})"
 
     def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
-        """The row of the word `value`, as `list.index`, by hash."""
+        """Return the row of the word `value`, like `list.index`, but by hash."""
         row = self.row_of(value) if isinstance(value, str) else -1
         if row < 0 or row not in range(*slice(start, stop).indices(len(self))):
             raise ValueError(f"{value!r} is not among the {len(self):,} words")
         return row
 
     def row_of(self, word: str) -> int:
-        """The row of one word, or -1: `rows_of` without the arrays, which take longer for a few."""
+        """Return the row of a single word, or -1; faster than `rows_of` for a few words."""
         raw = word.encode("utf-8", "surrogatepass")
         wanted = hash_word(raw)
-        place = int(self.hashes.searchsorted(np.uint64(wanted)))
-        return self._search(raw, place) if place < len(self) and int(self.hashes[place]) == wanted else -1
+        rank = int(self.hashes.searchsorted(np.uint64(wanted)))
+        return self._search(raw, rank) if rank < len(self) and int(self.hashes[rank]) == wanted else -1
 
     def rows_of(self, words: Sequence[str]) -> Ints:
-        """The row of each word, int64, shape (Q,); -1 where it is missing. Spelling must agree exactly."""
+        """Return the row of each word, int64, shape (Q,); -1 where it is missing. The spelling must match exactly."""
         if not len(self):
             return np.full(len(words), -1, dtype=np.int64)
         blob, offsets = pack(words)
         wanted = hash_words(blob, offsets)
-        places = np.minimum(np.searchsorted(self.hashes, wanted), len(self) - 1)
-        asked = np.flatnonzero(self.hashes[places] == wanted)
-        found = np.full(len(words), -1, dtype=np.int64)
-        found[asked] = self.order[places[asked]]
-        for number in asked[~self._agree(found[asked], *take(blob, offsets, asked))]:
-            word = blob[offsets[number] : offsets[number + 1]].tobytes()
-            found[number] = self._search(word, int(places[number]))
-        return found
+        ranks = np.minimum(np.searchsorted(self.hashes, wanted), len(self) - 1)
+        matches = np.flatnonzero(self.hashes[ranks] == wanted)  # the hash is known; the bytes are still to be compared
+        rows = np.full(len(words), -1, dtype=np.int64)
+        rows[matches] = self.order[ranks[matches]]
+        # A hash may belong to several words (a collision), so where the bytes differ, the next ranks are searched.
+        for query in matches[~self._same_bytes(rows[matches], *gather(blob, offsets, matches))]:
+            word = blob[offsets[query] : offsets[query + 1]].tobytes()
+            rows[query] = self._search(word, int(ranks[query]))
+        return rows
 
-    def _agree(self, rows: Ints, blob: Bytes, offsets: Ints) -> NDArray[np.bool_]:
-        """Whether each row's bytes are those of the packed words, bool, shape (Q,)."""
-        agree: NDArray[np.bool_] = self.offsets[rows + 1] - self.offsets[rows] == np.diff(offsets)
-        mine, _ = take(self.blob, self.offsets, rows[agree])
-        theirs, cuts = take(blob, offsets, np.flatnonzero(agree))
-        wrong = np.zeros(len(theirs) + 1, dtype=np.int64)
-        np.cumsum(mine != theirs, out=wrong[1:])
-        agree[agree] = wrong[cuts[1:]] == wrong[cuts[:-1]]
-        return agree
+    def _same_bytes(self, rows: Ints, blob: Bytes, offsets: Ints) -> NDArray[np.bool_]:
+        """Return whether the word of each row equals the packed word, bool, shape (Q,)."""
+        same: NDArray[np.bool_] = self.offsets[rows + 1] - self.offsets[rows] == np.diff(offsets)  # equal lengths
+        ours, _ = gather(self.blob, self.offsets, rows[same])
+        theirs, bounds = gather(blob, offsets, np.flatnonzero(same))
+        differing = np.zeros(len(theirs) + 1, dtype=np.int64)
+        np.cumsum(ours != theirs, out=differing[1:])
+        same[same] = differing[bounds[1:]] == differing[bounds[:-1]]
+        return same
 
-    def _search(self, word: bytes, place: int) -> int:
-        """Among the words whose hash is that at `place` and after it, the row of `word`, or -1."""
-        for other in range(place, len(self)):
-            if self.hashes[other] != self.hashes[place]:
+    def _search(self, word: bytes, rank: int) -> int:
+        """Return the row of `word`, or -1, among the words that share the hash at `rank`, the first of its rank."""
+        for other in range(rank, len(self)):
+            if self.hashes[other] != self.hashes[rank]:
                 break
             row = int(self.order[other])
             if self.blob[self.offsets[row] : self.offsets[row + 1]].tobytes() == word:
