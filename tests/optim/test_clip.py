@@ -62,7 +62,7 @@ def test_duplicates_are_summed_before_the_norm_is_taken():
     assert table.weight.grad._values().flatten().tolist() == pytest.approx([1.5, -1.5, 2], rel=1e-6)
 
 
-def test_what_is_below_the_limit_keeps_every_bit_and_what_is_above_comes_down_to_it():
+def test_gradients_below_the_limit_keep_every_bit_and_those_above_are_scaled_to_it():
     net, _ = with_gradients()
     before = [parameter.grad.to_dense().clone() for parameter in net.parameters()]
     fl.clip_grad_norm_(net.parameters(), 1e9)
@@ -75,8 +75,8 @@ def test_what_is_below_the_limit_keeps_every_bit_and_what_is_above_comes_down_to
 @pytest.mark.parametrize("wrong", [INF, NAN])
 def test_a_norm_that_is_not_finite_raises_before_anything_is_scaled_or_passes_as_in_torch(wrong):
     net, dense = with_gradients()
-    for one in (net, dense):
-        one[1].bias.grad[0] = wrong
+    for model_ in (net, dense):
+        model_[1].bias.grad[0] = wrong
     before = net[0].weight.grad.to_dense()
     with pytest.raises(RuntimeError, match="is non-finite, so it cannot be clipped"):
         fl.clip_grad_norm_(net.parameters(), 1.0, error_if_nonfinite=True)

@@ -1,4 +1,4 @@
-"""The C++ kernel leaves the bits that plain torch leaves; it is built once, late, and never trusted blindly."""
+"""The C++ kernel gives the same bits as plain torch; it is compiled once, when it is first needed."""
 
 import math
 import os
@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import frostline as fl
-from frostline.optim import compiler, kernel
-from frostline.optim import reference as rows
+from frostline.optim import compiler, kernel, reference
 
 needs_compiler = pytest.mark.skipif(
     not any(os.access(f"{folder}/c++", os.X_OK) for folder in os.environ["PATH"].split(":")),
@@ -58,7 +57,7 @@ OURS = {
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """A process that has not asked for the kernel yet, and a cache folder of its own."""
+    """Make this process forget the kernel, and give it a cache folder of its own."""
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FROSTLINE_BACKEND", raising=False)
     kernel._load_once.cache_clear()
@@ -67,12 +66,12 @@ def fresh(tmp_path, monkeypatch):
 
 
 def same_bits(a, b):
-    """Whether two tensors are equal to the bit, the sign of zero included, that of a NaN left out."""
+    """Return whether two tensors are equal to the bit, including the sign of zero but not that of NaN."""
     if not a.is_floating_point():
         return torch.equal(a, b)
     integers = {4: torch.int32, 8: torch.int64}[a.element_size()]
-    number = ~a.isnan()
-    return torch.equal(number, ~b.isnan()) and torch.equal(a[number].view(integers), b[number].view(integers))
+    valid = ~a.isnan()
+    return torch.equal(valid, ~b.isnan()) and torch.equal(a[valid].view(integers), b[valid].view(integers))
 
 
 def train(backend, make, options, start, gradients):
@@ -91,7 +90,7 @@ def train(backend, make, options, start, gradients):
 @pytest.mark.parametrize(("make", "options"), OURS.values(), ids=OURS.keys())
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_the_kernel_leaves_the_bits_of_plain_torch(make, options, data):
+def test_the_kernel_gives_the_bits_of_plain_torch(make, options, data):
     chosen = {name: data.draw(strategy, label=name) for name, strategy in options.items()}
     chosen["maximize"] = data.draw(st.booleans(), label="maximize")
     dtype = data.draw(st.sampled_from([torch.float32, torch.float64]))
@@ -103,26 +102,26 @@ def test_the_kernel_leaves_the_bits_of_plain_torch(make, options, data):
         count = data.draw(st.sampled_from([0, 1, 5, 40, 700]))
         ids = torch.randint(shape[0], (count,), generator=seeded)
         values = torch.randn(count, *shape[1:], generator=seeded, dtype=dtype)
-        for number in special:
-            values[torch.rand(values.shape, generator=seeded) < 0.05] = number
+        for value in special:
+            values[torch.rand(values.shape, generator=seeded) < 0.05] = value
         values[torch.rand(count, generator=seeded) < 0.1] = 0
         gradient = torch.sparse_coo_tensor(ids[None], values, shape, check_invariants=True)
         gradients.append(gradient.to_dense() if data.draw(st.integers(0, 5)) == 0 else gradient)
     start = torch.randn(shape, generator=seeded, dtype=dtype)
-    plain = train("torch", make, chosen, start, gradients)
-    fast = train("c++", make, chosen, start, gradients)
-    assert len(plain) == len(fast)
-    assert all(same_bits(a, b) for a, b in zip(plain, fast, strict=True))
+    expected = train("torch", make, chosen, start, gradients)
+    result = train("c++", make, chosen, start, gradients)
+    assert len(result) == len(expected)
+    assert all(same_bits(a, b) for a, b in zip(result, expected, strict=True))
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", OURS)
 def test_with_the_kernel_plain_torch_does_no_arithmetic(name, monkeypatch):
-    def refuse(*_, **__):
+    def fail(*_, **__):
         raise AssertionError("plain torch was called")
 
     for function in ("sgd_", "adagrad_", "adamw_"):
-        monkeypatch.setattr(rows, function, refuse)
+        monkeypatch.setattr(reference, function, fail)
     make = OURS[name][0]
     gradient = torch.sparse_coo_tensor(torch.tensor([[2, 0, 2]]), torch.ones(3, 4), (5, 4), check_invariants=True)
     start = torch.randn(5, 4)
@@ -136,7 +135,7 @@ def test_with_the_kernel_plain_torch_does_no_arithmetic(name, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize("ids", [[0, 5], [-1, 0], [2**40, 1]])
 @pytest.mark.parametrize("backend", ["torch", "c++"])
-def test_an_id_outside_the_table_is_refused_before_anything_moves(ids, backend, monkeypatch):
+def test_an_id_outside_the_table_is_an_error_before_any_value_changes(ids, backend, monkeypatch):
     monkeypatch.setenv("FROSTLINE_BACKEND", backend)
     weight = nn.Parameter(torch.ones(5, 4))
     optimizer = fl.optim.RowAdamW([weight])
@@ -162,12 +161,12 @@ def test_autograd_notices_that_the_kernel_changed_a_tensor(monkeypatch):
 
 
 @needs_compiler
-def test_a_table_that_the_kernel_cannot_address_is_served_by_plain_torch(monkeypatch):
+def test_a_table_that_the_kernel_does_not_support_uses_plain_torch(monkeypatch):
     monkeypatch.setenv("FROSTLINE_BACKEND", "c++")
     start, ids = torch.randn(6, 4), torch.tensor([[1, 4, 1]])
     gradient = torch.sparse_coo_tensor(ids, torch.randn(3, 4), (6, 4), check_invariants=True)
     results = []
-    for table in (start.clone(), start.t().contiguous().t()):  # the second lies column by column
+    for table in (start.clone(), start.t().contiguous().t()):  # the second is stored column by column
         weight = nn.Parameter(table)
         optimizer = fl.optim.RowAdamW([weight])
         for _ in range(2):
@@ -180,25 +179,25 @@ def test_a_table_that_the_kernel_cannot_address_is_served_by_plain_torch(monkeyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_roots_are_rounded_right_wherever_the_number_stands(dtype):
+def test_square_roots_are_correctly_rounded_at_every_index(dtype):
     x = torch.rand(2000, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    expected = torch.tensor([math.sqrt(number) for number in x.tolist()], dtype=torch.float64).to(dtype)
-    assert torch.equal(rows.root(x), expected)
+    expected = torch.tensor([math.sqrt(value) for value in x.tolist()], dtype=torch.float64).to(dtype)
+    assert torch.equal(reference.sqrt(x), expected)
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.99, 0.99999)])
 def test_corrections_do_not_depend_on_which_other_rows_a_step_uses(betas):
     t = torch.tensor([1.0, 2, 3, 7, 100, 36_000, 37_000, 40_000, 2_000_000], dtype=torch.float64)
-    together = rows.bias_corrections(t, 0.1, *betas)
+    together = reference.bias_corrections(t, 0.1, *betas)
     for i, count in enumerate(t.tolist()):
-        alone = rows.bias_corrections(t[i : i + 1], 0.1, *betas)
+        alone = reference.bias_corrections(t[i : i + 1], 0.1, *betas)
         assert [x[i].item() for x in together] == [x.item() for x in alone]
         assert together[0][i].item() == pytest.approx(0.1 / (1 - betas[0] ** count), rel=1e-15)
         assert together[1][i].item() == pytest.approx(math.sqrt(1 - betas[1] ** count), rel=1e-15)
 
 
 def in_a_process(code, **environment):
-    """What a fresh interpreter prints."""
+    """Return what a fresh interpreter prints."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={key: value for key, value in os.environ.items() if not key.startswith("FROSTLINE")} | environment,
@@ -218,26 +217,26 @@ ASK = "import frostline as fl; print(fl.optim.backend().name)"
 def test_nothing_is_compiled_before_a_step_that_can_use_it(tmp_path):
     code = """
 import os, torch, frostline as fl
-def kept():
+def compiled():
     return os.path.exists(os.environ["FROSTLINE_CACHE"] + "/kernel")
 optimizer = fl.optim.RowSGD([weight := torch.nn.Parameter(torch.ones(2, 1, dtype=torch.bfloat16))])
 weight.grad = torch.ones_like(weight)
 optimizer.step()
-print(kept())
+print(compiled())
 optimizer = fl.optim.RowSGD([weight := torch.nn.Parameter(torch.ones(2, 1))])
 weight.grad = torch.ones_like(weight)
-print(kept())
+print(compiled())
 optimizer.step()
-print(kept())
+print(compiled())
 """
     assert in_a_process(code, FROSTLINE_CACHE=str(tmp_path)).split() == ["False", "False", "True"]
 
 
 @needs_compiler
-def test_processes_that_build_at_the_same_time_leave_one_whole_file(tmp_path):
+def test_processes_that_compile_at_the_same_time_leave_one_complete_file(tmp_path):
     with ThreadPoolExecutor(3) as pool:
-        said = list(pool.map(lambda _: in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)), range(3)))
-    assert said == ["c++"] * 3
+        backends = list(pool.map(lambda _: in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)), range(3)))
+    assert backends == ["c++"] * 3
     assert [path.suffix for path in (tmp_path / "kernel").iterdir()] == [".so"]
 
 
@@ -256,7 +255,7 @@ def test_the_kernel_is_built_once_and_again_if_its_file_is_damaged(tmp_path):
 
 
 @needs_compiler
-def test_where_the_cache_cannot_be_written_the_kernel_serves_this_process_alone(fresh):
+def test_if_the_cache_is_not_writable_the_kernel_is_compiled_for_this_process_alone(fresh):
     fresh.parent.write_text("a file where the folder should be")
     assert kernel.backend().name == "c++"
     assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh}")
@@ -276,7 +275,7 @@ def test_a_file_that_others_could_have_written_is_not_loaded(fresh):
     assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh}")
 
 
-def test_without_a_compiler_plain_torch_serves_and_says_why(fresh, monkeypatch, tmp_path):
+def test_without_a_compiler_plain_torch_is_used_and_the_reason_is_given(fresh, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     why = "no C++ compiler found (c++, g++ or clang++; $CXX names another)"
@@ -300,7 +299,7 @@ def test_without_a_compiler_plain_torch_serves_and_says_why(fresh, monkeypatch, 
         ("{folder}/lies", "the compiled kernel does not load: "),
     ],
 )
-def test_a_compiler_that_fails_is_named_with_what_it_says(fresh, monkeypatch, tmp_path, command, says):
+def test_a_compiler_that_fails_is_named_with_its_message(fresh, monkeypatch, tmp_path, command, says):
     scripts = {
         "fails": "echo this is the first line >&2; echo this the second >&2; exit 1",
         "lies": 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done',
@@ -313,16 +312,16 @@ def test_a_compiler_that_fails_is_named_with_what_it_says(fresh, monkeypatch, tm
     assert re.search(says, kernel.backend().why)
 
 
-def test_the_environment_chooses_and_a_wrong_choice_is_refused(monkeypatch):
+def test_the_environment_chooses_and_a_wrong_choice_is_an_error(monkeypatch):
     monkeypatch.setenv("FROSTLINE_BACKEND", "torch")
     assert kernel.backend() == ("torch", "FROSTLINE_BACKEND asks for it")
     monkeypatch.setenv("FROSTLINE_BACKEND", "cuda")
-    says = "FROSTLINE_BACKEND: 'cuda' is no backend. Set it to torch or c++, or unset it."
+    says = "FROSTLINE_BACKEND: expected torch or c++, got 'cuda'. Set it to one, or unset it."
     with pytest.raises(fl.FrostlineError, match=f"^{re.escape(says)}$"):
         kernel.backend()
 
 
-def test_without_its_source_plain_torch_serves_and_says_why(fresh, monkeypatch, tmp_path):
+def test_without_its_source_plain_torch_is_used_and_the_reason_is_given(fresh, monkeypatch, tmp_path):
     monkeypatch.setattr(compiler, "SOURCE", tmp_path / "kernel.cpp")
     assert kernel.backend() == ("torch", "kernel.cpp was not installed with frostline")
 

@@ -80,7 +80,7 @@ def test_arguments_and_defaults_are_those_of_the_namesake_in_the_same_order(ours
     [
         (fl.optim.RowSGD, {"lr": -0.1}, "lr: -0.1, but it must be 0 or more."),
         (fl.optim.RowSGD, {"lr": float("nan")}, "lr: nan, but it must be 0 or more."),
-        (fl.optim.RowSGD, {"lr": torch.ones(2)}, "but it must be one number, or a tensor of one."),
+        (fl.optim.RowSGD, {"lr": torch.ones(2)}, "but it must be a number, or a tensor with one element."),
         (fl.optim.RowSGD, {"momentum": -1}, "momentum: -1, but it must be 0 or more."),
         (fl.optim.RowSGD, {"weight_decay": -1}, "weight_decay: -1, but it must be 0 or more."),
         (fl.optim.RowSGD, {"nesterov": True}, "nesterov: True with momentum 0 and dampening 0, but it must be False"),
@@ -93,7 +93,7 @@ def test_arguments_and_defaults_are_those_of_the_namesake_in_the_same_order(ours
         (fl.optim.RowAdamW, {"weight_decay": -1}, "weight_decay: -1, but it must be 0 or more."),
     ],
 )
-def test_an_option_out_of_its_range_is_refused_also_in_a_group(make, options, says):
+def test_an_option_out_of_its_range_is_an_error_also_in_a_group(make, options, says):
     weight, other = (nn.Parameter(torch.ones(2)) for _ in range(2))
     with pytest.raises(ValueError, match=re.escape(says)) as caught:
         make([weight], **options)
@@ -106,7 +106,7 @@ def test_an_option_out_of_its_range_is_refused_also_in_a_group(make, options, sa
 
 
 @EACH
-def test_complex_parameters_are_refused(make, options):
+def test_complex_parameters_are_an_error(make, options):
     with pytest.raises(ValueError, match=r"params: a parameter of dtype torch\.complex64, but it must be float16, bfl"):
         make([nn.Parameter(torch.ones(2, dtype=torch.complex64))], **options)
 
@@ -202,7 +202,7 @@ def test_loaded_state_is_a_copy(make, options):
 
 
 @WITH_STATE
-def test_state_that_does_not_fit_is_refused_and_nothing_is_loaded(make, options):
+def test_state_that_does_not_match_is_an_error_and_nothing_is_loaded(make, options):
     net = model()
     optimizer = make(net.parameters(), **options)
     train(net, optimizer, range(2))
@@ -218,7 +218,7 @@ def test_state_that_does_not_fit_is_refused_and_nothing_is_loaded(make, options)
     smaller["state"][0]["another"] = smaller["state"][0].pop(name)
     with pytest.raises(ValueError, match=rf"state_dict: {name} of parameter 0 has nothing, but"):
         optimizer.load_state_dict(smaller)
-    with pytest.raises(ValueError, match=rf"state_dict: has no \w+, so no {make.__name__} made it"):
+    with pytest.raises(ValueError, match=rf"state_dict: has no \w+, so it is not from a {make.__name__}\."):
         optimizer.load_state_dict(torch.optim.Rprop(net.parameters()).state_dict())
     with pytest.raises(ValueError, match="different number of parameter groups"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
@@ -283,7 +283,7 @@ def test_a_partial_tables_learned_rows_move_and_no_other_state_exists(make, opti
 
 
 @EACH
-def test_an_optimizer_made_before_the_plan_is_told_so(make, options):
+def test_an_optimizer_made_before_the_plan_is_an_error(make, options):
     net = model()
     optimizer = make(net.parameters(), **options)
     fl.train_only(net, {"0.weight": fl.rows([2, 5, 7])})

@@ -49,7 +49,7 @@ def test_a_lookup_gives_a_gradient_of_the_rows_looked_up_only(partial):
     loss_of(embedding(torch.tensor([[5, 1, 5], [3, 1, 5]]))).backward()
     assert learned.grad.is_sparse
     named = learned.grad._indices()[0].tolist()
-    assert named == ([2, 0, 2, 0, 2] if partial else [5, 1, 5, 3, 1, 5])  # places among those that learn, or ids
+    assert named == ([2, 0, 2, 0, 2] if partial else [5, 1, 5, 3, 1, 5])  # slots among the learned rows, or ids
 
 
 @EACH

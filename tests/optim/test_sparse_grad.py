@@ -5,20 +5,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frostline.optim.sparse_grad import _unique, used_rows
+from frostline.optim.sparse_grad import _unique_rows, used_rows
 
 
 @given(ids=st.lists(st.integers(0, 50), max_size=30), size=st.sampled_from([51, 2**31 - 1, 2**31]))
-def test_ids_are_sorted_each_once_and_know_their_place_whatever_the_size_of_the_table(ids, size):
+def test_unique_rows_are_sorted_and_indexed_whatever_the_size_of_the_table(ids, size):
     ids = torch.tensor(ids, dtype=torch.int64)
-    rows, place = _unique(ids, size)
+    rows, index = _unique_rows(ids, size)
     assert rows.tolist() == sorted(set(ids.tolist()))
-    assert torch.equal(rows[place], ids)
-    assert rows.dtype == place.dtype == torch.int64
+    assert torch.equal(rows[index], ids)
+    assert rows.dtype == index.dtype == torch.int64
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_rows_that_sum_to_zeros_are_left_out_and_nan_and_the_smallest_number_are_not_zero(dtype):
+def test_rows_whose_sum_is_zero_are_dropped_and_nan_and_the_smallest_value_are_not_zero(dtype):
     tiny = torch.finfo(dtype).tiny
     entries = {7: [1.0, -2.0], 1: [float("nan"), 0.0], 3: [0.0, tiny], 4: [-0.0, 0.0], 6: [float("inf"), 0.0]}
     ids = [7, *entries, 2, 2]

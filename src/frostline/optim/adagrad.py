@@ -1,4 +1,4 @@
-"""Adagrad on the rows in use, with a sum of squares for every number or one for every row.
+"""Adagrad on the rows in use, with a sum of squares for each parameter or one for each row.
 
 Letters used for shapes in this file:
     V  rows of a parameter        *  the shape of one row
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from frostline.optim import huge_pages as pages
-from frostline.optim.kernel import Gathered, adagrad_
-from frostline.optim.row_optimizer import COMPUTED_IN, RowOptimizer, require_at_least_zero
+from frostline.optim import huge_pages
+from frostline.optim.kernel import RowGradient, adagrad_
+from frostline.optim.row_optimizer import COMPUTE_DTYPE, RowOptimizer, check_non_negative
 
 
 class RowAdagrad(RowOptimizer):
@@ -25,19 +25,19 @@ class RowAdagrad(RowOptimizer):
 
     Args:
         params: Parameters or groups, such as `plan.parameters()`; float16, bfloat16, float32 or float64.
-        lr: Learning rate, 0 or more; a number or a tensor of one.
-        lr_decay: In use t of a row, counted from 1, its rate is `lr / (1 + (t - 1) * lr_decay)`; 0 or more.
+        lr: Learning rate, 0 or more; a number or a tensor with one element.
+        lr_decay: At use t of a row, counted from 1, its rate is `lr / (1 + (t - 1) * lr_decay)`; 0 or more.
         weight_decay: L2 penalty, 0 or more, on the rows in use.
-        initial_accumulator_value: What the sums start with, 0 or more.
-        eps: Added to the root of the sums, 0 or more.
-        maximize: Go up the gradient, not down.
-        rowwise: Keep one sum a row, of the mean of its squared gradient, in place of one a number: state V times
-            smaller than the table is wide, and all numbers of a row share one rate.
+        initial_accumulator_value: Initial value of the sums, 0 or more.
+        eps: Added to the square root of the sums, 0 or more.
+        maximize: Maximize the objective instead of minimizing it.
+        rowwise: Keep one sum per row, of the mean of its squared gradient, instead of one per parameter: the state is
+            smaller by the width of the table, and all parameters of a row share one rate.
 
     Raises:
-        ValueError: An option out of its range, or parameters of another dtype.
+        ValueError: An option is out of its range, or a parameter has another dtype.
 
-    Cost: a step costs the rows in use; state is `sum`, (V, *) or with `rowwise` (V,), and with `lr_decay` an int32 a
+    Cost: a step costs the rows in use; state is `sum`, (V, *) or with `rowwise` (V,), and with `lr_decay` an int32 per
     row.
 
     Example:
@@ -50,7 +50,7 @@ class RowAdagrad(RowOptimizer):
         >>> table.weight.data[2], optimizer.state[table.weight]["sum"]
         (tensor([0.9000, 0.3000]), tensor([  0.,   0., 100.]))
 
-    Source: Duchi, Hazan and Singer (2011), as in `torch.optim.Adagrad`; one sum a row as in PyTorch-BigGraph (2019).
+    Source: Duchi, Hazan and Singer (2011), as in `torch.optim.Adagrad`; one sum per row as in PyTorch-BigGraph (2019).
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RowAdagrad(RowOptimizer):
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any]) -> None:
-        require_at_least_zero(group, ["lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"])
+        check_non_negative(group, ["lr", "lr_decay", "eps", "weight_decay", "initial_accumulator_value"])
 
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         return ["sum"] if group["lr_decay"] == 0 else ["sum", "step"]
@@ -86,13 +86,13 @@ class RowAdagrad(RowOptimizer):
         if name == "step":
             return torch.zeros(len(table), dtype=torch.int32, device=table.device)
         like = table.flatten(1)[:, 0] if group["rowwise"] and table.dim() > 1 else table
-        return pages.full_like(like, group["initial_accumulator_value"], COMPUTED_IN[table.dtype])
+        return huge_pages.full_like(like, group["initial_accumulator_value"], COMPUTE_DTYPE[table.dtype])
 
     def _update(
         self,
         table: Tensor,
         rows: Tensor | None,
-        grad: Tensor | Gathered,
+        grad: Tensor | RowGradient,
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:

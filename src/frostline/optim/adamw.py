@@ -1,4 +1,4 @@
-"""AdamW on the rows in use: means, decay and bias correction of a row go by the steps that used it.
+"""AdamW on the rows in use: moments, decay and bias correction of a row depend only on the steps that used it.
 
 Letters used for shapes in this file:
     V  rows of a parameter        *  the shape of one row
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from frostline.optim.kernel import Gathered, adamw_
-from frostline.optim.row_optimizer import RowOptimizer, require, require_at_least_zero
+from frostline.optim.kernel import RowGradient, adamw_
+from frostline.optim.row_optimizer import RowOptimizer, check_non_negative, check_option
 
 
 class RowAdamW(RowOptimizer):
@@ -24,21 +24,21 @@ class RowAdamW(RowOptimizer):
 
     Args:
         params: Parameters or groups, such as `plan.parameters()`; float16, bfloat16, float32 or float64.
-        lr: Learning rate, 0 or more; a number or a tensor of one.
-        betas: Shares of the two running means that are kept, each in [0, 1).
-        eps: Added to the root of the second mean, 0 or more.
-        weight_decay: Each use multiplies the row by `1 - lr * weight_decay` first; 0 or more.
-        amsgrad: Divide by the largest second mean so far.
-        maximize: Go up the gradient, not down.
-        step_per_row: Correct the bias of a row's means by the number of its own uses; False: by the number of steps.
-            A rare row's means are as young as its uses are few; the steps of all the others would make its first move
-            about three times too long.
+        lr: Learning rate, 0 or more; a number or a tensor with one element.
+        betas: Decay rates of the two running averages, each in [0, 1).
+        eps: Added to the square root of the second moment, 0 or more.
+        weight_decay: Each use first multiplies the row by `1 - lr * weight_decay`; 0 or more.
+        amsgrad: Divide by the largest second moment so far.
+        maximize: Maximize the objective instead of minimizing it.
+        step_per_row: Correct the bias of a row's moments by the number of its own uses; False: by the number of steps.
+            The moments of a rare row have been updated only as often as it was used; correcting them by all steps would
+            make its first move about three times too long.
 
     Raises:
-        ValueError: An option out of its range, or parameters of another dtype.
+        ValueError: An option is out of its range, or a parameter has another dtype.
 
     Cost: a step costs the rows in use; state is `exp_avg`, `exp_avg_sq` and with `amsgrad` `max_exp_avg_sq`, (V, *)
-    each, and `step`, one int32 a row.
+    each, and `step`, one int32 per row.
 
     Example:
         >>> import frostline as fl
@@ -77,9 +77,9 @@ class RowAdamW(RowOptimizer):
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any]) -> None:
-        require_at_least_zero(group, ["lr", "eps", "weight_decay"])
+        check_non_negative(group, ["lr", "eps", "weight_decay"])
         betas = group["betas"]
-        require(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
+        check_option(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
 
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         names = ["exp_avg", "exp_avg_sq", "step"]
@@ -95,7 +95,7 @@ class RowAdamW(RowOptimizer):
         self,
         table: Tensor,
         rows: Tensor | None,
-        grad: Tensor | Gathered,
+        grad: Tensor | RowGradient,
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:

@@ -1,4 +1,4 @@
-"""Clip gradients by their norm, sparse ones among them.
+"""Clip dense and sparse gradients by their total norm.
 
 Letters used for shapes in this file:
     *  any shape of a gradient
@@ -22,16 +22,16 @@ def clip_grad_norm_(
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
 ) -> Tensor:
-    """Scale all gradients down together so that their norm is at most `max_norm`; dense and sparse ones alike.
+    """Scale all gradients, dense and sparse, so that their total norm is at most `max_norm`.
 
-    The norm is that of the dense gradients: entries of a sparse one that name the same row are summed first.
+    The norm is that of the equivalent dense gradients: entries of a sparse gradient for the same row are summed first.
 
     Args:
         parameters: A parameter or several; those without a gradient are skipped.
-        max_norm: The norm to come down to.
+        max_norm: The largest norm allowed.
         norm_type: Which p-norm; `float("inf")` for the largest absolute value.
-        error_if_nonfinite: Raise if the norm is NaN or infinite, before anything is scaled.
-        foreach: As in torch: True, False, or None where torch chooses.
+        error_if_nonfinite: Raise if the norm is NaN or infinite, before any gradient is scaled.
+        foreach: As in torch: True, False, or None, where torch chooses.
 
     Returns:
         The norm before clipping, shape ().
@@ -40,7 +40,7 @@ def clip_grad_norm_(
         RuntimeError: The norm is NaN or infinite, and `error_if_nonfinite` is True.
 
     Cost: a pass over the dense gradients; for a sparse one a sort of its ids and a pass over its entries, whatever the
-    size of the table. Sparse gradients are scaled in place and keep their kind.
+    size of the table. Sparse gradients are scaled in place and stay sparse.
 
     Example:
         >>> import frostline as fl
@@ -55,9 +55,9 @@ def clip_grad_norm_(
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not any(grad.is_sparse for grad in grads):
         return torch.nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, error_if_nonfinite, foreach)
-    each_once = [_flat(grad) for grad in grads]
+    summed = [_summed_values(grad) for grad in grads]
     norm = torch.nn.utils.get_total_norm(
-        [grad for grad in each_once if grad.numel()] or [each_once[0].new_zeros(1)],
+        [values for values in summed if values.numel()] or [summed[0].new_zeros(1)],
         norm_type,
         error_if_nonfinite,
         foreach,
@@ -68,8 +68,8 @@ def clip_grad_norm_(
     return norm
 
 
-def _flat(grad: Tensor) -> Tensor:
-    """Return what the dense gradient would hold, without rows of zeros."""
+def _summed_values(grad: Tensor) -> Tensor:
+    """Return the values of the equivalent dense gradient, without rows of zeros."""
     if grad.is_sparse and grad.sparse_dim() > 1:
         return grad.coalesce()._values()
     return used_rows(grad, grad.dtype)[1]

@@ -1,10 +1,10 @@
-"""Compile kernel.cpp once, keep it in the cache folder, and load it with ctypes.
+"""Compile kernel.cpp once, keep the library in the cache folder, and load it with ctypes.
 
-Plain `c++ -shared`, no headers of torch: it builds in about a second and holds for every version of torch. The name of
-the file in the cache is a hash of the source, the flags and what the compiler says it predefines: its own version and
-the features of this machine's processor. A folder shared by different machines therefore holds one file for each. A
-file is compiled under a temporary name and renamed when it is whole, so any number of processes may build at the same
-time. Where the cache cannot be written, or belongs to somebody else, each process compiles for itself.
+The command is plain `c++ -shared`, without torch's headers: it takes about a second, and the library works with every
+version of torch. The name of the file in the cache is a hash of the source, the flags, and the macros that the compiler
+predefines: its own version and the features of this machine's CPU. A folder shared by different machines therefore holds
+one file for each. The file is written atomically, so any number of processes may compile at the same time. If the cache
+is not writable, or belongs to another user, each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -17,100 +17,95 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 
-from frostline.files import cache_folder
+from frostline.files import cache_folder, replacing
 
-SOURCE = Path(__file__).with_name("kernel.cpp")
+SOURCE = resources.files(__package__).joinpath("kernel.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 _SECONDS = 120  # a compiler that takes longer is stuck
 
 
-class CannotBuild(Exception):
-    """There is no kernel on this machine; the message says why."""
+class BuildError(Exception):
+    """The kernel cannot be compiled or loaded on this machine; the message says why."""
 
 
 def load() -> tuple[ctypes.CDLL, str]:
-    """Return the kernel, compiled now or earlier, and a sentence on where it is from.
+    """Return the kernel, compiled now or earlier, and a sentence that says where it is from.
 
     Raises:
-        CannotBuild: No compiler, one that fails, or a result that does not load.
+        BuildError: There is no compiler, it fails, or the library does not load.
 
     Cost: about a second the first time on a machine, then some 20 ms in each process.
     """
-    compiler = _compiler()
-    name = f"{_key(compiler)}.so"
+    compiler = _find_compiler()
+    name = f"{_cache_key(compiler)}.so"
     folder = cache_folder("kernel")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(folder):
             raise PermissionError
-        if not ((kept := folder / name).exists() and _is_ours(kept)):
-            _compile(compiler, kept)
+        if not ((library := folder / name).exists() and _is_ours(library)):
+            _compile(compiler, library)
         try:
-            return ctypes.CDLL(str(kept)), f"compiled by {compiler[0]}, kept in {folder}"
-        except OSError:  # damaged since: once more
-            _compile(compiler, kept)
-            return ctypes.CDLL(str(kept)), f"compiled by {compiler[0]}, kept in {folder}"
+            return ctypes.CDLL(str(library)), f"compiled by {compiler[0]}, kept in {folder}"
+        except OSError:  # the file is damaged: compile it again, once
+            _compile(compiler, library)
+            return ctypes.CDLL(str(library)), f"compiled by {compiler[0]}, kept in {folder}"
     except OSError:
-        return _load_from_nowhere(compiler), f"compiled by {compiler[0]} for this process: cannot write to {folder}"
+        return _load_temporary(compiler), f"compiled by {compiler[0]} for this process: cannot write to {folder}"
 
 
-def _load_from_nowhere(compiler: Sequence[str]) -> ctypes.CDLL:
-    """Compile into a folder that is gone again when this returns; what is loaded stays."""
+def _load_temporary(compiler: Sequence[str]) -> ctypes.CDLL:
+    """Compile into a temporary folder and load the library, which stays loaded when the folder is removed."""
     try:
-        with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as place:
-            _compile(compiler, path := Path(place) / "kernel.so")
-            return ctypes.CDLL(str(path))
+        with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as folder:
+            _compile(compiler, library := Path(folder) / "kernel.so")
+            return ctypes.CDLL(str(library))
     except OSError as error:
-        raise CannotBuild(f"the compiled kernel does not load: {error}") from None
+        raise BuildError(f"the compiled kernel does not load: {error}") from None
 
 
-def _compiler() -> list[str]:
-    """The command of the compiler: $CXX, or the first that is there."""
+def _find_compiler() -> list[str]:
+    """Return the compiler's command: $CXX, or the first of the usual names that is installed."""
     if own := shlex.split(os.environ.get("CXX", "")):
         return own
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             return [path]
-    raise CannotBuild("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
+    raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
 
 
-def _key(compiler: Sequence[str]) -> str:
-    """What the machine code depends on, hashed."""
+def _cache_key(compiler: Sequence[str]) -> str:
+    """Return a hash of everything that the machine code depends on."""
     if not SOURCE.is_file():
-        raise CannotBuild(f"{SOURCE.name} was not installed with frostline")
+        raise BuildError(f"{SOURCE.name} was not installed with frostline")
     predefined = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
     parts = [SOURCE.read_bytes(), predefined, " ".join((*compiler, *_FLAGS)).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def _compile(compiler: Sequence[str], to: Path) -> None:
-    """Compile under a temporary name in the same folder, then rename."""
-    handle, part = tempfile.mkstemp(suffix=".part", dir=to.parent)
-    os.close(handle)
-    try:
-        _run([*compiler, *_FLAGS, "-o", part, str(SOURCE)])
-        Path(part).chmod(0o700)
-        Path(part).replace(to)
-    finally:
-        Path(part).unlink(missing_ok=True)
+def _compile(compiler: Sequence[str], library: Path) -> None:
+    """Compile the kernel to `library`. The compiler reads the source from its input: it need not be a file on disk."""
+    with replacing(library, mode=0o700) as unfinished:
+        _run([*compiler, *_FLAGS, "-o", str(unfinished), "-x", "c++", "-"], SOURCE.read_bytes())
 
 
-def _run(command: Sequence[str]) -> bytes:
-    """What a command prints; a failure becomes CannotBuild with the first line of what it says."""
+def _run(command: Sequence[str], stdin: bytes = b"") -> bytes:
+    """Return what a command prints; raise BuildError with the first line of its stderr if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, input=stdin, timeout=_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotBuild(f"the compiler {command[0]} cannot be run: {error}") from None
+        raise BuildError(f"the compiler {command[0]} cannot be run: {error}") from None
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().split("\n", 1)[0]
-        raise CannotBuild(f"the compiler {command[0]} failed: {said or f'exit code {done.returncode}'}")
+        message = done.stderr.decode(errors="replace").strip().split("\n", 1)[0]
+        raise BuildError(f"the compiler {command[0]} failed: {message or f'exit code {done.returncode}'}")
     return done.stdout
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether nobody but this user can have put machine code there."""
+    """Return whether only this user can have written the machine code in `path`."""
     if not hasattr(os, "getuid"):
         return True
     stat = path.stat()

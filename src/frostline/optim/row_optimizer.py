@@ -1,13 +1,13 @@
-"""What the row optimizers share: gradients looked at before anything moves, state made when first needed.
+"""Base class of the row optimizers: gradients are checked before anything changes, state is made when first needed.
 
 Letters used for shapes in this file:
     V  rows of a parameter, its dimension 0 (a parameter without dimensions is one row)
     *  the shape of one row
 
-A step has three parts: read every gradient and refuse what cannot be meant, make the state that is missing, update.
-Only the last changes a value, so a step that fails in the first two, or in the closure, leaves everything as it was.
+A step has three parts: read and check every gradient, make the missing state, update. Only the last changes a value, so
+a step that fails in the first two, or in the closure, leaves everything as it was.
 
-float16 and bfloat16 parameters are computed in float32 and rounded once; their state is float32.
+float16 and bfloat16 parameters are updated in float32 and rounded once; their state is float32.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.optim import huge_pages as pages
-from frostline.optim.kernel import Gathered, gathered
+from frostline.optim import huge_pages
+from frostline.optim.kernel import RowGradient, group_by_row
 from frostline.optim.sparse_grad import used_rows
 
-COMPUTED_IN = {
+COMPUTE_DTYPE = {
     torch.float64: torch.float64,
     torch.float32: torch.float32,
     torch.float16: torch.float32,
@@ -32,66 +32,67 @@ COMPUTED_IN = {
 
 
 class RowOptimizer(torch.optim.Optimizer, ABC):
-    """Base of the row optimizers: a subclass says which state it keeps and how it updates rows."""
+    """Base of the row optimizers: a subclass defines which state it keeps and how it updates rows."""
 
     @abstractmethod
     def _check(self, group: dict[str, Any]) -> None:
-        """Refuse options that cannot be meant; ValueError."""
+        """Raise ValueError for an invalid option."""
 
     @abstractmethod
     def _state_names(self, group: dict[str, Any]) -> list[str]:
-        """Name the state that the options of `group` need."""
+        """Return the names of the state that the options of `group` need."""
 
     def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
-        """Make one piece of state for a table (V, *) that no step has used yet."""
-        return pages.full_like(table, 0, COMPUTED_IN[table.dtype])
+        """Return the initial value of a state tensor, for a table (V, *)."""
+        return huge_pages.full_like(table, 0, COMPUTE_DTYPE[table.dtype])
 
     @abstractmethod
     def _update(
         self,
         table: Tensor,
         rows: Tensor | None,
-        grad: Tensor | Gathered,
+        grad: Tensor | RowGradient,
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:
-        """Step on the given rows of the table, in place."""
+        """Update the given rows of the table, and their state, in place."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters with options of its own, as `torch.optim.Optimizer.add_param_group` does.
+        """Add a group of parameters with its own options, as `torch.optim.Optimizer.add_param_group` does.
 
         Args:
-            param_group: `params`, and any option that differs from the optimizer's.
+            param_group: `params`, and any option that differs from the optimizer's defaults.
 
         Raises:
-            ValueError: An option out of its range, or a parameter that is not a float16, bfloat16, float32 or float64
-                tensor of its own (complex, or sharded over processes).
+            ValueError: An option is out of its range, or a parameter is not a plain tensor of float16, bfloat16,
+                float32 or float64 (complex, or sharded over processes).
         """
         super().add_param_group(param_group)
         try:
             for parameter in self.param_groups[-1]["params"]:
                 _check_parameter(parameter)
             lr = self.param_groups[-1]["lr"]
-            require(not isinstance(lr, Tensor) or lr.numel() == 1, "lr", lr, "one number, or a tensor of one")
+            scalar = not isinstance(lr, Tensor) or lr.numel() == 1
+            check_option(scalar, "lr", lr, "a number, or a tensor with one element")
             self._check(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
         for parameter in self.param_groups[-1]["params"]:
-            pages.collect(parameter)
+            huge_pages.collapse(parameter)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Change the rows that the gradients use; leave every bit of the others, state included.
+        """Update the rows that the gradients use; every other row keeps every bit, state included.
 
         Args:
-            closure: Evaluates the model again, calls backward and returns the loss.
+            closure: Reevaluates the model, calls backward and returns the loss.
 
         Returns:
-            What `closure` returned, or None.
+            The loss that `closure` returned, or None.
 
         Raises:
-            ValueError: A sparse gradient that is not over rows; no parameter and no state has changed.
+            ValueError: A sparse gradient is not over rows; no parameter and no state has changed.
 
         Cost: that of the rows in use. A dense gradient uses all of them.
         """
@@ -99,33 +100,33 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        work = []
+        updates = []
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
-                    work.append((parameter, *_rows_and_grad(_table(parameter.grad), parameter.dtype), group))
-        for parameter, _, _, group in work:
+                    updates.append((parameter, *_rows_and_grad(_table(parameter.grad), parameter.dtype), group))
+        for parameter, _, _, group in updates:
             missing = [name for name in self._state_names(group) if name not in self.state[parameter]]
             self.state[parameter].update({name: self._new_state(name, _table(parameter), group) for name in missing})
-        for parameter, rows, grad, group in work:
+        for parameter, rows, grad, group in updates:
             self._update(_table(parameter), rows, grad, self.state[parameter], group)
         return loss
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict()` gave; every state tensor keeps its dtype and becomes a copy of the optimizer's own.
+        """Load a `state_dict()`; every state tensor is copied and keeps the dtype that this optimizer uses for it.
 
         Args:
-            state_dict: Made by an optimizer of the same class over parameters of the same shapes.
+            state_dict: From an optimizer of the same class over parameters of the same shapes.
 
         Raises:
-            ValueError: Groups, options or shapes that do not fit; nothing has been loaded.
+            ValueError: Groups, options or shapes do not match; nothing has been loaded.
         """
         loaded = []
         for ours, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            lacks = sorted(self.defaults.keys() - saved.keys())
-            if lacks:
-                raise ValueError(f"state_dict: has no {lacks[0]}, so no {type(self).__name__} made it.")
+            missing = sorted(self.defaults.keys() - saved.keys())
+            if missing:
+                raise ValueError(f"state_dict: has no {missing[0]}, so it is not from a {type(self).__name__}.")
             for parameter, key in zip(ours["params"], saved["params"], strict=False):
                 state = state_dict["state"].get(key, {})
                 meta = _table(parameter).to("meta")
@@ -140,37 +141,38 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                         )
                     loaded.append((parameter, name, found.to(parameter.device, expected.dtype, copy=True)))
         super().load_state_dict(state_dict)
-        for parameter, name, value in loaded:  # torch has cast them to the dtype of the parameter
+        for parameter, name, value in loaded:  # torch's loading has cast them to the dtype of the parameter
             self.state[parameter][name] = value
 
 
-def require(holds: bool, name: str, value: object, legal: str) -> None:
-    """Raise ValueError, naming the argument, its value and what is legal, unless `holds`."""
-    if not holds:
+def check_option(valid: bool, name: str, value: object, legal: str) -> None:
+    """Raise ValueError with the argument, its value and what is legal, unless `valid`."""
+    if not valid:
         raise ValueError(f"{name}: {value}, but it must be {legal}.")
 
 
-def require_at_least_zero(group: dict[str, Any], names: Iterable[str]) -> None:
-    """Refuse options that are negative or NaN."""
+def check_non_negative(group: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise ValueError for an option that is negative or NaN."""
     for name in names:
-        require(bool(group[name] >= 0), name, group[name], "0 or more")
+        check_option(bool(group[name] >= 0), name, group[name], "0 or more")
 
 
 def _check_parameter(parameter: Tensor) -> None:
-    kinds = "float16, bfloat16, float32 or float64"
-    require(parameter.dtype in COMPUTED_IN, "params", f"a parameter of dtype {parameter.dtype}", kinds)
-    whole = "a tensor of this process alone; use torch.optim for sharded ones"
-    require(not hasattr(parameter, "device_mesh"), "params", "a DTensor", whole)
+    dtypes = "float16, bfloat16, float32 or float64"
+    check_option(parameter.dtype in COMPUTE_DTYPE, "params", f"a parameter of dtype {parameter.dtype}", dtypes)
+    local = "a tensor of this process alone; use torch.optim for sharded ones"
+    check_option(not hasattr(parameter, "device_mesh"), "params", "a DTensor", local)
 
 
-def _rows_and_grad(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | Gathered]:
-    """Return the rows that a gradient uses and what it says about them, in the form that the step is quickest with."""
+def _rows_and_grad(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | RowGradient]:
+    """Return the rows that a gradient uses and their summed gradient, in the form that is fastest to step with."""
     if grad.layout == torch.sparse_coo and grad.sparse_dim() == 1 and not grad.is_coalesced():
-        done = gathered(grad._indices()[0], grad._values().to(COMPUTED_IN[dtype]), len(grad))
-        if done is not None:
-            return done
-    return used_rows(grad, COMPUTED_IN[dtype])
+        grouped = group_by_row(grad._indices()[0], grad._values().to(COMPUTE_DTYPE[dtype]), len(grad))
+        if grouped is not None:
+            return grouped
+    return used_rows(grad, COMPUTE_DTYPE[dtype])
 
 
 def _table(tensor: Tensor) -> Tensor:
+    """Return the tensor with at least one dimension: a scalar parameter is a table of one row."""
     return tensor.view(1) if tensor.dim() == 0 else tensor

@@ -1,4 +1,4 @@
-"""SGD on the rows in use, with the momentum of sparse updates: a row's momentum changes only with its row.
+"""SGD on the rows in use, with lazy momentum: the momentum of a row changes only when the row is used.
 
 Letters used for shapes in this file:
     V  rows of a parameter        *  the shape of one row
@@ -12,31 +12,31 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from frostline.optim.kernel import Gathered, sgd_
-from frostline.optim.row_optimizer import RowOptimizer, require, require_at_least_zero
+from frostline.optim.kernel import RowGradient, sgd_
+from frostline.optim.row_optimizer import RowOptimizer, check_non_negative, check_option
 
 
 class RowSGD(RowOptimizer):
     """`torch.optim.SGD` that changes only the rows that a step used.
 
-    With sparse gradients, a row that is not in the batch keeps its value and its momentum, bit for bit; momentum, decay
-    and step come with its next use. (torch's own momentum goes on moving rows after their last use.) With dense
-    gradients it does what `torch.optim.SGD` does.
+    With sparse gradients, a row that is not in the batch keeps its value and its momentum, bit for bit, until its next
+    use. (The momentum of `torch.optim.SGD` keeps moving rows after their last use.) With dense gradients it does what
+    `torch.optim.SGD` does.
 
     Args:
         params: Parameters or groups, such as `plan.parameters()`; float16, bfloat16, float32 or float64.
-        lr: Learning rate, 0 or more; a number or a tensor of one.
-        momentum: Share of the momentum that is kept at each use of a row, 0 or more.
-        dampening: A gradient enters the momentum times `1 - dampening`; at the first use of a row, whole.
+        lr: Learning rate, 0 or more; a number or a tensor with one element.
+        momentum: Momentum factor, 0 or more, applied at each use of a row.
+        dampening: A gradient is added to the momentum times `1 - dampening`; undampened at the first use of a row.
         weight_decay: L2 penalty, 0 or more, on the rows in use.
-        nesterov: Nesterov's momentum; needs momentum and no dampening.
-        maximize: Go up the gradient, not down.
+        nesterov: Nesterov momentum; requires momentum and no dampening.
+        maximize: Maximize the objective instead of minimizing it.
 
     Raises:
-        ValueError: An option out of its range, or parameters of another dtype.
+        ValueError: An option is out of its range, or a parameter has another dtype.
 
-    Cost: a step costs the rows in use; state, with momentum only, `momentum_buffer` (V, *) and, with dampening, one
-    bool a row.
+    Cost: a step costs the rows in use; state, only with momentum, is `momentum_buffer` (V, *) and, with dampening, one
+    bool per row.
 
     Example:
         >>> import frostline as fl
@@ -73,10 +73,10 @@ class RowSGD(RowOptimizer):
         super().__init__(params, defaults)
 
     def _check(self, group: dict[str, Any]) -> None:
-        require_at_least_zero(group, ["lr", "momentum", "weight_decay"])
-        plain = group["momentum"] > 0 and group["dampening"] == 0
+        check_non_negative(group, ["lr", "momentum", "weight_decay"])
+        possible = group["momentum"] > 0 and group["dampening"] == 0
         given = f"True with momentum {group['momentum']} and dampening {group['dampening']}"
-        require(plain or not group["nesterov"], "nesterov", given, "False without momentum or with dampening")
+        check_option(possible or not group["nesterov"], "nesterov", given, "False without momentum or with dampening")
 
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         if group["momentum"] == 0:
@@ -92,7 +92,7 @@ class RowSGD(RowOptimizer):
         self,
         table: Tensor,
         rows: Tensor | None,
-        grad: Tensor | Gathered,
+        grad: Tensor | RowGradient,
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:

@@ -1,12 +1,12 @@
-"""Which rows a gradient uses, each once, and the sum of what it says about each.
+"""Which rows a gradient uses, each listed once, and the summed gradient of each.
 
 Letters used for shapes in this file:
     V  rows of the table          k  entries of a sparse gradient, rows repeated in any order
-    n  rows that are used         *  the shape of one row
+    n  rows in use                *  the shape of one row
 
-A dense gradient uses every row. A sparse one uses the rows that it names, unless all it says about a row sums to exact
-zeros: so a row whose every position went through `stop_gradient` is not used, and neither decay nor momentum moves it.
-NaN is not zero.
+A dense gradient uses every row. A sparse gradient uses the rows that it names, but rows whose summed gradient is exactly
+zero are dropped: if `stop_gradient` stopped every position of a row, neither decay nor momentum moves it. NaN is not
+zero.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def used_rows(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         dtype: The dtype to sum in and to return.
 
     Returns:
-        For a dense gradient None, which means every row, and the gradient itself, shape (V, *). For a sparse one the
+        For a dense gradient: None, which means every row, and the gradient itself, shape (V, *). For a sparse one: the
         row ids, int64, sorted, shape (n,), and their gradient, shape (n, *).
 
     Raises:
@@ -43,38 +43,40 @@ def used_rows(grad: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         )
     ids, values = grad._indices()[0], grad._values().to(dtype)
     if not grad.is_coalesced():
-        done = kernel.summed(ids, values, len(grad))
-        if done is not None:
-            return done
+        grouped = kernel.group_by_row(ids, values, len(grad))
+        if grouped is not None:
+            rows, gradient = grouped
+            return rows, gradient.to_tensor()
     if len(ids):
-        least, most = (int(x) for x in ids.aminmax())
-        if least < 0 or most >= len(grad):
-            wrong = least if least < 0 else most
+        low, high = (int(row) for row in ids.aminmax())
+        if low < 0 or high >= len(grad):
+            wrong = low if low < 0 else high
             raise ValueError(f"grad: names row {wrong}, but the table has {len(grad)} rows, 0 to {len(grad) - 1}.")
     rows = ids
     if not grad.is_coalesced():
-        rows, place = _unique(ids, len(grad))
-        values = values.new_zeros(len(rows), *values.shape[1:]).index_add_(0, place, values)
+        rows, index = _unique_rows(ids, len(grad))
+        values = values.new_zeros(len(rows), *values.shape[1:]).index_add_(0, index, values)
     if values.numel():
-        says_something = values.reshape(len(values), -1).abs().amax(dim=1) != 0  # (n,)
-        if not says_something.all():
-            rows, values = rows[says_something], values[says_something]
+        nonzero = values.reshape(len(values), -1).abs().amax(dim=1) != 0  # (n,), True for NaN
+        if not nonzero.all():
+            rows, values = rows[nonzero], values[nonzero]
     return rows, values
 
 
-def _unique(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Return the different ids (k,) -> (n,), sorted, all of them below `size`, and the place of each id in them, (k,).
+def _unique_rows(ids: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the distinct ids, sorted, (k,) -> (n,), and the index of each id among them, (k,); ids are below `size`.
 
-    On the CPU by numpy's sort, many times faster than torch's: of one number an id, which holds the id and where it is.
+    On the CPU it uses numpy's sort, many times faster than torch's `unique`.
     """
     if ids.device.type != "cpu" or max(size, len(ids)) >= 2**31:
-        rows, place = ids.unique(return_inverse=True)
-        return rows, place
-    pairs = (ids.numpy() << 32) | np.arange(len(ids))
-    pairs.sort()
-    in_order, at = pairs >> 32, pairs & 0xFFFFFFFF
-    first = np.ones(len(ids), dtype=bool)
-    first[1:] = in_order[1:] != in_order[:-1]
-    place = np.empty_like(at)
-    place[at] = np.cumsum(first) - 1
-    return torch.from_numpy(in_order[first]), torch.from_numpy(place)
+        rows, index = ids.unique(return_inverse=True)
+        return rows, index
+    # One sort instead of an argsort: each key holds an id in its upper half and the id's position in its lower half.
+    keys = (ids.numpy() << 32) | np.arange(len(ids))
+    keys.sort()
+    sorted_ids, positions = keys >> 32, keys & 0xFFFFFFFF
+    is_first = np.ones(len(ids), dtype=bool)
+    is_first[1:] = sorted_ids[1:] != sorted_ids[:-1]
+    index = np.empty_like(positions)
+    index[positions] = np.cumsum(is_first) - 1
+    return torch.from_numpy(sorted_ids[is_first]), torch.from_numpy(index)
