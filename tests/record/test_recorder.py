@@ -1,4 +1,4 @@
-"""A Recorder sees what is there, changes nothing, stays small, and goes on where a run goes on."""
+"""A Recorder records exact values, changes nothing, stays small, and resumes with the run."""
 
 import gc
 import random
@@ -16,7 +16,7 @@ from frostline.record import read_record
 from frostline.record.record_file import FILE
 
 FIX = re.escape
-TOO_LARGE = 'w: 360,000 numbers at each step; 262,144 are the most. Pass some rows, {"w": (weight, ids)}, or a norm'
+TOO_LARGE = 'w: 360,000 values at each step; the limit is 262,144. Pass some rows, {"w": (weight, ids)}, or a norm'
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def table(rows=6, width=3):
 
 
 def steps_of(layer, folder, watched, count=5, **options):
-    """Train all rows that may learn; return the joined table before the first and after every step."""
+    """Train all rows that may learn; return the whole table before the first and after every step."""
     optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=0.1)
     seen = [layer.weight.detach().clone()]
     with fl.Recorder(folder, watched, **options) as recorder:
@@ -48,9 +48,9 @@ def steps_of(layer, folder, watched, count=5, **options):
 def test_a_tensor_is_recorded_bit_for_bit_at_every_step(folder):
     layer = table()
     seen = steps_of(layer, folder, {"weight": layer.weight})
-    one = read_record(folder)["weight"]
-    assert (one.kind, one.steps, one.words) == ("tensor", list(range(6)), None)
-    assert torch.equal(one.values, seen)
+    recorded = read_record(folder)["weight"]
+    assert (recorded.kind, recorded.steps, recorded.words) == ("tensor", list(range(6)), None)
+    assert torch.equal(recorded.values, seen)
     assert (seen[0] != seen[-1]).all()
 
 
@@ -71,7 +71,7 @@ def test_a_tensor_is_recorded_bit_for_bit_at_every_step(folder):
     ],
     ids=["everything", "some", "all of them", "none of them", "entries", "nothing"],
 )
-def test_rows_are_rows_of_the_whole_table_whatever_of_it_learns(rows, selection, folder):
+def test_row_ids_are_those_of_the_whole_table_whatever_learns(rows, selection, folder):
     layer = torch.nn.Sequential(table())
     layer.append(torch.nn.Linear(3, 1))
     fl.train_only(layer, {"1.*": fl.everything, "0.weight": selection})
@@ -83,15 +83,15 @@ def test_rows_are_rows_of_the_whole_table_whatever_of_it_learns(rows, selection,
         optimizer.step()
         recorder()
         before.append(layer[0].weight.detach().clone())
-    one = read_record(folder)["rows"]
-    assert one.kind == "rows"
-    assert one.words == (["d", "a", "c"] if isinstance(rows, dict) else ["row 4", "row 0", "row 2"])
-    assert torch.equal(one.values, torch.stack(before)[:, [4, 0, 2]])
+    recorded = read_record(folder)["rows"]
+    assert recorded.kind == "rows"
+    assert recorded.words == (["d", "a", "c"] if isinstance(rows, dict) else ["row 4", "row 0", "row 2"])
+    assert torch.equal(recorded.values, torch.stack(before)[:, [4, 0, 2]])
     moved = torch.stack(before)[1] != torch.stack(before)[0]
     assert bool(moved.any()) == (selection is not fl.nothing)
 
 
-def test_digits_that_the_learned_part_has_and_the_table_has_not_are_kept(folder):
+def test_the_precision_of_the_learned_part_is_kept_though_the_table_has_less(folder):
     layer = table().bfloat16()
     fl.train_only(layer, {"weight": fl.rows([1], dtype=torch.float32)})
     with torch.no_grad():
@@ -112,15 +112,15 @@ def test_functions_and_numbers_are_recorded_as_float64(folder):
     ) as record:
         record(loss=torch.tensor([0.1], dtype=torch.bfloat16), rate=0.1, count=3)
     found = read_record(folder)
-    assert {one.kind for one in found.values()} == {"scalar"}
-    assert {one.values.dtype for one in found.values()} == {torch.float64}
+    assert {recorded.kind for recorded in found.values()} == {"scalar"}
+    assert {recorded.values.dtype for recorded in found.values()} == {torch.float64}
     assert found["norm"].values.item() == layer.weight.norm().item()
     assert found["mean"].values.item() == layer.weight.mean().item()
     assert found["loss"].values.item() == torch.tensor(0.1, dtype=torch.bfloat16).item()
     assert (found["rate"].values.item(), found["count"].values.item()) == (0.1, 3)
 
 
-def test_a_function_may_stand_for_the_table_and_is_asked_at_each_step(folder):
+def test_a_function_may_return_the_table_and_is_called_at_each_step(folder):
     layer = table()
     with fl.Recorder(folder, {"rows": (lambda: layer.weight, [3])}) as recorder:
         recorder()
@@ -131,14 +131,14 @@ def test_a_function_may_stand_for_the_table_and_is_asked_at_each_step(folder):
     assert read_record(folder)["rows"].values[1].tolist() == [[7.0, 7.0, 7.0]]
 
 
-def test_a_number_that_comes_now_and_then_has_its_own_steps(folder):
+def test_a_number_recorded_at_some_steps_has_its_own_steps(folder):
     with fl.Recorder(folder) as recorder:
         for step in range(10):
             recorder(loss=step, **({"f1": step / 10} if step % 4 == 3 else {}))
     assert read_record(folder)["f1"].steps == [3, 7]
 
 
-def test_looking_changes_nothing_neither_graph_nor_counter_nor_generator(folder):
+def test_recording_changes_no_graph_no_version_counter_and_no_random_state(folder):
     layer = table()
     dropout = torch.nn.Dropout()
 
@@ -157,7 +157,7 @@ def test_looking_changes_nothing_neither_graph_nor_counter_nor_generator(folder)
     assert layer.weight._version == version
     assert torch.equal(layer.weight, bits)
     assert layer.weight.grad is None
-    loss.backward()  # its graph is whole
+    loss.backward()  # the graph still exists
     assert layer.weight.grad[1].any()
     drawn = read_record(folder)["drawn"].values
     assert (drawn == 0).any()
@@ -184,12 +184,11 @@ def test_ten_thousand_steps_keep_a_thousand_points_with_the_first_and_the_last(f
         for step in range(10_000):
             value.fill_(step)
             recorder(loss=step)
-    for name, one in read_record(folder).items():
-        assert 512 <= len(one.steps) <= 1024, name
-        assert (one.steps[0], one.steps[-1]) == (0, 9_999)
-        assert torch.equal(
-            one.values.flatten(1)[:, 0] if one.values.ndim > 1 else one.values, torch.tensor(one.steps).to(one.values)
-        )
+    for name, recorded in read_record(folder).items():
+        assert 512 <= len(recorded.steps) <= 1024, name
+        assert (recorded.steps[0], recorded.steps[-1]) == (0, 9_999)
+        values = recorded.values.flatten(1)[:, 0] if recorded.values.ndim > 1 else recorded.values
+        assert torch.equal(values, torch.tensor(recorded.steps).to(values))
     assert (folder / FILE).stat().st_size < 50_000
 
 
@@ -201,7 +200,7 @@ def test_large_tensors_keep_fewer_points(folder):
     assert 8 <= len(read_record(folder)["value"].steps) <= 16
 
 
-def test_a_run_that_is_interrupted_and_goes_on_leaves_the_record_of_one_that_was_not(folder, tmp_path):
+def test_an_interrupted_and_resumed_run_has_the_record_of_an_uninterrupted_one(folder, tmp_path):
     def run(folder, start, end, lost_from=10_000):
         value = torch.empty(2)
         with fl.Recorder(folder, {"value": value, "rows": (value, [1])}, step=start) as recorder:
@@ -214,9 +213,10 @@ def test_a_run_that_is_interrupted_and_goes_on_leaves_the_record_of_one_that_was
     run(tmp_path / "whole", 0, 3000)
     resumed, whole = read_record(folder), read_record(tmp_path / "whole")
     assert list(resumed) == list(whole) == ["value", "rows", "loss"]
-    for one, other in zip(resumed.values(), whole.values(), strict=True):
-        assert (one.kind, one.steps, one.words, one.stride) == (other.kind, other.steps, other.words, other.stride)
-        assert torch.equal(one.values, other.values)
+    for found, expected in zip(resumed.values(), whole.values(), strict=True):
+        assert (found.kind, found.steps, found.words) == (expected.kind, expected.steps, expected.words)
+        assert found.stride == expected.stride
+        assert torch.equal(found.values, expected.values)
     assert resumed["loss"].steps[-1] == 2999
 
 
@@ -228,7 +228,7 @@ def test_a_new_run_in_the_same_folder_replaces_the_record(folder):
     assert read_record(folder)["loss"].values.tolist() == [2, 2]
 
 
-def test_what_was_recorded_is_written_now_and_then_and_when_asked(folder, monkeypatch):
+def test_the_record_is_written_every_ten_seconds_and_by_flush(folder, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("frostline.record.recorder.time.monotonic", lambda: now[0])
     recorder = fl.Recorder(folder)
@@ -244,7 +244,7 @@ def test_what_was_recorded_is_written_now_and_then_and_when_asked(folder, monkey
     assert [path.name for path in folder.iterdir()] == [FILE]
 
 
-def test_what_was_recorded_is_there_when_the_recorder_or_the_program_ends(folder, tmp_path):
+def test_the_record_is_written_when_the_recorder_is_collected_or_the_program_ends(folder, tmp_path):
     recorder = fl.Recorder(folder)
     recorder(loss=1)
     del recorder
@@ -256,7 +256,7 @@ def test_what_was_recorded_is_there_when_the_recorder_or_the_program_ends(folder
     assert read_record(tmp_path / "other")["loss"].values.tolist() == [1, 2]
 
 
-def test_a_forked_process_has_no_part_in_the_record(folder):
+def test_a_forked_process_writes_nothing(folder):
     code = f"""
 import os, frostline as fl
 recorder = fl.Recorder({str(folder)!r})
@@ -279,23 +279,23 @@ def test_two_recorders_of_one_folder_are_refused_before_they_overwrite_each_othe
     second(loss=2)
     second.flush()
     with pytest.raises(
-        fl.RunFolderError, match=FIX(f"{folder / FILE}: another Recorder writes it now. Give each its own")
+        fl.RunFolderError, match=FIX(f"{folder / FILE}: another Recorder writes it now. Use one folder")
     ):
         first.flush()
     del first
-    gc.collect()  # nothing is written at its end, either
+    gc.collect()  # its finalizer writes nothing either
     assert read_record(folder)["loss"].values.tolist() == [2]
 
 
-def test_a_cell_that_is_run_again_replaces_what_the_first_left_unwritten(folder):
+def test_a_notebook_cell_that_is_run_again_replaces_the_record_of_the_first_run(folder):
     for loss in (1, 2):
-        recorder = fl.Recorder(folder)  # the first one ends here, when the second has begun
+        recorder = fl.Recorder(folder)  # the first one is collected here, after the second was made
         recorder(loss=loss)
     recorder.flush()
     assert read_record(folder)["loss"].values.tolist() == [2]
 
 
-def test_what_was_recorded_is_there_after_an_error_in_the_loop(folder):
+def test_the_record_is_written_after_an_error_in_the_loop(folder):
     def loop():
         with fl.Recorder(folder) as recorder:
             recorder(loss=1)
@@ -320,18 +320,18 @@ def test_nothing_but_the_record_is_in_the_folder_and_others_may_read_it(folder):
     [
         ({"w": (torch.zeros(4, 2), [1, 4])}, fl.RowError, "w: rows: 1 of 2 ids are outside the table: 4. The"),
         ({"w": (torch.zeros(4, 2), [1, 1])}, fl.RowError, "w: rows: ids listed more than once: 1"),
-        ({"w": (torch.zeros(4, 2), [])}, fl.RowError, "w: there is no row to look at"),
+        ({"w": (torch.zeros(4, 2), [])}, fl.RowError, "w: no row to record"),
         ({"w": (torch.zeros(()), [0])}, fl.RowError, "w: a tensor without dimensions has no rows"),
         ({"w": (torch.zeros(4, 2), torch.ones(5).bool())}, fl.ShapeError, "w: rows: the mask has shape (5,)"),
         ({"w": torch.zeros(600, 600)}, fl.SelectionError, TOO_LARGE),
-        ({"w": (torch.zeros(600, 600), range(600))}, fl.SelectionError, "w: 360,000 numbers at each step"),
+        ({"w": (torch.zeros(600, 600), range(600))}, fl.SelectionError, "w: 360,000 values at each step"),
         ({"w": torch.zeros(2, dtype=torch.complex64)}, fl.SelectionError, "w: a torch.complex64 tensor"),
         ({"w": torch.zeros(2, device="meta")}, fl.SelectionError, "on meta cannot be recorded"),
         ({"w": torch.eye(2).to_sparse()}, fl.SelectionError, "w: a torch.float32 tensor, torch.sparse_coo"),
         ({"w": "weight"}, TypeError, "w: str cannot be recorded. Pass a tensor, a function"),
         ({"w": 1.0}, TypeError, "w: float cannot be recorded"),
-        ({"w:steps": torch.zeros(2)}, fl.SelectionError, "name: 'w:steps' cannot stand in a record"),
-        ({"": torch.zeros(2)}, fl.SelectionError, "name: '' cannot stand in a record"),
+        ({"w:steps": torch.zeros(2)}, fl.SelectionError, "got 'w:steps'."),
+        ({"": torch.zeros(2)}, fl.SelectionError, "got ''."),
     ],
 )  # fmt: skip
 def test_what_cannot_be_recorded_is_refused_at_once_and_leaves_no_file(watched, error, says, folder):
@@ -345,13 +345,13 @@ def test_what_cannot_be_recorded_is_refused_at_once_and_leaves_no_file(watched, 
     [
         ({"w": lambda: "big"}, {}, TypeError, "w: the function returned str. Let it return a tensor or a number."),
         ({"w": lambda: None}, {}, TypeError, "w: the function returned NoneType"),
-        ({"w": torch.zeros(2)}, {"w": 1.0}, fl.SelectionError, "w: is recorded already under this name"),
-        ({}, {"loss": torch.zeros(3)}, fl.ShapeError, "loss: has shape (3,), which is no number. Pass its"),
-        ({}, {"loss": "low"}, TypeError, "loss: 'low' is no number"),
+        ({"w": torch.zeros(2)}, {"w": 1.0}, fl.SelectionError, "w: already recorded under this name"),
+        ({}, {"loss": torch.zeros(3)}, fl.ShapeError, "loss: expected a scalar, got shape (3,). Pass its"),
+        ({}, {"loss": "low"}, TypeError, "loss: expected a number, got 'low'"),
         ({"w": (lambda: torch.zeros(3, 2), [3])}, {}, fl.RowError, "w: rows: 1 of 1 ids are outside the table: 3"),
     ],
 )  # fmt: skip
-def test_what_turns_out_wrong_at_a_step_is_refused_there(watched, scalars, error, says, folder):
+def test_what_is_wrong_at_a_step_is_refused_at_that_step(watched, scalars, error, says, folder):
     recorder = fl.Recorder(folder, watched)
     with pytest.raises(error, match=FIX(says)):
         recorder(**scalars)
@@ -366,23 +366,23 @@ def test_a_shape_that_changes_is_refused(folder):
 
 
 @pytest.mark.parametrize("first", [fl.everything, fl.rows([1])], ids=["a plain tensor", "a partial tensor"])
-def test_a_tensor_whose_parts_a_later_plan_replaced_is_refused(first, folder):
+def test_a_tensor_that_a_later_plan_replaced_is_refused(first, folder):
     layer = table()
     fl.train_only(layer, {"weight": first})
     recorder = fl.Recorder(folder, {"w": layer.weight, "r": (layer.weight, [1])})
     recorder()
     fl.train_only(layer, {"weight": fl.rows([1, 2])})
-    with pytest.raises(fl.PartialTensorError, match="w: a later plan has put other parts in the place of this tensor"):
+    with pytest.raises(fl.PartialTensorError, match="w: a later plan has replaced this tensor"):
         recorder()
 
 
 @pytest.mark.parametrize("step", [-1, 1.0, True])
-def test_a_step_that_is_none_is_refused(step, folder):
+def test_an_invalid_step_is_refused(step, folder):
     with pytest.raises(ValueError, match="step: "):
         fl.Recorder(folder, step=step)
 
 
-def test_a_dtype_that_a_later_plan_changed_loses_no_digit(folder):
+def test_no_precision_is_lost_when_a_later_plan_changes_the_dtype(folder):
     layer = table().bfloat16()
     with fl.Recorder(folder, {"rows": (lambda: layer.weight, [1])}) as recorder:
         recorder()
@@ -396,7 +396,7 @@ def test_a_dtype_that_a_later_plan_changed_loses_no_digit(folder):
     assert (values[1] != values[0]).any()
 
 
-def test_a_call_that_raises_has_had_its_number_and_the_record_stays_readable(folder):
+def test_a_call_that_raises_counts_as_a_step_and_the_record_stays_readable(folder):
     values = iter([1.0, None, 3.0])
     with fl.Recorder(folder, {"first": torch.zeros(1), "second": lambda: next(values)}) as recorder:
         recorder()
@@ -408,14 +408,14 @@ def test_a_call_that_raises_has_had_its_number_and_the_record_stays_readable(fol
     assert (record["second"].steps, record["second"].values.tolist()) == ([0, 2], [1, 3])
 
 
-def test_going_on_with_another_shape_or_other_words_is_refused(folder):
+def test_resuming_with_another_shape_or_other_words_is_refused(folder):
     with fl.Recorder(folder, {"w": torch.zeros(2), "r": (torch.zeros(3, 1), {"a": 0})}) as recorder:
         recorder()
     other = fl.Recorder(folder, {"w": torch.zeros(3)}, step=1)
     with pytest.raises(fl.ShapeError, match=FIX("w: has shape (3,) at step 1, and had (2,) at step 0.")):
         other()
     other = fl.Recorder(folder, {"r": (torch.zeros(3, 1), {"b": 0})}, step=1)
-    with pytest.raises(fl.RunFolderError, match=FIX("'r' is the record of something else. Name another folder")):
+    with pytest.raises(fl.RunFolderError, match=FIX("'r' was recorded with another kind or other words. Name another")):
         other()
 
 
@@ -478,11 +478,11 @@ def test_a_damaged_record_is_one_line_with_its_path(damage, folder):
         fl.Recorder(folder, step=3)
 
 
-def test_in_a_distributed_run_the_first_process_writes_and_the_others_only_look(folder, monkeypatch):
-    looked = []
+def test_in_a_distributed_run_only_rank_0_writes(folder, monkeypatch):
+    calls = []
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
-    with fl.Recorder(folder, {"w": lambda: looked.append(1) or 1.0}) as recorder:
+    with fl.Recorder(folder, {"w": lambda: calls.append(1) or 1.0}) as recorder:
         recorder(loss=1)
-    assert looked == [1]
+    assert calls == [1]
     assert list(folder.iterdir()) == []

@@ -1,4 +1,4 @@
-"""What a run leaves is small, and comes back as it was or names the file that is damaged."""
+"""The files of a run folder are small and read back unchanged; a damaged file is named."""
 
 import json
 import re
@@ -8,47 +8,53 @@ import torch
 from safetensors.torch import save_file
 
 import frostline as fl
-from frostline.record import Movement, Run, describe_run, read_run
+from frostline.record import RowChanges, Run, describe_run, read_run
 
 
-def movement():
+def row_changes():
     before = torch.zeros(6, 2)
     after = torch.tensor([[0, 0], [1, 0], [0, 0], [0, 3], [0, 2], [0, 0]], dtype=torch.float32)
-    return Movement.of([f"w{row}" for row in range(6)], before, after, torch.tensor([1, 3, 4]), standing=[5, 0])
+    return RowChanges.from_tables(
+        [f"w{row}" for row in range(6)], before, after, torch.tensor([1, 3, 4]), frozen=[5, 0]
+    )
 
 
-def test_a_movement_keeps_the_rows_that_moved_furthest_first_and_those_that_stand():
-    moved = movement()
-    assert moved.words == ["w3", "w4", "w1", "w5", "w0"]
-    assert moved.learns.tolist() == [True, True, True, False, False]
-    assert moved.after.tolist() == [[0, 3], [0, 2], [1, 0], [0, 0], [0, 0]]
-    assert moved.distances.tolist() == [1, 3, 2]
+def test_the_rows_that_moved_furthest_come_first_then_frozen_rows():
+    changes = row_changes()
+    assert changes.words == ["w3", "w4", "w1", "w5", "w0"]
+    assert changes.learns.tolist() == [True, True, True, False, False]
+    assert changes.after.tolist() == [[0, 3], [0, 2], [1, 0], [0, 0], [0, 0]]
+    assert changes.distances.tolist() == [1, 3, 2]
 
 
-def test_of_a_large_table_a_thousand_rows_are_kept_and_all_distances():
+def test_of_a_large_table_a_thousand_learned_rows_are_kept_and_all_distances():
     before, after = torch.zeros(5000, 2), torch.arange(10_000.0).reshape(5000, 2)
-    moved = Movement.of([str(row) for row in range(5000)], before, after, torch.arange(4000), range(4000, 5000))
-    assert (len(moved.words), len(moved.distances)) == (1300, 4000)
-    assert moved.words[:2] == ["3999", "3998"]
-    assert moved.words[999:1001] == ["3000", "4000"]
+    changes = RowChanges.from_tables(
+        [str(row) for row in range(5000)], before, after, torch.arange(4000), range(4000, 5000)
+    )
+    assert (len(changes.words), len(changes.distances)) == (1300, 4000)
+    assert changes.words[:2] == ["3999", "3998"]
+    assert changes.words[999:1001] == ["3000", "4000"]
 
 
-def test_what_is_left_comes_back(tmp_path):
+def test_what_is_written_comes_back(tmp_path):
     layer = torch.nn.Embedding(6, 2)
     plan = fl.train_only(layer, {"weight": fl.rows([1])})
     points = [{"run": "a", "epoch": 1, "loss": 0.5}, {"step": 7, "F1 on dev": 0.25}]
     audit = {"frozen_compared": 10, "frozen_moved": 0, "learned_rows": 1, "learned_rows_moved": 1}
+    confusion = {"types": ["PER"], "rows": "gold", "columns": "predicted", "counts": [[3, 1], [2, 0]]}
     facts = {"file": "caf\udce9.txt", "words": "Zoë"}
     describe_run(
-        tmp_path / "new", title="One row", facts=facts, plan=plan, audit=audit, curves=points, movement=movement()
-    )
+        tmp_path / "new", title="One row", facts=facts, plan=plan, audit=audit, confusion=confusion, curves=points,
+        row_changes=row_changes(),
+    )  # fmt: skip
     run = read_run(tmp_path / "new")
     assert run.about == {"title": "One row", "facts": facts}
     assert run.plan == plan.to_dict()
-    assert (run.audit, run.explanation, list(run.curves)) == (audit, None, points)
-    assert run.movement.words == movement().words
+    assert (run.audit, run.confusion, run.explanation, list(run.curves)) == (audit, confusion, None, points)
+    assert run.row_changes.words == row_changes().words
     for name in ("learns", "before", "after", "distances"):
-        assert torch.equal(getattr(run.movement, name), getattr(movement(), name))
+        assert torch.equal(getattr(run.row_changes, name), getattr(row_changes(), name))
 
 
 def test_what_is_not_given_stays(tmp_path):
@@ -77,7 +83,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
 
 def test_what_is_given_in_the_place_of_something_else_is_refused_and_nothing_is_written(tmp_path):
     plan = fl.train_only(torch.nn.Linear(2, 2), {"bias": fl.everything})
-    for given in ({"explanation": plan}, {"audit": {"moved": 0}}):
+    for given in ({"explanation": plan}, {"audit": {"moved": 0}}, {"confusion": {"types": []}}):
         with pytest.raises(ValueError, match="does not hold "):
             describe_run(tmp_path / "run", title="no", **given)
     assert not (tmp_path / "run").exists()
@@ -85,6 +91,10 @@ def test_what_is_given_in_the_place_of_something_else_is_refused_and_nothing_is_
 
 def plan_with(line):
     return json.dumps({"tensors": {"a": line}, "learned": 1, "total": 1})
+
+
+def confusion_with(counts, types=("PER",)):
+    return json.dumps({"types": list(types), "rows": "gold", "columns": "predicted", "counts": counts})
 
 
 @pytest.mark.parametrize(
@@ -103,12 +113,17 @@ def plan_with(line):
         ("explanation.json", '{"a": {"verdict": "cut", "groups": {"cut": "<b>"}}}', "explanation.json:1: does not"),
         ("audit.json", '{"frozen_moved": 0}', "audit.json:1: does not hold the counts frozen_compared, frozen_moved, "),
         ("audit.json", '{"frozen_compared": "<b>"}', "audit.json:1: does not hold the counts"),
+        ("confusion.json", "{}", "confusion.json:1: does not hold types, the titles of rows and columns, and for T"),
+        ("confusion.json", confusion_with([[1]]), "confusion.json:1: does not hold types"),
+        ("confusion.json", confusion_with([[1, 2], [3, "<b>"]]), "confusion.json:1: does not hold types"),
+        ("confusion.json", confusion_with([[1, 2], [3]]), "confusion.json:1: does not hold types"),
+        ("confusion.json", confusion_with([[1, 2], [3, 0]], types=[1]), "confusion.json:1: does not hold types"),
         ("audit.json", "\xff", "audit.json:1: damaged: "),
         ("curves.jsonl", '{"step": 1}\n{"step": 2', "curves.jsonl:2: damaged: "),
-        ("curves.jsonl", '{"step": 1}\n{"loss": 2}', 'curves.jsonl:2: no point of a curve: it needs one "epoch"'),
-        ("curves.jsonl", '{"step": 1.5}', "curves.jsonl:1: no point of a curve"),
-        ("curves.jsonl", "7", "curves.jsonl:1: no point of a curve"),
-        ("movement.safetensors", "short", "movement.safetensors: damaged: "),
+        ("curves.jsonl", '{"step": 1}\n{"loss": 2}', 'curves.jsonl:2: expected a point of a curve with an integer "e'),
+        ("curves.jsonl", '{"step": 1.5}', "curves.jsonl:1: expected a point of a curve"),
+        ("curves.jsonl", "7", "curves.jsonl:1: expected a point of a curve"),
+        ("row_changes.safetensors", "short", "row_changes.safetensors: damaged: "),
     ],
 )  # fmt: skip
 def test_a_damaged_file_is_one_line_with_its_path_and_line(name, text, says, tmp_path):
@@ -119,19 +134,19 @@ def test_a_damaged_file_is_one_line_with_its_path_and_line(name, text, says, tmp
 
 
 @pytest.mark.parametrize(
-    ("changes", "words", "says"),
+    ("replaced", "words", "says"),
     [
         ({"after": torch.zeros(5, 3)}, None, "5 words for rows of shape (5, 2) and (5, 3)"),
         ({"learns": torch.zeros(4).bool()}, None, "it does not say which rows learned"),
         ({}, ["a"], "1 words for rows"),
-        ({}, [1, 2, 3, 4, 5], "its words are no list of strings"),
-        ({}, {"a": 1}, "its words are no list of strings"),
+        ({}, [1, 2, 3, 4, 5], "its words are not a list of strings"),
+        ({}, {"a": 1}, "its words are not a list of strings"),
     ],
 )
-def test_a_movement_that_does_not_fit_is_refused(changes, words, says, tmp_path):
-    moved = movement()
-    tensors = {name: getattr(moved, name) for name in ("learns", "before", "after", "distances")} | changes
-    metadata = {"format": "frostline-movement-1", "words": json.dumps(moved.words if words is None else words)}
-    save_file(tensors, tmp_path / "movement.safetensors", metadata)
+def test_row_changes_that_do_not_fit_together_are_refused(replaced, words, says, tmp_path):
+    changes = row_changes()
+    tensors = {name: getattr(changes, name) for name in ("learns", "before", "after", "distances")} | replaced
+    metadata = {"format": "frostline-row-changes-1", "words": json.dumps(changes.words if words is None else words)}
+    save_file(tensors, tmp_path / "row_changes.safetensors", metadata)
     with pytest.raises(fl.RunFolderError, match=re.escape(says)):
         read_run(tmp_path)

@@ -1,13 +1,14 @@
-"""What a training run leaves behind, written and read.
+"""The run folder: what a training run writes, and reading it again.
 
-recorder.py     Recorder: trajectories of what you choose, written while a model trains (watched.py: one such thing)
-trajectory.py   values over training at bounded memory
-record_file.py  the file that a Recorder writes, and reading it
-run_folder.py   what a run leaves in its folder for `frostline report`
+recorder.py      Recorder: values recorded while a model trains
+watched.py       what a Recorder records under one name
+trajectory.py    values over training at bounded memory
+record_file.py   the file of a Recorder, written and read
+run_folder.py    the other files of a run folder, for `frostline report`
 """
 
 from frostline.record.record_file import Recorded, read_record
 from frostline.record.recorder import Recorder
-from frostline.record.run_folder import Movement, Run, describe_run, read_run
+from frostline.record.run_folder import RowChanges, Run, describe_run, read_run
 
-__all__ = ["Movement", "Recorded", "Recorder", "Run", "describe_run", "read_record", "read_run"]
+__all__ = ["Recorded", "Recorder", "RowChanges", "Run", "describe_run", "read_record", "read_run"]

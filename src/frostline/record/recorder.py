@@ -1,8 +1,8 @@
-"""Trajectories of what you choose, written to a run folder while a model trains.
+"""Record values while a model trains, and write them to a run folder.
 
-Each call is one step: the Recorder looks at every thing it was given and keeps what it sees, at most 1,024 points of
-each over the whole run (see trajectory.py), fewer of large ones. Every ten seconds, and at the end, one file in the run
-folder is replaced, so that a run that dies leaves a record that can be read.
+Each call is one step: the Recorder copies what it watches. It keeps at most 1,024 points of each name over the whole
+run (see trajectory.py), fewer of large tensors. Every ten seconds, and at the end, the file in the run folder is
+replaced, so a run that crashes leaves a record that can be read.
 """
 
 from __future__ import annotations
@@ -22,59 +22,59 @@ from torch import Tensor
 
 from frostline.errors import RunFolderError, SelectionError, ShapeError
 from frostline.partial.sharded import is_sharded
-from frostline.probe.restore.rng import undrawn
+from frostline.probe.restore.rng import rng_restored
 from frostline.record.record_file import FILE, STEPS, Kind, Recorded, read_record, write_record
 from frostline.record.trajectory import Trajectory
 from frostline.record.watched import Watched
 
-POINTS, NUMBERS = 1024, 1 << 22  # at most so many points of one thing, and so many numbers
-_PAUSE = 10.0  # seconds between two writes
-_SHARE = 0.05  # of the time may go into writing
+MOST_POINTS, MOST_VALUES = 1024, 1 << 22  # of one name
+_PAUSE = 10.0  # seconds between two writes, at least
+_SHARE = 0.05  # of the time that writing may take
 
 
 class Recorder:
-    """Records tensors, rows and norms over training: call it once a step.
+    """Records tensors, rows and norms over training: call it once per step.
 
     Args:
-        run_folder: Where to write; made if it is missing. A record that is there is replaced (see `step`).
+        run_folder: Where to write; made if it is missing. An existing record is replaced (see `step`).
         watched: Name -> what is recorded at each step under that name:
-            a tensor of at most 262,144 numbers, such as a bias; a partial tensor counts as the whole one;
+            a tensor of at most 262,144 values, such as a bias; a partial tensor is recorded as the whole tensor;
             a pair (table, ids), rows of a table by the ids that `fl.rows` takes, or by words: {"frost": 17, ...};
-            a function of no arguments that returns a tensor or a number, such as `lambda: weight.norm()`; it may stand
-            for the table of a pair, too.
-        step: The number of the first call. A run that goes on from a checkpoint passes the number of the call it would
-            make next: what the folder holds before that step is kept, what it holds from that step on is dropped.
+            a function of no arguments that returns a tensor or a number, such as `lambda: weight.norm()`; the table of
+            a pair may be such a function, too.
+        step: The step of the first call. To resume from a checkpoint pass the step of the next call: points before it
+            are kept, points at and after it are dropped.
 
     Raises:
         RowError: Ids are outside the table or repeated.
-        SelectionError: A tensor is too large to be recorded whole, sharded, sparse or complex; a name is used twice.
+        SelectionError: A tensor is too large to be recorded, sharded, sparse or complex; a name is used twice.
         RunFolderError: The folder cannot be written to, or its record does not fit `watched`.
-        PartialTensorError: From a call, when a later plan has put other parts in the place of a tensor.
+        PartialTensorError: From a call, if a later plan has replaced a tensor.
 
-    Nothing that is looked at changes; a function of yours should only look, too (the random generators of torch, Python
-    and numpy stay where they were, whatever it draws). A tensor is recorded with its own dtype, bit for bit; numbers as
-    float64. With torch.distributed, process 0 writes and the others only look.
+    Recording changes nothing; functions that you pass should not either (whatever they draw, the random states of
+    torch, Python and numpy are restored). A tensor is recorded bit for bit in its own dtype, a number as float64. With
+    torch.distributed only rank 0 writes.
 
-    Cost: a copy of what is recorded at each step, on its own device, and 0.2 ms where functions are called; memory for
-        at most 1,024 points and 4 million numbers of each name. Writing takes at most 5 % of the time.
+    Cost: a copy of what is recorded at each step, on its own device, and 0.2 ms if functions are called; memory for at
+        most 1,024 points and 4 million values of each name. Writing takes at most 5 % of the time.
 
     Example:
         >>> import tempfile, torch, frostline as fl
         >>> from frostline.record import read_record
-        >>> folder, table = tempfile.mkdtemp(), torch.nn.Embedding(1000, 2)
+        >>> run_folder, table = tempfile.mkdtemp(), torch.nn.Embedding(1000, 2)
         >>> optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
         >>> watched = {"words": (table.weight, {"frost": 17, "line": 42}), "norm": lambda: table.weight.norm()}
-        >>> with fl.Recorder(folder, watched) as recorder:
+        >>> with fl.Recorder(run_folder, watched) as recorder:
         ...     recorder()  # before the first step
         ...     for _ in range(3):
         ...         loss = table(torch.tensor([17])).sum()
         ...         loss.backward()
         ...         optimizer.step()
         ...         recorder(loss=loss)
-        >>> record = read_record(folder)
-        >>> {name: tuple(one.values.shape) for name, one in record.items()}
+        >>> record = read_record(run_folder)
+        >>> {name: tuple(trajectory.values.shape) for name, trajectory in record.items()}
         {'words': (4, 2, 2), 'norm': (4,), 'loss': (3,)}
-        >>> path = record["words"].values[:, 1]  # "line" stood still
+        >>> path = record["words"].values[:, 1]  # "line" did not move
         >>> torch.equal(path, path[:1].expand(4, 2))
         True
     """
@@ -83,14 +83,14 @@ class Recorder:
         self, run_folder: str | os.PathLike[str], watched: Mapping[str, Any] | None = None, *, step: int = 0
     ) -> None:
         if type(step) is not int or step < 0:
-            raise ValueError(f"step: {step!r} is no step. Pass the number of the first call, 0 or more.")
-        self._watched = [Watched(_legal(name), what) for name, what in (watched or {}).items()]
-        self._asks = any(one.asks for one in self._watched)
-        self._names = {one.name for one in self._watched}
+            raise ValueError(f"step: expected the step of the first call, 0 or more, got {step!r}.")
+        self._watched = [Watched(_check_name(name), what) for name, what in (watched or {}).items()]
+        self._calls_functions = any(watched.calls_function for watched in self._watched)
+        self._names = {watched.name for watched in self._watched}
         self._step = step
         self._store = _Store(Path(run_folder))
         if step and (Path(run_folder) / FILE).exists():
-            self._store.take_up(read_record(run_folder), step)
+            self._store.resume(read_record(run_folder), step)
         self._store.begin()
         self._finish = weakref.finalize(self, self._store.write_unless_replaced)
 
@@ -98,22 +98,22 @@ class Recorder:
         """Record one step.
 
         Args:
-            scalars: More numbers of this step under their names, such as `loss=loss`; tensors of one entry will do.
-                They may come in some calls only, such as a score after each epoch.
+            scalars: Numbers of this step under their names, such as `loss=loss`, or tensors of one element. A name may
+                come in some calls only, such as a score after each epoch.
         """
-        step, self._step = self._step, self._step + 1  # a call that raises has had its number
-        with undrawn() if self._asks else nullcontext():
-            for one in self._watched:
-                self._store.add(step, one.name, one.look(), one.words)
+        step, self._step = self._step, self._step + 1  # counted even if this call raises
+        with rng_restored() if self._calls_functions else nullcontext():
+            for watched in self._watched:
+                self._store.add(step, watched.name, watched.read(), watched.words)
         for name, value in scalars.items():
             if name in self._names:
-                raise SelectionError(f"{name}: is recorded already under this name. Give the number another one.")
-            self._store.add(step, _legal(name), _scalar(name, value), None)
-        self._store.write_now_and_then()
+                raise SelectionError(f"{name}: already recorded under this name. Choose another name.")
+            self._store.add(step, _check_name(name), _scalar(name, value), None)
+        self._store.write_if_due()
 
     def flush(self) -> None:
-        """Write what was recorded so far: before a checkpoint, say, from which the run may go on."""
-        self._store.write_what_is_new()
+        """Write what was recorded so far, such as before a checkpoint."""
+        self._store.write_if_new()
 
     def __enter__(self) -> Recorder:
         return self
@@ -134,75 +134,77 @@ class _Store:
         self._about: dict[str, tuple[Kind, list[str] | None]] = {}
         self._new = False
         self._next = 0.0
-        self._written: tuple[int, int] | None = None  # which file it was that was written last
+        self._written: tuple[int, int] | None = None  # inode and time of the file written last
 
-    def take_up(self, record: Mapping[str, Recorded], step: int) -> None:
-        """Go on from a record, of which the points before `step` are kept."""
-        for name, one in record.items():
-            path = Trajectory(_limit(one.values[0].numel()), one.stride, zip(one.steps, one.values, strict=True))
-            path.forget_from(step)
-            if path.steps:
-                self._trajectories[name], self._about[name] = path, (one.kind, one.words)
+    def resume(self, record: Mapping[str, Recorded], step: int) -> None:
+        """Continue a record with its points before `step`."""
+        for name, recorded in record.items():
+            points = zip(recorded.steps, recorded.values, strict=True)
+            trajectory = Trajectory(_limit(recorded.values[0].numel()), recorded.stride, points)
+            trajectory.forget_from(step)
+            if trajectory.steps:
+                self._trajectories[name], self._about[name] = trajectory, (recorded.kind, recorded.words)
 
     def add(self, step: int, name: str, value: Tensor, words: list[str] | None) -> None:
         """Add a point to the trajectory `name`."""
         kind: Kind = "rows" if words is not None else "tensor" if value.ndim else "scalar"
-        path = self._trajectories.get(name)
-        if path is None:
-            path = self._trajectories[name] = Trajectory(_limit(value.numel()))
+        trajectory = self._trajectories.get(name)
+        if trajectory is None:
+            trajectory = self._trajectories[name] = Trajectory(_limit(value.numel()))
             self._about[name] = kind, words
-        if path.steps:
-            before = path.values[-1]
+        if trajectory.steps:
+            before = trajectory.values[-1]
             if self._about[name] != (kind, words):
                 raise RunFolderError(
-                    f"{self._folder / FILE}: {name!r} is the record of something else. Name another folder, or start "
-                    "at step=0 to replace it."
+                    f"{self._folder / FILE}: {name!r} was recorded with another kind or other words. Name another "
+                    "folder, or pass step=0 to replace it."
                 )
             if before.shape != value.shape:
                 raise ShapeError(
                     f"{name}: has shape {tuple(value.shape)} at step {step}, and had {tuple(before.shape)} at step "
-                    f"{path.steps[-1]}. What is recorded keeps its shape."
+                    f"{trajectory.steps[-1]}. A recorded tensor must keep its shape."
                 )
-        path.add(step, value)
+        trajectory.add(step, value)
         self._new = True
 
     def begin(self) -> None:
-        """Make the folder and its file."""
+        """Make the folder and an empty record in it."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{self._folder}: cannot be made: {error.strerror}. Name another folder.") from None
         self.write()
 
-    def write_now_and_then(self) -> None:
-        """Write if it is time to."""
+    def write_if_due(self) -> None:
+        """Write what is new if the pause is over."""
         if time.monotonic() >= self._next:
-            self.write_what_is_new()
+            self.write_if_new()
 
-    def write_what_is_new(self) -> None:
-        """Write if there is something new."""
-        if self._new and os.getpid() == self._process:  # a forked process has its parent's record, and no part in it
+    def write_if_new(self) -> None:
+        """Write if a point was added."""
+        if self._new and os.getpid() == self._process:  # not in a forked child: the record is its parent's
             self.write()
 
     def write_unless_replaced(self) -> None:
-        """Write if there is something new, and no later Recorder has begun in the same folder."""
+        """Write if a point was added, unless a later Recorder has replaced the file."""
         if not self._replaced():
-            self.write_what_is_new()
+            self.write_if_new()
 
     def write(self) -> None:
         """Replace the file."""
         began = time.monotonic()
-        if not _first_process():
+        if not _is_rank_0():
             return
         if self._replaced():
-            raise RunFolderError(f"{self._folder / FILE}: another Recorder writes it now. Give each its own folder.")
+            raise RunFolderError(f"{self._folder / FILE}: another Recorder writes it now. Use one folder for each.")
         record = {}
-        for name, path in self._trajectories.items():
-            path.values = [value.cpu() if value.ndim else value.cpu().double() for value in path.values]
+        for name, trajectory in self._trajectories.items():
+            trajectory.values = [value.cpu() if value.ndim else value.cpu().double() for value in trajectory.values]
             kind, words = self._about[name]
-            dtype = reduce(torch.promote_types, {value.dtype for value in path.values})  # a plan may have changed it
-            values = torch.stack([value.to(dtype) for value in path.values])
-            record[name] = Recorded(kind, path.steps, values, words, path.stride)
+            dtypes = {value.dtype for value in trajectory.values}  # several, if a plan changed the learned part's
+            dtype = reduce(torch.promote_types, dtypes)
+            values = torch.stack([value.to(dtype) for value in trajectory.values])
+            record[name] = Recorded(kind, trajectory.steps, values, words, trajectory.stride)
         write_record(self._folder, record)
         self._written = self._on_disk()
         now = time.monotonic()
@@ -219,14 +221,14 @@ class _Store:
         return found.st_ino, found.st_mtime_ns
 
 
-def _limit(numbers: int) -> int:
-    """How many points of so many numbers each are kept."""
-    return max(2, min(POINTS, NUMBERS // max(numbers, 1)))
+def _limit(size: int) -> int:
+    """Return the most points to keep if each has `size` values."""
+    return max(2, min(MOST_POINTS, MOST_VALUES // max(size, 1)))
 
 
-def _legal(name: str) -> str:
+def _check_name(name: str) -> str:
     if not isinstance(name, str) or not name or name.endswith(STEPS) or name == "__metadata__":
-        raise SelectionError(f"name: {name!r} cannot stand in a record. Pass a string that does not end in {STEPS!r}.")
+        raise SelectionError(f"name: expected a non-empty string that does not end in {STEPS!r}, got {name!r}.")
     return name
 
 
@@ -235,15 +237,15 @@ def _scalar(name: str, value: float | Tensor) -> Tensor:
         if is_sharded(value):
             raise SelectionError(f"{name}: sharded over processes. Pass `{name}.full_tensor()`.")
         if value.numel() != 1:
-            raise ShapeError(f"{name}: has shape {tuple(value.shape)}, which is no number. Pass its mean or norm.")
+            raise ShapeError(f"{name}: expected a scalar, got shape {tuple(value.shape)}. Pass its mean or norm.")
         return value.detach().clone().reshape(())
     try:
         return torch.tensor(float(value), dtype=torch.float64)
     except (TypeError, ValueError):
-        raise TypeError(f"{name}: {value!r} is no number.") from None
+        raise TypeError(f"{name}: expected a number, got {value!r}.") from None
 
 
-def _first_process() -> bool:
+def _is_rank_0() -> bool:
     return not (
         torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank()
     )

@@ -1,8 +1,8 @@
-"""Values of one thing over training, at bounded memory: when they grow too many, every second one goes.
+"""Values over training at bounded memory: when there are too many points, every second one is dropped.
 
-Points keep at least `stride` steps between them, and `stride` doubles whenever there are more than `limit` points. So
-the points are spread evenly over the whole run, however long it is: between limit / 2 and limit of them. The newest
-point is always there; it goes when the next one comes, unless it stands `stride` steps after the one before it.
+Points are at least `stride` steps apart, and `stride` doubles whenever there are more than `limit` points. So however
+long the run, limit / 2 to limit points are spread evenly over it. The newest point is always kept; when the next one is
+added, it is dropped unless it is `stride` steps after the point before it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 class Trajectory:
-    """Steps and the values that go with them, the newest last.
+    """Steps and their values, the newest last.
 
     Args:
-        limit: How many points to keep at most, 2 or more.
-        stride: The least distance of two points, in steps: 1 at first.
-        points: Points to begin with, in the order of their steps.
+        limit: The most points to keep, 2 or more.
+        stride: The smallest distance of two points, in steps; 1 in a new run.
+        points: Points to start with, their steps ascending.
 
     Example:
         >>> from torch import tensor
@@ -40,7 +40,7 @@ class Trajectory:
             self.values.append(value)
 
     def add(self, step: int, value: Tensor) -> None:
-        """Add the newest point; `step` is greater than every step before it."""
+        """Add the newest point; `step` is greater than every earlier step."""
         if len(self.steps) > 1 and self.steps[-1] - self.steps[-2] < self.stride:
             self.steps.pop()
             self.values.pop()
@@ -51,16 +51,16 @@ class Trajectory:
             self._thin()
 
     def forget_from(self, step: int) -> None:
-        """Drop the points at `step` and after it."""
+        """Drop the points at and after `step`."""
         count = bisect_left(self.steps, step)
         del self.steps[count:], self.values[count:]
 
     def _thin(self) -> None:
         kept = [0]
-        for place, step in enumerate(self.steps):
+        for index, step in enumerate(self.steps):
             if step - self.steps[kept[-1]] >= self.stride:
-                kept.append(place)
+                kept.append(index)
         if kept[-1] != len(self.steps) - 1:
             kept.append(len(self.steps) - 1)
-        self.steps = [self.steps[place] for place in kept]
-        self.values = [self.values[place] for place in kept]
+        self.steps = [self.steps[index] for index in kept]
+        self.values = [self.values[index] for index in kept]

@@ -1,12 +1,12 @@
-"""One thing that a Recorder looks at: a small tensor, some rows of a table, or what a function returns.
+"""What a Recorder records under one name: a small tensor, some rows of a table, or what a function returns.
 
 Letters used for shapes in this file:
-    V  rows of a table          R  rows that are looked at
+    V  rows of a table          R  rows that are recorded
     *  the rest of a shape
 
-A look is a copy without a graph: nothing of the tensor changes, its version counter included. Of a partial tensor it
-shows the whole one, rows by their ids in the whole table; where the learned part has more digits than the table
-(float32 over bfloat16), they are kept.
+Values are copied without a graph; the tensor does not change, nor does its version counter. A partial tensor is read as
+the whole tensor, with row ids of the whole table, in a dtype that holds both parts exactly (float32 if the learned part
+is float32 and the table bfloat16).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frostline.errors import PartialTensorError, RowError, SelectionError, ShapeError
 from frostline.partial import PartialTensor
-from frostline.partial.indices import Layout
+from frostline.partial.indices import LearnedIndices
 from frostline.partial.optimizer_guard import is_stale
 from frostline.partial.selections import RowsLike, row_ids
 from frostline.partial.sharded import is_sharded
@@ -27,11 +27,11 @@ from frostline.partial.sharded import is_sharded
 Source: TypeAlias = "Tensor | Callable[[], Tensor | float]"
 What: TypeAlias = "Source | tuple[Source, RowsLike | Mapping[str, int]]"
 
-LARGEST = 1 << 18  # numbers of one look
+LARGEST = 1 << 18  # values recorded at one step
 
 
 class Watched:
-    """What stands behind one name.
+    """What is recorded under one name.
 
     Args:
         name: Its name, for messages.
@@ -39,8 +39,8 @@ class Watched:
             ids of its rows, as `fl.rows` takes them, or a mapping of words to ids.
 
     Attributes:
-        asks: Whether a function is called to look.
-        words: A word for each row, shape (R,): the caller's, or "row" and its id; None unless rows are looked at.
+        calls_function: Whether reading it calls a function of the user.
+        words: A word for each row, shape (R,): the caller's, or "row" and its id; None unless rows are recorded.
     """
 
     def __init__(self, name: str, what: What) -> None:
@@ -52,19 +52,19 @@ class Watched:
             )
         self.name = name
         self.words = [str(word) for word in rows] if isinstance(rows, Mapping) else None
-        self.asks = not isinstance(source, Tensor)
+        self.calls_function = not isinstance(source, Tensor)
         self._source: Source = source
         self._rows = list(rows.values()) if isinstance(rows, Mapping) else rows
-        self._ids: Tensor | None = None  # known once the table is
+        self._ids: Tensor | None = None  # checked when the table is first read
         if isinstance(source, Tensor):
-            self.look()
+            self.read()
 
     @torch.no_grad()
-    def look(self) -> Tensor:
-        """A copy of the values as they are now: shape (R, *) for rows, () for a number."""
+    def read(self) -> Tensor:
+        """Return a copy of the current values: shape (R, *) for rows, () for a number."""
         found = self._source if isinstance(self._source, Tensor) else self._source()
         if not isinstance(found, Tensor):
-            found = self._number(found)
+            found = self._scalar(found)
         self._check(found)
         if self._rows is None:
             self._check_size(found.numel())
@@ -75,7 +75,7 @@ class Watched:
         self._check_size(len(self._ids) * (found.numel() // max(len(found), 1)))
         return _rows(found, self._ids)
 
-    def _number(self, found: object) -> Tensor:
+    def _scalar(self, found: object) -> Tensor:
         try:
             return torch.tensor(float(found), dtype=torch.float64)  # type: ignore[arg-type]
         except (TypeError, ValueError):
@@ -86,8 +86,8 @@ class Watched:
     def _check(self, tensor: Tensor) -> None:
         if is_stale(tensor.learned if isinstance(tensor, PartialTensor) else tensor):
             raise PartialTensorError(
-                f"{self.name}: a later plan has put other parts in the place of this tensor. Make the Recorder after "
-                "train_only, or pass a function such as `lambda: model.embed.weight`."
+                f"{self.name}: a later plan has replaced this tensor. Make the Recorder after train_only, or "
+                "pass a function such as `lambda: model.embed.weight`."
             )
         if is_sharded(tensor):
             raise SelectionError(
@@ -100,53 +100,53 @@ class Watched:
                 "dense tensor of real numbers."
             )
 
-    def _check_size(self, numbers: int) -> None:
-        if numbers > LARGEST:
+    def _check_size(self, size: int) -> None:
+        if size > LARGEST:
             raise SelectionError(
-                f"{self.name}: {numbers:,} numbers at each step; {LARGEST:,} are the most. Pass some rows, "
+                f"{self.name}: {size:,} values at each step; the limit is {LARGEST:,}. Pass some rows, "
                 f'{{"{self.name}": (weight, ids)}}, or a norm, {{"{self.name}": lambda: weight.norm()}}.'
             )
 
     def _row_ids(self, tensor: Tensor) -> Tensor:
         if tensor.ndim == 0:
-            raise RowError(f"{self.name}: a tensor without dimensions has no rows. Pass it alone.")
+            raise RowError(f"{self.name}: a tensor without dimensions has no rows. Pass it without ids.")
         rows: Any = self._rows
         try:
             ids = row_ids(rows, tensor.shape[0])
         except (RowError, ShapeError) as error:
             raise type(error)(f"{self.name}: {error}") from None
         if not len(ids):
-            raise RowError(f"{self.name}: there is no row to look at. Name one or more.")
+            raise RowError(f"{self.name}: no row to record. Name one or more.")
         return ids
 
 
 def _whole(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, PartialTensor):
         return tensor.detach().clone()
-    frozen, learned, layout = _parts(tensor)
-    return layout.join(_wide(frozen, learned), learned)
+    frozen, learned, indices = _parts(tensor)
+    return indices.merged(_promoted(frozen, learned), learned)
 
 
 def _rows(tensor: Tensor, ids: Tensor) -> Tensor:
-    """The rows `ids` (R,) of `tensor`, a copy; of a partial one without joining it, where rows learn."""
+    """Return a copy of the rows `ids` (R,); of a partial tensor without merging it if whole rows learn."""
     if not isinstance(tensor, PartialTensor):
         return tensor.detach()[ids.to(tensor.device)]
-    frozen, learned, layout = _parts(tensor)
+    frozen, learned, indices = _parts(tensor)
     ids = ids.to(frozen.device)
-    if layout.slots is None:
-        return layout.join(_wide(frozen, learned), learned)[ids]
-    slots = layout.slots[ids]
-    values = _wide(frozen[ids], learned)
+    if indices.row_to_slot is None:
+        return indices.merged(_promoted(frozen, learned), learned)[ids]
+    slots = indices.row_to_slot[ids]
+    values = _promoted(frozen[ids], learned)
     values[slots >= 0] = learned[slots[slots >= 0]].to(values.dtype)
     return values
 
 
-def _parts(tensor: PartialTensor) -> tuple[Tensor, Tensor, Layout]:
-    """Both parts without their graph, and where they belong."""
+def _parts(tensor: PartialTensor) -> tuple[Tensor, Tensor, LearnedIndices]:
+    """Return both parts without their graph, and the indices of the learned one."""
     frozen = tensor.frozen.detach()
-    return frozen, tensor.learned.detach(), tensor.selected.to(frozen.device)
+    return frozen, tensor.learned.detach(), tensor.learned_indices.to(frozen.device)
 
 
-def _wide(frozen: Tensor, learned: Tensor) -> Tensor:
-    """`frozen` in a dtype that holds the digits of both."""
+def _promoted(frozen: Tensor, learned: Tensor) -> Tensor:
+    """Return `frozen` in a dtype that holds both parts exactly."""
     return frozen.to(torch.promote_types(frozen.dtype, learned.dtype))
