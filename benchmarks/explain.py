@@ -3,9 +3,9 @@
 Compares, on models from 0.01 to 100 million parameters,
     pass      one forward and backward
     step      one forward, backward and AdamW step
-    explain   fl.explain, with the optimizer: a watched pass, a step, everything taken back
-Each model has a layer that is cut off by `detach`. Before anything is timed, explain must name exactly its parameters,
-and leave every weight as it was.
+    explain   fl.explain, with the optimizer: a watched pass, a step, everything restored
+Each model has a layer that is cut off by `detach`. Before anything is timed, explain must name exactly its parameters
+and leave every weight unchanged.
 
 Run:    python benchmarks/explain.py [--quick]
 """
@@ -36,7 +36,7 @@ SIZES = {
 
 
 class Model(nn.Module):
-    """Words -> a cut-off layer -> transformer layers -> words."""
+    """Words -> a layer that is cut off -> transformer layers -> words."""
 
     def __init__(self, vocabulary: int, width: int, layers: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Model(nn.Module):
         self.head = nn.Linear(width, vocabulary)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, T) -> logits (B, T, V)."""
+        """Return logits (B, T, V) for ids (B, T)."""
         h = self.embed(ids)
         h = h + self.cut_off(h).detach()
         for layer in self.layers:
@@ -58,7 +58,7 @@ class Model(nn.Module):
 
 
 def timed(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each way; they take turns."""
+    """Return the seconds of each way; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
@@ -69,7 +69,7 @@ def timed(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, l
 
 
 def measure(size: tuple[int, int, int, int, int], repeats: int) -> tuple[int, dict[str, list[float]]]:
-    """The number of parameters, and the seconds of each way."""
+    """Return the number of parameters, and the seconds of each way."""
     vocabulary, width, layers, sequences, words = size
     torch.manual_seed(0)
     model = Model(vocabulary, width, layers)
@@ -87,14 +87,14 @@ def measure(size: tuple[int, int, int, int, int], repeats: int) -> tuple[int, di
         one_pass()
         optimizer.step()
 
-    one_step()  # the optimizer's state is there, as in the middle of a run
+    one_step()  # so that the optimizer has state, as in the middle of a run
     optimizer.zero_grad()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     explanation = fl.explain(model, loss_fn, optimizer)
     assert explanation.alarms == ["cut_off.weight", "cut_off.bias"], explanation
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     ways = {"pass": one_pass, "step": one_step, "explain": lambda: fl.explain(model, loss_fn, optimizer)}
-    return sum(old.numel() for old in before), timed(ways, repeats)
+    return sum(weight.numel() for weight in before), timed(ways, repeats)
 
 
 def main() -> None:
@@ -111,8 +111,8 @@ def main() -> None:
     for name in names:
         count, times = measure(SIZES[name], 2 if arguments.quick else arguments.repeats)
         cells = [
-            f"{1000 * statistics.median(some):,.1f} ({1000 * min(some):,.1f} - {1000 * max(some):,.1f})"
-            for some in times.values()
+            f"{1000 * statistics.median(seconds):,.1f} ({1000 * min(seconds):,.1f} - {1000 * max(seconds):,.1f})"
+            for seconds in times.values()
         ]
         ratio = statistics.median(times["explain"]) / statistics.median(times["pass"])
         print(f"| {count:,} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)

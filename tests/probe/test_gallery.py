@@ -1,10 +1,10 @@
-"""Faults that people really made, each a small script: named, with the line where there is one.
+"""Faults that people really made, each a small script: `explain` names them, with the line if there is one.
 
 Every script in gallery/ has a docstring (the fault; Seen, Fix, Source), `EXPECTED` (pattern -> verdict) and `make`,
 which returns model, loss_fn and optimizer. A comment `# <- pattern` marks the line that the verdict of these parameters
-must point at. Some have `NOTES` (pattern -> words that must stand beside the verdict), `REMARK` (what else `explain`
-must say, where the fault is about parameters that the model does not have) or `RAISES` (what a real step raises).
-`python tests/probe/test_gallery.py` writes docs/gallery-of-faults.md anew.
+must point at. Some have `NOTES` (pattern -> a note that must stand beside the verdict), `REMARK` (what else `explain`
+must say, if the fault is about parameters that the model does not have) or `RAISES` (what a real step raises).
+`python tests/probe/test_gallery.py` writes docs/gallery-of-faults.md.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ import torch
 import frostline as fl
 
 GALLERY = Path(__file__).parent / "gallery"
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "gallery-of-faults.md"
+PROJECT = next(folder for folder in GALLERY.resolve().parents if (folder / "pyproject.toml").is_file())
+PAGE = PROJECT / "docs" / "gallery-of-faults.md"
 SCRIPTS = sorted(path.stem for path in GALLERY.glob("*.py"))
 QUIET = {"learns", "learns in part", "frozen by plan", "frozen"}
 LOUD = {
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with require
 
 
 def load(name):
-    """The script `name`, freshly run, with torch's random numbers at the same start."""
+    """Return the script `name`, freshly run from the same seed."""
     torch.manual_seed(0)
     spec = importlib.util.spec_from_file_location(f"gallery_{name}", GALLERY / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
@@ -47,7 +48,7 @@ def load(name):
 
 
 def notes(script, name):
-    """The words that must stand beside the verdict."""
+    """Return the notes that must stand beside the verdict."""
     return [note for pattern, note in getattr(script, "NOTES", {}).items() if fnmatch(name, pattern)]
 
 
@@ -55,7 +56,7 @@ STEPS = [name for name in SCRIPTS if not hasattr(load(name), "RAISES")]
 
 
 def expected(script, names):
-    """Name of each parameter -> its expected verdict and the number of the marked line, or None."""
+    """Return name of each parameter -> its expected verdict and the marked line, or None."""
     patterns = {}
     for name in names:
         (pattern,) = [pattern for pattern in script.EXPECTED if fnmatch(name, pattern)]
@@ -63,10 +64,10 @@ def expected(script, names):
     assert set(patterns.values()) == set(script.EXPECTED), "a pattern names no parameter"
     lines = Path(script.__file__).read_text(encoding="utf-8").splitlines()
     marks = {}
-    for number, line in enumerate(lines, start=1):
-        for pattern in re.findall(r"<- (\S+)", line):
-            assert pattern in script.EXPECTED, f"line {number} marks {pattern!r}, which EXPECTED does not have"
-            marks[pattern] = number
+    for line, text in enumerate(lines, start=1):
+        for pattern in re.findall(r"<- (\S+)", text):
+            assert pattern in script.EXPECTED, f"line {line} marks {pattern!r}, which EXPECTED does not have"
+            marks[pattern] = line
     return {name: (script.EXPECTED[pattern], marks.get(pattern)) for name, pattern in patterns.items()}
 
 
@@ -74,16 +75,18 @@ def expected(script, names):
 def test_the_fault_is_named_with_its_line(name):
     script = load(name)
     model, loss_fn, optimizer = script.make()
-    verdicts = fl.explain(model, loss_fn, optimizer).to_dict()
-    wanted = expected(script, verdicts)
-    assert {one: found["verdict"] for one, found in verdicts.items()} == {one: v for one, (v, _) in wanted.items()}
-    for one, (verdict, line) in wanted.items():
-        assert set(notes(script, one)) <= set(verdicts[one]["notes"])
-        where = verdicts[one]["where"]
+    findings = fl.explain(model, loss_fn, optimizer).to_dict()
+    wanted = expected(script, findings)
+    assert {parameter: finding["verdict"] for parameter, finding in findings.items()} == {
+        parameter: verdict for parameter, (verdict, _) in wanted.items()
+    }
+    for parameter, (verdict, line) in wanted.items():
+        assert set(notes(script, parameter)) <= set(findings[parameter]["notes"])
+        where = findings[parameter]["where"]
         if line is not None:
-            assert where is not None, f"{one}: {verdict}, and no line"
-            path, _, number = where.rpartition(":")
-            assert (Path(path).name, int(number)) == (f"{name}.py", line)
+            assert where is not None, f"{parameter}: {verdict}, and no line"
+            path, _, found_line = where.rpartition(":")
+            assert (Path(path).name, int(found_line)) == (f"{name}.py", line)
 
 
 @pytest.mark.parametrize("name", [name for name in SCRIPTS if hasattr(load(name), "REMARK")])
@@ -98,7 +101,7 @@ def test_what_is_outside_of_the_model_is_remarked(name):
 def test_the_alarms_are_the_loud_verdicts(name):
     script = load(name)
     explanation = fl.explain(*script.make())
-    loud = {one for one, found in explanation.to_dict().items() if found["verdict"] in LOUD}
+    loud = {parameter for parameter, finding in explanation.to_dict().items() if finding["verdict"] in LOUD}
     assert set(explanation.alarms) == loud
 
 
@@ -113,8 +116,9 @@ def test_a_real_step_says_the_same(name, agree):
 def test_a_real_step_moves_what_is_expected_to_move(name, moves_as_said):
     script = load(name)
     trial = fl.trial_step(*script.make())
-    for one, (verdict, _) in expected(script, trial.to_dict()).items():
-        assert moves_as_said(verdict, trial[one].moved, notes(script, one)), (one, verdict, trial[one].moved)
+    for parameter, (verdict, _) in expected(script, trial.to_dict()).items():
+        moved = trial[parameter].entries_moved
+        assert moves_as_said(verdict, moved, notes(script, parameter)), (parameter, verdict, moved)
     assert trial.tensors
 
 
@@ -126,7 +130,7 @@ def test_a_step_that_raises_raises_in_a_trial_too(name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_looking_leaves_no_trace(name, everything):
+def test_looking_changes_nothing(name, everything):
     script = load(name)
     model, loss_fn, optimizer = script.make()
     before = everything(model, optimizer)
@@ -177,9 +181,9 @@ def test_every_script_says_what_people_saw_and_where(name):
 
 HEAD = """# A gallery of faults
 
-Faults that people really made, each boiled down to a script of some twenty lines in `tests/probe/gallery`. For each of
-them `fl.explain` names the verdict below, with the line for what is cut, and `fl.trial_step` takes a real step and sees
-the same tensors move, or stand. This page is written from the scripts (`python tests/probe/test_gallery.py`).
+Faults that people really made, each reduced to a script of some twenty lines in `tests/probe/gallery`. For each of them
+`fl.explain` gives the verdict below, with the line of each cut, and `fl.trial_step` takes a real step in which the same
+tensors move. This page is written from the scripts (`python tests/probe/test_gallery.py`).
 
 ```python
 import torch
@@ -198,7 +202,7 @@ def loss_fn():
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 explanation, trial = fl.explain(model, loss_fn, optimizer), fl.trial_step(model, loss_fn, optimizer)
 for name, found in explanation.to_dict().items():
-    print(f"{name:15} {found['verdict']:7} moved {trial[name].moved} of {trial[name].of}")
+    print(f"{name:15} {found['verdict']:7} moved {trial[name].entries_moved} of {trial[name].entries}")
 ```
 ```text
 encoder.weight  cut     moved 0 of 16
@@ -225,7 +229,7 @@ ORDER = [
 
 
 def page():
-    """docs/gallery-of-faults.md, from the scripts."""
+    """Return docs/gallery-of-faults.md, written from the scripts."""
     groups = {verdict: [] for verdict in ORDER}
     for name in SCRIPTS:
         verdicts = set(load(name).EXPECTED.values())

@@ -1,7 +1,7 @@
 """Healthy models raise no alarm, and a real step moves what `explain` says learns.
 
 Much in them looks like a fault: detached targets, straight-through estimators, frozen teachers, hidden states cut
-between chunks, integer indices of experts, values that are only logged. None of it keeps a parameter from learning.
+between chunks, integer indices of experts, values that are only logged. None of it stops a parameter from learning.
 """
 
 import copy
@@ -255,7 +255,7 @@ def cbow_with_sampled_negatives():
     return model, loss_fn, fl.optim.RowAdamW(model.parameters(), lr=1e-2)
 
 
-# --- what looks like a cut, and is none -------------------------------------------------------------------------------
+# --- what looks like a cut and is not ---------------------------------------------------------------------------------
 
 
 @healthy
@@ -310,7 +310,7 @@ def hard_gumbel_softmax():
 def gan():
     model = nn.ModuleDict({"generator": nn.Linear(3, 4), "discriminator": nn.Linear(4, 1)})
     noise, real = torch.randn(8, 3), torch.randn(8, 4)
-    optimizers = [torch.optim.Adam(one.parameters(), betas=(0.5, 0.999)) for one in model.values()]
+    optimizers = [torch.optim.Adam(part.parameters(), betas=(0.5, 0.999)) for part in model.values()]
     return model, noise, real, optimizers
 
 
@@ -385,10 +385,10 @@ def actor_and_critic():
 @healthy
 def siamese_with_stopped_branch():
     model = nn.ModuleDict({"encoder": nn.Linear(6, 4), "predictor": nn.Linear(4, 4)})
-    one, two = torch.randn(8, 6), torch.randn(8, 6)
+    first, second = torch.randn(8, 6), torch.randn(8, 6)
 
     def loss_fn():
-        a, b = model["encoder"](one), model["encoder"](two)
+        a, b = model["encoder"](first), model["encoder"](second)
         p, q = model["predictor"](a), model["predictor"](b)
         return -(F.cosine_similarity(p, b.detach()).mean() + F.cosine_similarity(q, a.detach()).mean())
 
@@ -404,9 +404,9 @@ class Experts(nn.Module):
     def forward(self, x):
         weights, chosen = self.router(x).softmax(-1).topk(2)
         out = torch.zeros_like(x)
-        for number, expert in enumerate(self.experts):
-            rows, places = (chosen == number).nonzero(as_tuple=True)
-            out = out.index_add(0, rows, expert(x[rows]) * weights[rows, places, None])
+        for index, expert in enumerate(self.experts):
+            rows, ranks = (chosen == index).nonzero(as_tuple=True)
+            out = out.index_add(0, rows, expert(x[rows]) * weights[rows, ranks, None])
         return out
 
 
@@ -495,7 +495,7 @@ def ensemble_under_vmap():
     model, x = nn.ModuleList(nn.Linear(4, 1) for _ in range(3)), torch.randn(8, 4)
 
     def loss_fn():
-        weights = {name: torch.stack([getattr(one, name) for one in model]) for name in ("weight", "bias")}
+        weights = {name: torch.stack([getattr(layer, name) for layer in model]) for name in ("weight", "bias")}
         outputs = torch.vmap(lambda here: torch.func.functional_call(model[0], here, (x,)))(weights)
         return outputs.square().mean()
 
@@ -519,8 +519,8 @@ def losses_scaled_by_themselves():
     model, x = nn.ModuleList([nn.Linear(4, 1), nn.Linear(4, 1)]), torch.randn(8, 4)
 
     def loss_fn():
-        one, two = (part(x).square().mean() for part in model)
-        return one / one.detach() + two / two.item()
+        first, second = (part(x).square().mean() for part in model)
+        return first / first.detach() + second / second.item()
 
     return model, loss_fn, adam(model)
 
@@ -548,7 +548,7 @@ def experts_in_a_python_loop():
     def loss_fn():
         weights = model["router"](x).softmax(-1)
         chosen = weights.argmax(-1).tolist()
-        outputs = [model["experts"][one](x[row]) * weights[row, one] for row, one in enumerate(chosen)]
+        outputs = [model["experts"][expert](x[row]) * weights[row, expert] for row, expert in enumerate(chosen)]
         return torch.stack(outputs).square().mean()
 
     return model, loss_fn, adam(model)
@@ -740,18 +740,18 @@ def case(request):
 def test_a_healthy_model_raises_no_alarm(case):
     explanation = fl.explain(*case)
     assert list(explanation.alarms) == [], str(explanation)
-    verdicts = {one["verdict"] for one in explanation.to_dict().values()}
+    verdicts = {finding["verdict"] for finding in explanation.to_dict().values()}
     assert verdicts & {"learns", "learns in part"}
 
 
 def test_a_real_step_agrees(case, agree):
     model, loss_fn, optimizer = case
     trial = fl.trial_step(model, loss_fn, optimizer)
-    assert trial.moved > 0
+    assert trial.entries_moved > 0
     agree(fl.explain(model, loss_fn, optimizer), trial)
 
 
-def test_looking_leaves_no_trace(case, everything):
+def test_looking_changes_nothing(case, everything):
     model, loss_fn, optimizer = case
     before = everything(model, optimizer)
     fl.explain(model, loss_fn, optimizer)
@@ -764,9 +764,9 @@ def test_behind_a_factor_of_zero_the_gradient_is_noted():
     torch.manual_seed(0)
     explanation, trial = (look(*branches_that_start_at_zero()) for look in (fl.explain, fl.trial_step))
     found = explanation.to_dict()["branch.weight"]
-    assert (found["verdict"], trial["branch.weight"].moved) == ("learns", 0)
+    assert (found["verdict"], trial["branch.weight"].entries_moved) == ("learns", 0)
     assert "zero gradient" in found["notes"]
-    assert trial["gate"].moved == 1
+    assert trial["gate"].entries_moved == 1
 
 
 def test_there_are_at_least_twenty():

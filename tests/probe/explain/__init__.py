@@ -1,6 +1,5 @@
-"""What `explain` says of single faults and good ways, and that it leaves nothing behind.
+"""What `explain` says of single faults and healthy ways to train, and that it changes nothing.
 
-cases.py        what several of these files use
-cuts.py         every way to cut a gradient
-test_*.py       one subject each
+cases.py   helpers
+cuts.py    every way to cut a gradient
 """

@@ -1,4 +1,4 @@
-"""What several of these files use."""
+"""Helpers that several of these files use."""
 
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import frostline as fl
 
 
 def line_of(file, mark):
-    """The number of the line of `file` that ends with the comment `# <- mark`."""
-    (number,) = [n for n, text in enumerate(Path(file).read_text().splitlines(), 1) if text.endswith(f"# <- {mark}")]
-    return number
+    """Return the number of the line of `file` that ends with the comment `# <- mark`."""
+    lines = enumerate(Path(file).read_text().splitlines(), start=1)
+    (marked,) = [line for line, text in lines if text.endswith(f"# <- {mark}")]
+    return marked
 
 
 def two_layers():

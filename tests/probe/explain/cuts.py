@@ -77,14 +77,14 @@ def item(h):
 
 
 def item_and_back(h):
-    number = h.sum().item()  # <- item_and_back
-    return torch.tensor([number])
+    total = h.sum().item()  # <- item_and_back
+    return torch.tensor([total])
 
 
 def computed_number(h):
-    number = h.sum().item()  # <- computed_number
-    number = number * 2 + 1
-    return torch.ones(8, 1) * number
+    total = h.sum().item()  # <- computed_number
+    total = total * 2 + 1
+    return torch.ones(8, 1) * total
 
 
 def to_float(h):

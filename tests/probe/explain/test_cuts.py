@@ -1,4 +1,4 @@
-"""Each way to cut a gradient is named, with its line; and so is what is not used at all."""
+"""Each way to cut a gradient is named, with its line; and so is a parameter that is not used at all."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ from .cuts import CUTS, HiddenWeight
 
 
 def before_and_after(cut):
-    """A layer before and one after, and the loss with `cut` between them."""
+    """Return two layers, and the loss with `cut` between them."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"before": nn.Linear(4, 4), "after": nn.Linear(1, 1)})
     x = torch.randn(8, 4)
@@ -30,14 +30,14 @@ def test_a_cut_is_named_with_its_line(name):
     model, loss_fn = before_and_after(CUTS[name])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     found = fl.explain(model, loss_fn, optimizer).to_dict()
-    assert {one: finding["verdict"] for one, finding in found.items()} == {
+    assert {parameter: finding["verdict"] for parameter, finding in found.items()} == {
         "before.weight": "cut",
         "before.bias": "cut",
         "after.weight": "learns",
         "after.bias": "learns",
     }
-    for one in ("before.weight", "before.bias"):
-        path, _, line = found[one]["where"].rpartition(":")
+    for parameter in ("before.weight", "before.bias"):
+        path, _, line = found[parameter]["where"].rpartition(":")
         assert (Path(path).name, int(line)) == ("cuts.py", line_of(cuts.__file__, name))
 
 

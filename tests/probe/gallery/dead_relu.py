@@ -1,6 +1,6 @@
 """Every unit of a ReLU layer is negative for every input.
 
-Seen: gradients of exactly zero before the layer, for ever.
+Seen: gradients of exactly zero before the layer, forever.
 Fix: a smaller step before it happens; LeakyReLU or GELU; a better initialisation.
 Source: https://www.codegenes.net/blog/pytorch-dead-relu
 """

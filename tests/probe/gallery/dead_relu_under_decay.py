@@ -1,7 +1,7 @@
 """The same dead layer under AdamW: the gradient is zero, and decay shrinks the weights all the same.
 
 Seen: weights that move, and a layer that learns nothing.
-Fix: as for any dead layer; a weight that moves is no proof of learning.
+Fix: as for any dead layer; a weight that moves need not learn.
 Source: https://cyberinsist.com/blog/debugging-dead-neurons-relu-production-fixes
 """
 

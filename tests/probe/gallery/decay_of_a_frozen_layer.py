@@ -1,7 +1,7 @@
 """Frozen parameters keep a gradient of zeros, and an optimizer with decay shrinks them.
 
 Seen: `requires_grad` is False, and the weights are still updated under one optimizer, and not under another.
-Fix: set `.grad` to None where nothing is to move, or keep frozen parameters out of the optimizer.
+Fix: set `.grad` to None for what must not move, or keep frozen parameters out of the optimizer.
 Source: https://github.com/open-mmlab/OpenPCDet/issues/845
 """
 

@@ -1,7 +1,7 @@
 """Groups with their own learning rates, one of which is 0.
 
 Seen: "what is the rationale behind disabling training of the first convolution?"
-Fix: give the group a rate, or freeze it in so many words.
+Fix: give the group a rate, or freeze it explicitly.
 Source: https://github.com/natanielruiz/deep-head-pose/issues/113
 """
 

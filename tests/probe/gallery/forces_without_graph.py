@@ -19,7 +19,7 @@ class Forces(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, positions):
-        fixed = {name: one.detach() for name, one in self.potential.named_parameters()}  # <- potential.*
+        fixed = {name: weight.detach() for name, weight in self.potential.named_parameters()}  # <- potential.*
         energy = grad(lambda here: functional_call(self.potential, fixed, here).sum())
         return -self.scale * energy(positions)
 

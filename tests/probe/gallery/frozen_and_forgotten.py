@@ -1,7 +1,7 @@
 """`requires_grad = False` is left over from feature extraction.
 
 Seen: only the last layer trains, or "empty parameter list".
-Fix: set it to True where the layer is to learn.
+Fix: set it to True for layers that are to learn.
 Source: https://github.com/lxztju/pytorch_classification/issues/26
 """
 

@@ -18,11 +18,11 @@ class Hyper(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
 
     def forward(self, codes, x):
-        def one(code, here):
+        def member(code, here):
             weight = self.hyper(code).detach()  # <- hyper.*
             return here @ weight.view(4, 3) + self.bias
 
-        return torch.vmap(one)(codes, x)
+        return torch.vmap(member)(codes, x)
 
 
 def make():

@@ -1,1 +1,9 @@
-"""Say of each parameter whether it will move, and why."""
+"""Explain for each parameter whether it moves at the next step, and why.
+
+backward.py          one watched pass: the gradient that each tensor got
+optimizer_groups.py  what the optimizers hold
+verdicts.py          the verdicts, and which applies
+reasons.py           why, and the line of the user's code
+explanation.py       all of it, printed
+expected.py          the verdicts that a build expects, and where they differ
+"""

@@ -1,12 +1,10 @@
-"""What is known of one tensor while a pass is traced: which parameters reach it.
+"""Provenance: which parameters reach a tensor, by value and by gradient, and which reach a storage.
 
-Letters used in this file: a set of parameters is an int, the `mask`, in which bit i stands for the parameter i.
+Letters used in this file: a set of parameters is an int, the `mask`, in which bit i stands for parameter i.
 
-Several tensors over one memory: what was written through one is there in the others.
-
-Autograd knows a view and its base as one tensor, the `root`, and follows a write through either. A tensor made by
-`.data`, `detach`, numpy or `nn.Parameter(x)` is a root of its own over the same memory: what is written there reaches
-the others by value alone.
+Several tensors can share one storage, so that a write through one changes the others. Autograd treats a view and its
+base as one tensor, the `root`, and follows a write through either. A tensor made by `.data`, `detach`, numpy or
+`nn.Parameter(x)` is a root of its own over the same storage: a write there reaches the others by value alone.
 """
 
 from __future__ import annotations
@@ -17,131 +15,144 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from frostline.probe.trace.source_line import Site
+from frostline.probe.trace.source_line import SourceLine
 
 
-class Entry:
-    """Masks of parameters, and the entries they come from.
+class Provenance:
+    """What is known of one tensor: masks of parameters, and the provenance of the inputs it was computed from.
 
     Attributes:
         value: Parameters whose value reaches the tensor.
-        gradient: Parameters that its gradient reaches.
-        lost: Parameters whose gradient reached an input of the call that made it, but not the output.
-        site: Where that was; None if nothing was lost.
-        parents: Entries of the inputs.
+        gradient: Parameters that the tensor's gradient reaches.
+        lost: Parameters that the gradient of an input of the call reached, but the gradient of its output does not.
+        line: Where that was; None if nothing was lost.
+        parents: Provenance of the inputs.
     """
 
-    __slots__ = ("gradient", "lost", "parents", "site", "value")
+    __slots__ = ("gradient", "line", "lost", "parents", "value")
 
     def __init__(
-        self, value: int, gradient: int, lost: int = 0, site: Site | None = None, parents: Sequence[Entry] = ()
+        self,
+        value: int,
+        gradient: int,
+        lost: int = 0,
+        line: SourceLine | None = None,
+        parents: Sequence[Provenance] = (),
     ) -> None:
-        self.value, self.gradient, self.lost, self.site, self.parents = value, gradient, lost, site, parents
+        self.value, self.gradient, self.lost, self.line, self.parents = value, gradient, lost, line, parents
 
     @classmethod
-    def joined(cls, entries: Sequence[Entry]) -> Entry:
-        """One entry for all of them: nothing is lost in it."""
-        entries = [entry for entry in entries if entry.value]
-        if len(entries) < 2:
-            return entries[0] if entries else NOTHING
+    def merged(cls, several: Sequence[Provenance]) -> Provenance:
+        """Return the union of several, in which nothing is lost."""
+        several = [provenance for provenance in several if provenance.value]
+        if len(several) < 2:
+            return several[0] if several else NOTHING
         value = gradient = 0
-        for entry in entries:
-            value |= entry.value
-            gradient |= entry.gradient
-        return cls(value, gradient, parents=tuple(entries))
+        for provenance in several:
+            value |= provenance.value
+            gradient |= provenance.gradient
+        return cls(value, gradient, parents=tuple(several))
 
-    def cuts(self, mask: int) -> dict[int, list[Site]]:
-        """Where the gradients of the parameters `mask` were lost on their way from them to here.
+    def cuts(self, mask: int) -> dict[int, list[SourceLine]]:
+        """Find where the gradients of the parameters `mask` were lost on their way from the parameters to here.
 
         Returns:
-            Number of the parameter -> the sites, in the order in which they ran; none for one that was not lost.
+            Index of the parameter -> the lines, in the order in which they ran; no key for one that was not lost.
         """
-        found: dict[int, set[Site]] = {}
-        done: dict[int, int] = {}
+        found: dict[int, set[SourceLine]] = {}
+        done: dict[int, int] = {}  # id of a provenance -> the parameters already followed through it
         waiting = [(self, mask)]
         while waiting:
-            entry, wanted = waiting.pop()
-            wanted &= entry.value & ~entry.gradient & ~done.get(id(entry), 0)
+            provenance, wanted = waiting.pop()
+            # Only ways by which a value came and its gradient does not go back lead to a cut.
+            wanted &= provenance.value & ~provenance.gradient & ~done.get(id(provenance), 0)
             if not wanted:
                 continue
-            done[id(entry)] = done.get(id(entry), 0) | wanted
-            hit = wanted & entry.lost
-            if entry.site is not None:
-                for bit in bits_of(hit):
-                    found.setdefault(bit, set()).add(entry.site)
-            waiting += [(parent, wanted & ~hit) for parent in entry.parents]
-        return {bit: sorted(sites, key=lambda site: site.order) for bit, sites in found.items()}
+            done[id(provenance)] = done.get(id(provenance), 0) | wanted
+            cut_here = wanted & provenance.lost
+            if provenance.line is not None:
+                for index in indices_in(cut_here):
+                    found.setdefault(index, set()).add(provenance.line)
+            # Behind a cut the gradient is whole, so what is cut here is not followed further.
+            waiting += [(parent, wanted & ~cut_here) for parent in provenance.parents]
+        return {index: sorted(lines, key=lambda line: line.order) for index, lines in found.items()}
 
 
-NOTHING = Entry(0, 0)
+NOTHING = Provenance(0, 0)
 
 
-def bits_of(mask: int) -> Iterator[int]:
-    """The numbers of the parameters in a mask."""
+def indices_in(mask: int) -> Iterator[int]:
+    """Yield the indices of the parameters in a mask."""
     while mask:
         low = mask & -mask
         yield low.bit_length() - 1
         mask ^= low
 
 
-class Memory:
-    """What stands in memory, by address; memory that was freed in the meantime is forgotten."""
+class Storages:
+    """What is known of each storage, by address; a storage that was freed in the meantime is forgotten."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[StorageWeakRef, Entry]] = {}
-        self._written: dict[int, tuple[StorageWeakRef, dict[int, Entry]]] = {}
+        self._last_seen: dict[int, tuple[StorageWeakRef, Provenance]] = {}
+        # Of each storage: root that was written through -> provenance of the values it wrote.
+        self._written: dict[int, tuple[StorageWeakRef, dict[int, Provenance]]] = {}
 
-    def note(self, tensor: Tensor, entry: Entry) -> None:
-        """A tensor is seen: what it carries stands in its memory."""
+    def note_tensor(self, tensor: Tensor, provenance: Provenance) -> None:
+        """Note that a tensor with this provenance lies in its storage."""
         storage = _storage(tensor)
         if storage is not None:
             address = storage.data_ptr()
-            known = self._seen.get(address)
+            known = self._last_seen.get(address)
             alive = known is not None and not known[0].expired()
-            self._seen[address] = known[0] if known is not None and alive else StorageWeakRef(storage), entry
+            # A living reference at this address is one to this very storage, so it is used again.
+            self._last_seen[address] = known[0] if known is not None and alive else StorageWeakRef(storage), provenance
 
-    def below(self, tensor: Tensor) -> Entry:
-        """What stands in the memory of a tensor that is seen for the first time, writes apart."""
-        address = _address(tensor)
-        if address not in self._seen or self._seen[address][0].expired() or self._writes(address):
-            return NOTHING
-        return self._seen[address][1]
-
-    def write(self, target: Tensor, entry: Entry) -> None:
-        """Something was written through `target`, which now carries what `entry` says."""
+    def note_write(self, target: Tensor, provenance: Provenance) -> None:
+        """Note that a call has written through `target`, which now has this provenance."""
         storage = _storage(target)
         if storage is not None:
             address = storage.data_ptr()
             if not self._writes(address):
                 self._written[address] = StorageWeakRef(storage), {}
-            self._written[address][1][root(target)] = entry
+            self._written[address][1][root(target)] = provenance
 
-    def read(self, tensor: Tensor, entry: Entry) -> Entry:
-        """`entry`, what `tensor` carries, together with what was written into its memory through others."""
+    def before_writes(self, tensor: Tensor) -> Provenance:
+        """Return what lies in the storage of a tensor that is seen for the first time; NOTHING after a write."""
+        address = _address(tensor)
+        # After a write `with_writes` tells more: the root it came through, and so whether a gradient follows it.
+        if address not in self._last_seen or self._last_seen[address][0].expired() or self._writes(address):
+            return NOTHING
+        return self._last_seen[address][1]
+
+    def with_writes(self, tensor: Tensor, provenance: Provenance) -> Provenance:
+        """Return `provenance`, that of `tensor`, merged with what was written into its storage through others."""
         if not self._written:
-            return entry
+            return provenance
         for written_root, write in self._writes(_address(tensor)).items():
-            follows = written_root == root(tensor) and tensor.requires_grad
-            gradient = write.gradient & ~entry.gradient if follows else 0
-            if write is entry or not (write.value & ~entry.value or gradient):
+            # Autograd lets gradients through a write by a view of the same root; any other gives its values alone.
+            followed = written_root == root(tensor) and tensor.requires_grad
+            gradient = write.gradient & ~provenance.gradient if followed else 0
+            if write is provenance or not (write.value & ~provenance.value or gradient):
                 continue
-            gradient |= entry.gradient
+            gradient |= provenance.gradient
             lost = write.gradient & ~gradient
-            entry = Entry(entry.value | write.value, gradient, lost, write.site if lost else None, (entry, write))
-        return entry
+            provenance = Provenance(
+                provenance.value | write.value, gradient, lost, write.line if lost else None, (provenance, write)
+            )
+        return provenance
 
-    def _writes(self, address: int) -> dict[int, Entry]:
+    def _writes(self, address: int) -> dict[int, Provenance]:
         storage, writes = self._written.get(address, (None, {}))
         return {} if storage is None or storage.expired() else writes
 
 
 def root(tensor: Tensor) -> int:
-    """`id` of what autograd takes for one tensor: the base of a view, else the tensor itself."""
+    """Return the `id` of what autograd treats as one tensor: the base of a view, else the tensor itself."""
     return id(tensor._base) if tensor._is_view() else id(tensor)
 
 
 def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
-    """The memory of a tensor, or of the one that torch.func wraps; None where it has none of its own."""
+    """Return the storage of a tensor, or of the one that torch.func wraps; None if it has none of its own."""
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     try:

@@ -1,6 +1,6 @@
-"""What a call of a torch function reads and writes, told by its name.
+"""What a call of a torch function reads and writes, decided by its name.
 
-Names are those of the functions, `detach`; reading an attribute is `.data`, setting one `.data=`.
+Names are those of the functions, such as `detach`; reading an attribute is `.data`, setting it `.data=`.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ _LIKE |= {"new_empty", "new_zeros", "new_ones", "new_full", "new_tensor", "new",
 _SHAPE_OF_SECOND = {"expand_as", "view_as", "reshape_as", "type_as", "to"}
 
 NO_VALUE = {".grad", "._base", ".grad_fn", ".is_leaf", ".requires_grad", "requires_grad_", "retain_grad"}
-CUTS = {"detach", "detach_", ".data"}  # what cuts where requires_grad cannot be asked
+CUTS = {"detach", "detach_", ".data"}  # what cuts a gradient where `requires_grad` does not say whether one flows
 
 _names: dict[Any, str] = {}
 
 
 def name_of(func: Any) -> str:
-    """The name of a torch function."""
+    """Return the name of a torch function."""
     name = _names.get(func)
     if name is None:
         name = getattr(func, "__name__", "")
@@ -33,13 +33,13 @@ def name_of(func: Any) -> str:
 
 
 def inputs_of(name: str, args: Any, kwargs: Any) -> list[Tensor]:
-    """The arguments whose values the result depends on: not the one that `zeros_like` takes the shape of."""
+    """Return the arguments whose values the result depends on: not the one whose shape `zeros_like` takes."""
     reads = args[1:] if name in _LIKE else args[:1] if name in _SHAPE_OF_SECOND else args
     return tensors_in((reads, kwargs) if kwargs else reads)
 
 
 def targets_of(name: str, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that a call writes into."""
+    """Return the tensors that a call writes into."""
     in_place = name.endswith("_") and not name.endswith("__")
     in_place |= name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
     in_place |= name in ("__setitem__", ".data=") or kwargs.get("inplace") is True
@@ -47,22 +47,22 @@ def targets_of(name: str, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in a nest of tuples, lists and dicts."""
+    """Return every tensor in a nest of tuples, lists and dicts."""
     if isinstance(value, Tensor):
         return [value]
     found: list[Tensor] = []
     if isinstance(value, (list, tuple)):
-        for one in value:
-            if isinstance(one, Tensor):
-                found.append(one)
-            elif isinstance(one, (list, tuple, dict)):
-                found += tensors_in(one)
+        for item in value:  # runs for every torch call, so a tensor is taken without another call
+            if isinstance(item, Tensor):
+                found.append(item)
+            elif isinstance(item, (list, tuple, dict)):
+                found += tensors_in(item)
     elif isinstance(value, dict):
         found += tensors_in(list(value.values()))
     return found
 
 
 def has_no_backward(function: Any) -> bool:
-    """Whether a class derived from autograd.Function says nothing about its gradient."""
+    """Return whether a class derived from autograd.Function defines neither `backward` nor `vjp`."""
     plain: Any = torch.autograd.Function
     return function.backward is plain.backward and function.vjp is plain.vjp

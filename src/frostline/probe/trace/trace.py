@@ -1,21 +1,21 @@
-"""Which parameters reach a tensor: by value, and by gradient.
+"""Follow which parameters reach a tensor, and where in the user's code their gradient is lost.
 
     with Trace(parameters) as trace:
         loss = loss_fn()
-    trace.of(loss)          # an Entry: masks of parameters (entry.py)
-    trace.cuts(loss, mask)  # where the gradient of each was lost on its way
+    trace.provenance(loss)  # masks of parameters: by value, by gradient
+    trace.cuts(loss, mask)  # where the gradient of each parameter was lost on its way
 
 The idea: a mode sees every call of a torch function before autograd does. For each tensor it notes the parameters whose
-value reaches it and those whose gradient can come back through it. Where the output of a call has lost some that its
-inputs had, the user's line is noted *on that tensor*. Nothing is blamed while it runs: at the end the way is walked
-back from the loss, so a `h.detach().max()` that was only logged is never met. What the trace says is never the truth
-about gradients: a real backward is. It only says why there is none, and where.
+value reaches it and those that its gradient reaches. If the output of a call has lost some that its inputs had, the
+user's line is noted *on that tensor*. Nothing is blamed while the pass runs: at the end the way is walked back from the
+loss, so a `h.detach().max()` that was only logged is never met. The trace does not decide which gradients arrive: a
+real backward does. The trace only says why there is none, and where.
 
 What a mode cannot see is found in other ways:
-    numbers that leave torch      met again when they come back as arguments (numbers.py)
-    two tensors over one memory   writes are noted for the memory, so `b.data[:] = h` is seen through `b` (memory.py)
-    Function.apply, Parameter(h)  replaced while the trace runs
-    no_grad                       torch tells a mode when it is switched on, and so the `with` that did it is known
+    numbers that leave torch       matched when they return as arguments (escaped_numbers.py)
+    two tensors over one storage   writes are noted for the storage, so `b.data[:] = h` is seen through `b`
+    Function.apply, Parameter(h)   patched while the trace runs
+    no_grad                        torch tells a mode when it is switched on, so the `with` that did it is known
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
 from frostline.partial.tensor import PartialTensor, PartialView
-from frostline.probe.autograd_graph import leaves_under
-from frostline.probe.trace.escaped_numbers import LEAVING, Numbers
-from frostline.probe.trace.provenance import NOTHING, Entry, Memory, bits_of
-from frostline.probe.trace.source_line import Site, caller, site_here
+from frostline.probe.autograd_graph import backward_leaves
+from frostline.probe.trace.escaped_numbers import ESCAPES, EscapedNumbers
+from frostline.probe.trace.provenance import NOTHING, Provenance, Storages, indices_in
+from frostline.probe.trace.source_line import SourceLine, current_line, frame_outside
 from frostline.probe.trace.torch_calls import (
     CUTS,
     NO_VALUE,
@@ -47,34 +48,35 @@ from frostline.probe.trace.torch_calls import (
 
 
 class Trace(TorchFunctionMode):
-    """Notes, while it is entered, which of `parameters` reach each tensor.
+    """While entered, note which of `parameters` reach each tensor.
 
     Args:
         parameters: Leaf tensors; those that do not require a gradient are followed by value alone.
 
     Attributes:
         used: Mask of the parameters that any call has used.
-        asked: Mask of those of which a Python `if` has asked the truth.
-        numbers: What left torch.
+        branched_on: Mask of those whose truth a Python `if` has asked for.
+        escaped: The numbers that left torch.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         super().__init__()
-        self.used = self.asked = 0
-        self.numbers = Numbers()
-        self._bits = {id(parameter): 1 << bit for bit, parameter in enumerate(parameters)}
+        self.used = self.branched_on = 0
+        self.escaped = EscapedNumbers()
         self._parameters = parameters  # held, so that no id is used twice
-        self._known: dict[int, tuple[weakref.ref[Tensor], Entry]] = {}
-        self._memory = Memory()
-        self._returned: list[tuple[int, Site | None]] = []  # custom Functions whose backward returned None
-        self._names: dict[Any, str] = {torch.autograd.grad: "autograd.grad"}  # not to be taken for the attribute
-        self._unlinked = 0  # how deep in code where autograd is off although gradients will flow: checkpoints
-        self._no_grad_frame: int | None = None
-        self._sites = 0
+        self._bits = {id(parameter): 1 << index for index, parameter in enumerate(parameters)}
+        # Weak references: the trace must not keep activations alive that the pass has let go. An id may then be used
+        # again, so whoever looks one up compares the tensor too.
+        self._known: dict[int, tuple[weakref.ref[Tensor], Provenance]] = {}
+        self._storages = Storages()
+        self._none_returned: list[tuple[int, SourceLine | None]] = []  # by the backward of a custom Function
+        self._checkpoints = 0  # how many reentrant checkpoints are running, one inside the other
+        self._no_grad_frame: int | None = None  # id of the frame that switched gradients off last
+        self._lines = 0  # how many lines were noted: their order
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Trace:
-        self._stack.enter_context(_seen_by(self))
+        self._stack.enter_context(_patched_for(self))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -82,38 +84,45 @@ class Trace(TorchFunctionMode):
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._stack.close()
 
-    def of(self, value: Any) -> Entry:
-        """What is known of a tensor, or of a number that left torch."""
+    def provenance(self, value: Any) -> Provenance:
+        """Return what is known of a tensor, or of a number that left torch."""
         if not isinstance(value, Tensor):
-            return Entry.joined(self.numbers.equal_to(value))
+            return Provenance.merged(self.escaped.equal_to(value))
         if isinstance(value, PartialView):
             value = value.origin
         if isinstance(value, PartialTensor):
-            return Entry.joined([self.of(value.learned), self.of(value.frozen)])
+            return Provenance.merged([self.provenance(value.learned), self.provenance(value.frozen)])
         known = self._known.get(id(value))
-        entry = known[1] if known is not None and known[0]() is value else self._first_sight(value)
-        read = self._memory.read(value, entry)
-        if read is not entry:
-            self._note(value, read)
-        return read
+        provenance = known[1] if known is not None and known[0]() is value else self._first_seen(value)
+        merged = self._storages.with_writes(value, provenance)
+        if merged is not provenance:
+            self._note(value, merged)  # so that the next look at it finds nothing new
+        return merged
 
-    def cuts(self, value: Any, mask: int) -> dict[int, list[Site]]:
-        """Where the gradients of the parameters `mask` were lost (`Entry.cuts`), in a backward that ran since too."""
-        found = self.of(value).cuts(mask)
-        for lost, site in self._returned:
-            for bit in bits_of(lost & mask):
-                if site is not None:
-                    found.setdefault(bit, [site])
+    def cuts(self, value: Any, mask: int) -> dict[int, list[SourceLine]]:
+        """Find where the gradients of the parameters `mask` were lost, also in a backward that ran since.
+
+        Returns:
+            Index of the parameter -> lines in the order in which they ran, as `Provenance.cuts` does.
+        """
+        found = self.provenance(value).cuts(mask)
+        for lost, line in self._none_returned:
+            for index in indices_in(lost & mask):
+                if line is not None:
+                    found.setdefault(index, [line])
         return found
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run `func`, then note what its outputs carry."""
+        """Run `func`, then note the provenance of its outputs."""
         kwargs = kwargs or {}
         if func is torch._C._set_grad_enabled and not args[0] and torch.is_grad_enabled():
-            frame = caller("grad_mode.py")
+            # `no_grad` calls this from torch's module grad_mode; the frame around that has the user's `with` in it, or
+            # is torch's wrapper of a decorated function, whose body is the user's.
+            frame = frame_outside(grad_mode)
             self._no_grad_frame = None if frame is None else id(frame)
         name = name_of(func)
-        writes = [(target, self.of(target)) for target in targets_of(name, args, kwargs)]
+        # Asked before the call: afterwards a target holds, and requires, what was written.
+        writes = [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
         result = func(*args, **kwargs)
         if name not in NO_VALUE:
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
@@ -121,176 +130,205 @@ class Trace(TorchFunctionMode):
         return result
 
     def _note_call(
-        self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Entry]]
+        self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
     ) -> None:
         outputs = tensors_in(result)
-        if not outputs and not writes and name not in LEAVING and name != "__bool__":
+        if not outputs and not writes and name not in ESCAPES and name != "__bool__":
             return
-        entries = [entry for one in inputs_of(name, args, kwargs) if (entry := self.of(one)).value]
-        if self.numbers.left:
-            entries += self.numbers.back(name, args, kwargs)
-        if not entries:
+        parents = [
+            provenance for tensor in inputs_of(name, args, kwargs) if (provenance := self.provenance(tensor)).value
+        ]
+        if self.escaped.escapes:
+            parents += self.escaped.returning_in_call(name, args, kwargs)
+        if not parents:
             return
-        inside = Entry.joined(entries)
-        self.used |= inside.value
+        inputs = Provenance.merged(parents)
+        self.used |= inputs.value
         if name == "__bool__":
-            self.asked |= inside.value
-        elif name in LEAVING:
-            entry = self._entry(name, inside, 0, entries)
-            entry.site = entry.site or self._site(name)
-            self.numbers.leave(entry, result)
+            self.branched_on |= inputs.value
+        elif name in ESCAPES:
+            escaped = self._after_call(name, inputs, 0, parents)
+            # Also where the gradient was lost before: a parameter that is unused is explained by where its value left.
+            escaped.line = escaped.line or self._line(name)
+            self.escaped.note(escaped, result)
         elif writes:
-            self._note_writes(name, writes, inside, entries)
+            self._note_writes(name, writes, inputs, parents)
         else:
-            self._note_outputs(name, outputs, inside, entries)
+            self._note_outputs(name, outputs, inputs, parents)
 
-    def _note_outputs(self, name: str, outputs: Sequence[Tensor], inside: Entry, entries: Sequence[Entry]) -> None:
-        implied = self._implied()
-        made: dict[bool, Entry] = {}
-        for one in outputs:
-            if isinstance(one, PartialTensor):  # `weight.detach()`: what is new about it is its learned part
-                one = one.learned
-                if id(one) in self._bits:
+    def _note_outputs(
+        self, name: str, outputs: Sequence[Tensor], inputs: Provenance, parents: Sequence[Provenance]
+    ) -> None:
+        hidden = self._graph_is_hidden()
+        # At most two for a call, with and without a gradient: `max` returns values and indices.
+        made: dict[bool, Provenance] = {}
+        for output in outputs:
+            if isinstance(output, PartialTensor):  # `weight.detach()`: what is new about it is its learned part
+                output = output.learned
+                if id(output) in self._bits:
                     continue
-            flows = self._flows(name) and (
-                one.is_floating_point() or one.is_complex() if implied else one.requires_grad
+            flows = self._may_flow(name) and (
+                output.is_floating_point() or output.is_complex() if hidden else output.requires_grad
             )
             if flows not in made:
-                made[flows] = self._entry(name, inside, inside.gradient if flows else 0, entries)
-            self._note(one, made[flows])
+                made[flows] = self._after_call(name, inputs, inputs.gradient if flows else 0, parents)
+            self._note(output, made[flows])
 
     def _note_writes(
-        self, name: str, writes: Sequence[tuple[Tensor, Entry]], inside: Entry, entries: Sequence[Entry]
+        self,
+        name: str,
+        writes: Sequence[tuple[Tensor, Provenance]],
+        inputs: Provenance,
+        parents: Sequence[Provenance],
     ) -> None:
         for target, before in writes:
             if isinstance(target, PartialTensor | PartialView):
                 target = (target if isinstance(target, PartialTensor) else target.origin).learned
-            flows = self._flows(name) and (self._implied() or target.requires_grad)
+            flows = self._may_flow(name) and (self._graph_is_hidden() or target.requires_grad)
+            # A write may cover a few entries only, so what was there before still reaches the target.
             keeps = target.requires_grad and name != "detach_"
-            gradient = (before.gradient if keeps else 0) | (inside.gradient if flows else 0)
-            entry = self._entry(name, inside, gradient, (before, *entries))
-            self._note(target, entry)
-            if inside.value & ~before.value:
-                if entry.site is None and inside.gradient:  # another tensor over this memory may lose it
-                    entry.site = self._site(name)
-                self._memory.write(target, entry)
+            gradient = (before.gradient if keeps else 0) | (inputs.gradient if flows else 0)
+            after = self._after_call(name, inputs, gradient, (before, *parents))
+            self._note(target, after)
+            if inputs.value & ~before.value:
+                # The target itself lost nothing, yet another tensor over this storage, which autograd does not know to
+                # be the same, may: then this is the line.
+                if after.line is None and inputs.gradient:
+                    after.line = self._line(name)
+                self._storages.note_write(target, after)
 
-    def _entry(self, name: str, inside: Entry, gradient: int, parents: Sequence[Entry]) -> Entry:
-        lost = inside.gradient & ~gradient
-        return Entry(inside.value, gradient, lost, self._site(name) if lost else None, tuple(parents))
+    def _after_call(self, name: str, inputs: Provenance, gradient: int, parents: Sequence[Provenance]) -> Provenance:
+        """Return the provenance of what a call made of `inputs`, of which `gradient` came through."""
+        lost = inputs.gradient & ~gradient
+        return Provenance(inputs.value, gradient, lost, self._line(name) if lost else None, tuple(parents))
 
-    def _site(self, call: str) -> Site | None:
-        self._sites += 1
-        if torch.is_grad_enabled() or self._implied():
-            return site_here(call, self._sites)
+    def _line(self, call: str) -> SourceLine | None:
+        self._lines += 1
+        if torch.is_grad_enabled() or self._graph_is_hidden():
+            return current_line(call, self._lines)
+        # Not the call is to blame but the block around it: the line in the function that has switched gradients off.
         call = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
-        return site_here(call, self._sites, self._no_grad_frame)
+        return current_line(call, self._lines, self._no_grad_frame)
 
-    def _implied(self) -> bool:
-        """Whether `requires_grad` does not say that a gradient flows: in a checkpoint, under torch.func."""
-        return bool(self._unlinked) or torch._C._functorch.peek_interpreter_stack() is not None
+    def _graph_is_hidden(self) -> bool:
+        """Return whether gradients flow although `requires_grad` does not show it.
 
-    def _flows(self, name: str) -> bool:
-        return name not in CUTS if self._implied() else torch.is_grad_enabled()
+        A reentrant checkpoint runs its forward under no_grad and makes the graph in the backward; torch.func keeps its
+        own graph. There a gradient is taken to flow through every call but those in CUTS.
+        """
+        return bool(self._checkpoints) or torch._C._functorch.peek_interpreter_stack() is not None
 
-    def _first_sight(self, tensor: Tensor, call: str = "a tensor made out of sight") -> Entry:
-        """What is known of a tensor that no call has returned: a parameter, an input, or one that `call` has made."""
+    def _may_flow(self, name: str) -> bool:
+        return name not in CUTS if self._graph_is_hidden() else torch.is_grad_enabled()
+
+    def _first_seen(self, tensor: Tensor, call: str = "a tensor made out of sight") -> Provenance:
+        """Return what is known of a tensor that no call has returned: a parameter, an input, or one made by `call`."""
         bit = self._bits.get(id(tensor), 0)
         if bit:
-            entry = Entry(bit, bit if tensor.requires_grad else 0)
-            self._note(tensor, entry)
-            return entry
+            provenance = Provenance(bit, bit if tensor.requires_grad else 0)
+            self._note(tensor, provenance)
+            return provenance
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-            return self.of(torch._C._functorch.get_unwrapped(tensor))
-        below = self._memory.below(tensor)
-        parents = [below] if below.value else self.numbers.held_by(tensor) if self.numbers.left else []
+            return self.provenance(torch._C._functorch.get_unwrapped(tensor))
+        # Values that came unseen lie in a storage that is known, or left torch as numbers. Gradients are never a guess:
+        # autograd's own graph says which parameters they reach.
+        below = self._storages.before_writes(tensor)
+        parents = [below] if below.value else self.escaped.returning_in_tensor(tensor) if self.escaped.escapes else []
         reached = 0
-        for leaf in leaves_under(tensor.grad_fn):
+        for leaf in backward_leaves(tensor.grad_fn):
             reached |= self._bits.get(id(leaf), 0)
-        origin = Entry.joined([*parents, Entry(reached, 0)])
+        origin = Provenance.merged([*parents, Provenance(reached, 0)])
         if not origin.value:
             return NOTHING
-        entry = self._entry(call, origin, reached, parents)
-        self._note(tensor, entry)
-        return entry
+        provenance = self._after_call(call, origin, reached, parents)
+        self._note(tensor, provenance)
+        return provenance
 
-    def _note(self, tensor: Tensor, entry: Entry) -> None:
+    def _note(self, tensor: Tensor, provenance: Provenance) -> None:
         key = id(tensor)
         known = self._known
 
         def forget(gone: weakref.ref[Tensor]) -> None:
-            if key in known and known[key][0] is gone:
+            if key in known and known[key][0] is gone:  # the id may be another tensor's by now
                 del known[key]
 
-        known[key] = weakref.ref(tensor, forget), entry
-        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # which is unwrapped out of sight, at the end
-            self._note(torch._C._functorch.get_unwrapped(tensor), entry)
+        known[key] = weakref.ref(tensor, forget), provenance
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # torch.func unwraps it at the end, unseen
+            self._note(torch._C._functorch.get_unwrapped(tensor), provenance)
         else:
-            self._memory.note(tensor, entry)
+            self._storages.note_tensor(tensor, provenance)
 
-    def made(self, parameter: Tensor) -> None:
-        """A Parameter was made, in the line that runs now."""
-        self._first_sight(parameter, "nn.Parameter")
+    def note_parameter(self, parameter: Tensor) -> None:
+        """Note a Parameter that the line running now has made."""
+        self._first_seen(parameter, "nn.Parameter")
 
-    def apply(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
-        """Run a custom autograd.Function, and note what its outputs carry."""
-        entries = [self.of(one) for one in args if isinstance(one, Tensor)]
-        checkpoint = function.__name__ == "CheckpointFunction"
-        self._unlinked += checkpoint
+    def run_function(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
+        """Run a custom autograd.Function, and note the provenance of its outputs."""
+        inputs = [self.provenance(argument) for argument in args if isinstance(argument, Tensor)]
+        checkpoint = function.__name__ == "CheckpointFunction"  # torch's; other libraries have theirs under this name
+        self._checkpoints += checkpoint
         try:
             result = run()
         finally:
-            self._unlinked -= checkpoint
+            self._checkpoints -= checkpoint
         call = "checkpoint" if checkpoint else f"{function.__name__}.apply"
-        if has_no_backward(function):  # a backward pass would stop here with an error
+        if has_no_backward(function):
+            # A backward pass would end here with an error, and the parameters before this Function are as good as cut;
+            # detached, the rest of the model can still be explained.
             call += " without backward"
-            for one in tensors_in(result):
-                with contextlib.suppress(RuntimeError):  # a view cannot
-                    one.detach_()
-        for one in tensors_in(result):
-            carried = [entry for entry in (*entries, self.of(one)) if entry.value]  # closures of `forward` too
-            inside = Entry.joined(carried)
-            if not inside.value:
+            for output in tensors_in(result):
+                with contextlib.suppress(RuntimeError):  # a view cannot be detached in place
+                    output.detach_()
+        for output in tensors_in(result):
+            # The output itself too: its graph shows the parameters that `forward` used without being given them.
+            parents = [provenance for provenance in (*inputs, self.provenance(output)) if provenance.value]
+            merged = Provenance.merged(parents)
+            if not merged.value:
                 continue
-            self.used |= inside.value
-            flows = torch.is_grad_enabled() and one.requires_grad
-            self._note(one, self._entry(call, inside, inside.gradient if flows else 0, carried))
-            if flows and one.grad_fn is not None and not checkpoint:
-                one.grad_fn.register_hook(self._noting_none([entry.gradient for entry in entries], self._site(call)))
+            self.used |= merged.value
+            flows = torch.is_grad_enabled() and output.requires_grad
+            self._note(output, self._after_call(call, merged, merged.gradient if flows else 0, parents))
+            if flows and output.grad_fn is not None and not checkpoint:
+                # Whether its backward returns None for an input, only the backward can tell.
+                hook = self._noting_none([provenance.gradient for provenance in inputs], self._line(call))
+                output.grad_fn.register_hook(hook)
         return result
 
-    def _noting_none(self, gradients: Sequence[int], site: Site | None) -> Callable[[Any, Any], None]:
-        """A hook on a backward that notes the inputs for which it returns None."""
+    def _noting_none(self, gradients: Sequence[int], line: SourceLine | None) -> Callable[[Any, Any], None]:
+        """Return a hook on a backward that notes the inputs for which it returns None."""
 
-        def look(returned: Any, given: Any) -> None:
-            self._returned += [
-                (mask, site) for mask, value in zip(gradients, returned, strict=False) if value is None and mask
+        def note(returned: Any, given: Any) -> None:
+            self._none_returned += [
+                (mask, line) for mask, value in zip(gradients, returned, strict=False) if value is None and mask
             ]
 
-        return look
+        return note
 
 
 @contextlib.contextmanager
-def _seen_by(trace: Trace) -> Iterator[None]:
-    """Let `trace` see every autograd.Function that this thread applies, and every Parameter that it makes."""
+def _patched_for(trace: Trace) -> Iterator[None]:
+    """Show `trace` every autograd.Function that this thread applies, and every Parameter that it makes.
+
+    Neither goes through `__torch_function__`, so no mode sees them.
+    """
     function: Any = torch.autograd.Function
     parameter: Any = torch.nn.Parameter
     apply, new = function.__dict__["apply"], parameter.__dict__["__new__"]
-    thread = threading.get_ident()
+    thread = threading.get_ident()  # the patch holds for all threads, and a mode for its own alone
 
-    def seen_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def traced_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         run = apply.__get__(None, cls)
         if threading.get_ident() != thread:
             return run(*args, **kwargs)
-        return trace.apply(cls, (*args, *kwargs.values()), lambda: run(*args, **kwargs))
+        return trace.run_function(cls, (*args, *kwargs.values()), lambda: run(*args, **kwargs))
 
-    def seen_new(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def traced_new(cls: Any, *args: Any, **kwargs: Any) -> Any:
         made = new.__func__(cls, *args, **kwargs)
         if threading.get_ident() == thread:
-            trace.made(made)
+            trace.note_parameter(made)
         return made
 
-    function.apply, parameter.__new__ = classmethod(seen_apply), staticmethod(seen_new)
+    function.apply, parameter.__new__ = classmethod(traced_apply), staticmethod(traced_new)
     try:
         yield
     finally:

@@ -70,7 +70,7 @@ def test_an_optimizer_of_another_model_is_told():
     explanation = fl.explain(model, loss_fn, optimizer)
     assert set(explanation.alarms) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert (
-        "The optimizer holds 4 tensors of shape (3, 4), (3,), (1, 3), ..., not in the model. "
+        "The optimizer holds 4 tensors of shape (3, 4), (3,), (1, 3) and 1 more, not in the model. "
         "Make it after the model is copied, changed or planned." in explanation.remarks
     )
 
@@ -95,7 +95,7 @@ def test_layers_in_a_plain_list_are_told():
     assert model.layers[0].weight.grad is None
 
 
-def test_a_tensor_that_is_no_parameter_is_told_and_an_input_is_not():
+def test_a_tensor_that_is_not_a_parameter_is_told_and_an_input_is_not():
     model = nn.Linear(4, 1)
     model.scale = torch.ones(4, requires_grad=True)
     x = torch.randn(8, 4, requires_grad=True)
@@ -186,7 +186,7 @@ def test_lbfgs_gets_its_closure():
         ("adam", "optimizer: str has no `param_groups` and `step`"),
     ],
 )
-def test_what_is_no_optimizer_is_refused(optimizer, says):
+def test_what_is_not_an_optimizer_is_refused(optimizer, says):
     model, loss_fn = two_layers()
     with pytest.raises(TypeError, match=re.escape(says)):
         fl.explain(model, loss_fn, optimizer)
@@ -195,12 +195,12 @@ def test_what_is_no_optimizer_is_refused(optimizer, says):
 @pytest.mark.parametrize("look", [fl.explain, fl.trial_step])
 def test_a_loss_that_was_called_already_is_refused(look):
     model, loss_fn = two_layers()
-    with pytest.raises(TypeError, match=re.escape("loss_fn: Tensor is no function. Pass one that runs the pass")):
+    with pytest.raises(TypeError, match=re.escape("loss_fn: expected a function, got Tensor. Pass one")):
         look(model, loss_fn(), torch.optim.SGD(model.parameters(), lr=0.1))
 
 
-def test_what_is_no_model_is_refused():
-    with pytest.raises(TypeError, match=re.escape("model: function, but it must be an nn.Module.")):
+def test_what_is_not_a_model_is_refused():
+    with pytest.raises(TypeError, match=re.escape("model: expected an nn.Module, got function.")):
         fl.explain(two_layers, lambda: torch.ones(()))
 
 
@@ -212,7 +212,7 @@ def test_what_is_no_model_is_refused():
         (lambda model: True, "loss_fn: it returned bool"),
     ],
 )
-def test_what_is_no_loss_is_refused(loss, says):
+def test_what_is_not_a_loss_is_refused(loss, says):
     model, _ = two_layers()
     with pytest.raises(fl.ProbeError, match=re.escape(says)):
         fl.explain(model, lambda: loss(model))

@@ -83,7 +83,7 @@ def test_a_sparse_buffer_is_listed_where_it_moves_and_only_there():
     assert fl.explain(model, lambda: model(x).sum()).buffers == ("moves",)
     optimizer = torch.optim.SGD(model.requires_grad_().parameters(), lr=0.1)
     trial = fl.trial_step(model, lambda: model(x).sum(), optimizer)
-    assert (trial.buffers, trial["weight"].moved) == (("moves",), 9)
+    assert (trial.buffers, trial["weight"].entries_moved) == (("moves",), 9)
     assert torch.equal(model.moves.to_dense(), torch.eye(3))
 
 

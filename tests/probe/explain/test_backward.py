@@ -1,4 +1,4 @@
-"""Gradients that are zero, not finite, too small, of every dtype."""
+"""What the backward gave: gradients that are zero, not finite, too small, of every dtype."""
 
 import pytest
 import torch
@@ -55,7 +55,7 @@ def test_behind_a_factor_that_starts_at_zero_a_parameter_learns_and_behind_two_i
         "c": ("zero gradient", []),
         "d": ("zero gradient", []),
     }
-    assert found["a"]["reason"] == "its gradient is zero now, and no longer after a step"
+    assert found["a"]["reason"] == "its gradient is zero now, but not after a step"
     if optimizer:
         assert not optimizer.state
 
