@@ -1,12 +1,12 @@
-"""Draw what `tagger_regimes.py --log` kept: what learning brings above a table that stands still, a point a seed.
+"""Draw the log of `tagger_regimes.py`: what learning gains over a frozen table, a point for each seed.
 
-A point is the F1 of a run less that of the run with the same seed in which nothing of the table learns: these two begin
-with the same weights and read the same batches. The mean F1 of nothing learning stands under each place. For each TRAIN
-there is a panel of its parts, judged on dev, another for FAR, and as many for fewer vectors, where the runs have them.
-A line joins the means. The places along a panel are evenly spaced.
+A point is the F1 of a run minus that of the run with the same seed and a frozen table: the two begin with the same
+weights and read the same batches. The mean F1 of the frozen table is in each tick label. For each TRAIN there is a
+panel of its parts, scored on dev, another for FAR, and as many for fewer vectors, where the log has them. A line joins
+the means. The ticks are evenly spaced.
 
 Run:    python benchmarks/draw_tagger_regimes.py [RUNS.jsonl PICTURE.png] [--epochs N]
-Without names it draws the runs that are published, into docs/. Runs of another number of epochs are left out.
+Without arguments it draws the published runs into docs/. Runs with another number of epochs are left out.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from frostline.files import replacing
+
 HERE = Path(__file__).parent
 FLOOR = "none"
 SCORES = {"f1": "dev", "far": "another kind"}
 WIDE = 4  # panels side by side
-STYLES = {  # Okabe and Ito's colours, a mark of its own for each, and how far its points stand beside their place
+STYLES = {  # Okabe and Ito's colours, a marker for each, and how far its points are from their tick
     "missing": ("missing words learn", "#0072B2", "o", -0.06),
     "all": ("everything learns", "#D55E00", "^", 0.06),
 }
@@ -36,33 +38,33 @@ Run = dict[str, Any]
 
 
 def panel(axes: Axes, runs: list[Run], score: str, along: str) -> None:
-    """Draw `score` of `runs` above that of FLOOR against `along`, of which None, the whole, comes last."""
-    places = sorted({run[along] for run in runs}, key=lambda value: (value is None, value))
+    """Draw `score` of `runs` minus that of FLOOR against `along`, whose None, all, comes last."""
+    ticks = sorted({run[along] for run in runs}, key=lambda value: (value is None, value))
     found = {(run[along], run["regime"], run["seed"]): run[score] for run in runs}
-    floors = [{key[2]: f1 for key, f1 in found.items() if key[:2] == (place, FLOOR)} for place in places]
+    floors = [{key[2]: f1 for key, f1 in found.items() if key[:2] == (tick, FLOOR)} for tick in ticks]
     axes.axhline(0, color="#7A858E", linewidth=1.6, label="nothing learns")
-    for regime, (name, colour, mark, beside) in STYLES.items():
+    for regime, (name, colour, marker, offset) in STYLES.items():
         gains = [
-            [found[place, regime, seed] - f1 for seed, f1 in floor.items() if (place, regime, seed) in found]
-            for place, floor in zip(places, floors, strict=True)
+            [found[tick, regime, seed] - f1 for seed, f1 in floor.items() if (tick, regime, seed) in found]
+            for tick, floor in zip(ticks, floors, strict=True)
         ]
         means = [(at, statistics.mean(values)) for at, values in enumerate(gains) if values]
-        points = [(at + beside, value) for at, values in enumerate(gains) for value in values]
+        points = [(at + offset, value) for at, values in enumerate(gains) for value in values]
         axes.plot(*zip(*means, strict=True), color=colour, linewidth=1.6)
         axes.plot(
-            *zip(*points, strict=True), mark, color=colour, label=name, alpha=0.7, markersize=5, markeredgewidth=0
+            *zip(*points, strict=True), marker, color=colour, label=name, alpha=0.7, markersize=5, markeredgewidth=0
         )
-    names = ["all" if place is None else f"{place:,}" for place in places]
+    names = ["all" if tick is None else f"{tick:,}" for tick in ticks]
     levels = [statistics.mean(floor.values()) for floor in floors]
-    axes.set_xticks(range(len(places)), [f"{name}\n({f1:.1f})" for name, f1 in zip(names, levels, strict=True)])
-    axes.set_xlim(-0.4, len(places) - 0.6)
+    axes.set_xticks(range(len(ticks)), [f"{name}\n({f1:.1f})" for name, f1 in zip(names, levels, strict=True)])
+    axes.set_xlim(-0.4, len(ticks) - 0.6)
     axes.grid(axis="y", color="#E4E8EB", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0, colors=INK)
 
 
 def panels(runs: list[Run]) -> Iterator[tuple[list[Run], str, str, str, str]]:
-    """Yield for each panel its runs, what they are judged by and differ in, a title and words for the places."""
+    """Yield for each panel its runs, their score, what they differ in, a title and a label of the axis."""
     for train in dict.fromkeys(run["train"] for run in runs):
         own = [run for run in runs if run["train"] == train]
         cut = {run["part"] for run in own if run["keep"] is not None}
@@ -92,13 +94,12 @@ def draw(runs: list[Run], path: Path) -> None:
     figure.supylabel("points of F1 above nothing learns (whose F1 is in brackets)", fontsize=9, color=INK)
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=10)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    figure.savefig(unfinished, format="png")
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")
 
 
 def main() -> None:
-    """Read the runs, draw them."""
+    """Read the runs and draw them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("runs", nargs="?", type=Path, default=HERE / "tagger_regimes.jsonl")
     parser.add_argument("picture", nargs="?", type=Path, default=HERE.parent / "docs" / "tagger-regimes.png")

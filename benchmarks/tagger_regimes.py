@@ -1,25 +1,24 @@
 """When does it pay to let only the missing words learn?
 
 Trains the tagger three times on the same sentences with the same budget, several seeds each:
-    none       every row of the table stays as it is
-    missing    the training words that the vectors miss learn, and <unk>
+    none       no row of the table learns
+    missing    <unk> and the training words that the vectors miss learn
     all        every row learns
 and again on a part of the sentences (every second, every tenth, ...) and with only the first words of the vectors,
 which in most files are the most frequent ones. Prints F1 on dev of the best epoch, mean and each seed; F1 of the same
-weights on FAR, sentences of another kind that choose nothing; milliseconds of processor time a step; the most memory
-that the process held so far, in MB; and the recall on dev of the entities, by the rarest of their words:
-    seen       all of them in the vectors and in training
-    vectors    one that only the vectors have
-    learned    one that the vectors miss and training has
-    unknown    one that neither has
+weights on FAR, text of another kind that is used for nothing else; processor time per step in milliseconds; the peak
+memory of the process so far, in MB; and the recall on dev of the entities, by the rarest of their words:
+    seen       all words are in the vectors and in training
+    vectors    a word is in the vectors alone
+    learned    a word is in training alone
+    unknown    a word is in neither
 
 The table is cut to the words of TRAIN, DEV and FAR, unless --whole. No other row would ever be read, so this changes
-the time, above all that of *all*, and what is drawn for the missing words, which have the mean and the spread of the
-table.
+the time, above all that of *all*, and the random rows of missing words, which have the table's mean and deviation.
 
 Run:    python benchmarks/tagger_regimes.py TRAIN DEV VECTORS [--far FILE] [--parts 1 4] [--keep 2000] [--epochs N]
             [--log RUNS.jsonl]
---log adds a line for each training that ends; one that the file has already is not run again, and
+--log adds a line for each finished training; those that the file already has are not run again, and
 draw_tagger_regimes.py draws them. With --quick the sentences and vectors are made up and small.   (needs Linux)
 """
 
@@ -44,7 +43,7 @@ KINDS = ("seen", "vectors", "learned", "unknown")
 def recall_by_kind(
     gold: Sequence[tagger.Sentence], found: Sequence[Sequence[str]], vocabulary: tagger.Vocabulary, trained: set[int]
 ) -> dict[str, tuple[int, int]]:
-    """Return for each kind of entity how many were found, and how many there are; `trained` are the rows that were."""
+    """Return (found, all) for each kind of entity; `trained` are the rows that training read."""
     counts = {kind: [0, 0] for kind in KINDS}
     unknown, learned = 1, 1 + vocabulary.missing  # row of <unk>, last row of the missing words
     for sentence, tags in zip(gold, found, strict=True):
@@ -60,13 +59,13 @@ def recall_by_kind(
     return {kind: (right, total) for kind, (right, total) in counts.items()}
 
 
-class Clock(tagger.Watcher):
-    """Adds up the processor time of the steps, but for the first of an epoch, before which is more than a step."""
+class Clock(tagger.Callback):
+    """Sums the processor time of the steps, except the first of each epoch, before which more is done than a step."""
 
     seconds, steps, last = 0.0, 0, 0.0
 
     def batch(self, tokens: int) -> None:
-        """One step was made."""
+        """A step was made."""
         now = time.process_time()
         if self.last:
             self.seconds, self.steps = self.seconds + now - self.last, self.steps + 1
@@ -92,9 +91,9 @@ def measure(
     seed: int,
     epochs: int,
 ) -> dict[str, Any]:
-    """Train once; return what is to be known of it."""
+    """Train once; return what was measured."""
     clock = Clock()
-    run = tagger.train(train, dev, table, learn=regime, seed=seed, epochs=epochs, watch=clock)
+    run = tagger.train(train, dev, table, learn=regime, seed=seed, epochs=epochs, callback=clock)
     vocabulary = run.tagger.vocabulary
     trained = {vocabulary.row(token) for tokens, _ in train for token in tokens}
     return {
@@ -109,7 +108,7 @@ def measure(
 
 
 def name(path: Path) -> str:
-    """Return the last two parts of a path: what a file is called in the log."""
+    """Return the last two parts of a path: the name of a file in the log."""
     return "/".join(path.parts[-2:])
 
 
@@ -123,7 +122,7 @@ def row(runs: Sequence[dict[str, Any]]) -> str:
             return ""
         return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})"
 
-    sums = {kind: [sum(run["kinds"][kind][place] for run in runs) for place in (0, 1)] for kind in KINDS}
+    sums = {kind: [sum(run["kinds"][kind][index] for run in runs) for index in (0, 1)] for kind in KINDS}
     recalls = [f"{right / total:.1%} of {total // len(runs):,}" if total else "" for right, total in sums.values()]
     kept = "all" if first["keep"] is None else f"{first['keep']:,}"
     ms, most = statistics.median(run["ms"] for run in runs), max(run["MB"] for run in runs)
@@ -132,17 +131,17 @@ def row(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Train every regime on every part with every seed, print a table."""
+    """Train every regime on every part with every seed; print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="TRAIN DEV VECTORS")
-    parser.add_argument("--far", type=Path, metavar="FILE", help="sentences of another kind, which choose nothing")
+    parser.add_argument("--far", type=Path, metavar="FILE", help="text of another kind, only scored")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", type=int, nargs="+", default=[1], metavar="N", help="train on every N-th sentence")
     parser.add_argument("--keep", type=int, metavar="N", help="only the first N words of the vectors")
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--regimes", nargs="+", choices=REGIMES, default=REGIMES)
     parser.add_argument("--whole", action="store_true", help="train over all vectors, read or not")
-    parser.add_argument("--log", type=Path, metavar="RUNS", help="file that keeps what was measured, a line for a run")
+    parser.add_argument("--log", type=Path, metavar="RUNS", help="file of what was measured, a line for each run")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if len(arguments.files) != (0 if arguments.quick else 3):

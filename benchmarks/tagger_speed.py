@@ -1,13 +1,13 @@
-"""How quick is the tagger beside flair's, and how much memory does it take?
+"""How fast is the tagger compared with flair's, and how much memory does it take?
 
 Compares, on the same sentences and the same vectors, each in a process of its own, one thread:
     frostline             `tagger.train` and `Tagger.predict` with their defaults (hidden 200, batches of 16)
     frostline, 256        the same with flair's sizes: hidden 256, batches of 32
     flair                 `SequenceTagger(hidden_size=256)` over `WordEmbeddings`, batches of 32, SGD at 0.1
-Seconds are of the processor, so that other work on the machine counts little. Training is timed by its steps alone,
-without loading and without judging dev. Both predict lists of tokens, 32 sentences at a time or one; *prepared* is
-flair with its `Sentence` objects made before the clock starts. Memory is the peak of the whole process, in MB, from
-vectors that each library has already turned into its own form (frostline's cache, gensim's KeyedVectors).
+Times are processor time, so that other work on the machine counts little. Training is timed by its steps alone, without
+loading and without evaluation. Both predict lists of tokens, 32 sentences at a time or single ones; *prepared* is flair
+with its `Sentence` objects made before the clock starts. Memory is the peak of the whole process, in MB, from vectors
+that each library has already converted to its own format (frostline's cache, gensim's KeyedVectors).
 
 Run:    python benchmarks/tagger_speed.py TRAIN DEV VECTORS --flair PYTHON [--epochs N]
 PYTHON is the interpreter of an environment that has flair and gensim; without it flair is left out. With --quick the
@@ -34,7 +34,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-SIZES = {"frostline": (200, 16), "frostline, 256": (256, 32), "flair": (256, 32)}  # hidden, batch
+SIZES = {"frostline": (200, 16), "frostline, 256": (256, 32), "flair": (256, 32)}  # hidden, batch size
 CONVERT = (
     "import sys; from gensim.models import KeyedVectors as K; "
     "K.load_word2vec_format(sys.argv[1], no_header=True).save(sys.argv[2])"
@@ -42,30 +42,30 @@ CONVERT = (
 
 
 def peak_mb() -> float:
-    """Most memory that this process ever held, in MB."""
+    """Return the peak memory of this process, in MB."""
     found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found.group(1)) / 1024
 
 
 def rate(predict: Callable[[Any], object], make: Callable[[], Sequence[Any]], tokens: int, rounds: int) -> float:
-    """Tokens a second, median, of `predict` on each thing that `make` makes; the first round is not counted."""
+    """Return tokens per second, median, of `predict` on all inputs that `make` returns; the first warms up."""
     seconds = []
     for _ in range(rounds + 1):
-        things = make()
+        inputs = make()
         began = time.process_time()
-        for thing in things:
-            predict(thing)
+        for batch in inputs:
+            predict(batch)
         seconds.append(time.process_time() - began)
     return tokens / statistics.median(seconds[1:])
 
 
-def frostline(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -> dict[str, float]:
+def frostline(folder: Path, hidden: int, batch_size: int, epochs: int, rounds: int) -> dict[str, float]:
     """Train and predict with this library."""
     from frostline import tagger, vectors
 
-    class Clock(tagger.Watcher):
-        """Adds up the steps, but for the first of an epoch, before which is more than a step."""
+    class Clock(tagger.Callback):
+        """Sums the steps, except the first of each epoch, before which more is done than a step."""
 
         seconds, tokens, last = 0.0, 0, 0.0
 
@@ -79,9 +79,9 @@ def frostline(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -
             self.last = 0.0
 
     train, dev = (tagger.read_conll(folder / f"{name}.conll") for name in ("train", "dev"))
-    options = tagger.Options(hidden=hidden, batch=batch)
+    config = tagger.TaggerConfig(hidden=hidden, batch_size=batch_size)
     clock = Clock()
-    run = tagger.train(train, dev, vectors.load(folder / "vectors.txt"), epochs=epochs, options=options, watch=clock)
+    run = tagger.train(train, dev, vectors.load(folder / "vectors.txt"), epochs=epochs, config=config, callback=clock)
     plain = [sentence.tokens for sentence in dev]
     tokens = sum(map(len, plain))
     groups = [plain[start : start + 32] for start in range(0, len(plain), 32)]
@@ -93,7 +93,7 @@ def frostline(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -
     }
 
 
-def flair(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -> dict[str, float]:
+def flair(folder: Path, hidden: int, batch_size: int, epochs: int, rounds: int) -> dict[str, float]:
     """Train and predict with flair."""
     import torch
     from flair.data import Sentence
@@ -127,11 +127,12 @@ def flair(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -> di
 
     trainer = ModelTrainer(model, corpus)
     out = folder / "flair"
-    trainer.train(out, max_epochs=epochs, mini_batch_size=batch, save_final_model=False, plugins=[Clock()])
+    trainer.train(out, max_epochs=epochs, mini_batch_size=batch_size, save_final_model=False, plugins=[Clock()])
     model.eval()
     plain = [[token.text for token in sentence] for sentence in corpus.dev]
     tokens, trained = sum(map(len, plain)), sum(map(len, corpus.train))
-    groups, ones = [plain[start : start + 32] for start in range(0, len(plain), 32)], [[tokens] for tokens in plain]
+    groups = [plain[start : start + 32] for start in range(0, len(plain), 32)]
+    singles = [[sentence] for sentence in plain]
 
     def prepare(group: list[list[str]]) -> list[Any]:
         return [Sentence(tokens) for tokens in group]
@@ -142,9 +143,9 @@ def flair(folder: Path, hidden: int, batch: int, epochs: int, rounds: int) -> di
     return {
         "train": statistics.median(trained / took for took in seconds),
         "by 32": rate(lambda group: predict(prepare(group)), lambda: groups, tokens, rounds),
-        "one by one": rate(lambda group: predict(prepare(group)), lambda: ones, tokens, rounds),
+        "one by one": rate(lambda group: predict(prepare(group)), lambda: singles, tokens, rounds),
         "by 32, prepared": rate(predict, lambda: [prepare(group) for group in groups], tokens, rounds),
-        "one by one, prepared": rate(predict, lambda: [prepare(group) for group in ones], tokens, rounds),
+        "one by one, prepared": rate(predict, lambda: [prepare(group) for group in singles], tokens, rounds),
         "MB": peak_mb(),
     }
 
@@ -162,7 +163,7 @@ def made_up(folder: Path) -> tuple[Path, Path, Path]:
 
 
 def copy_in(train: Path, dev: Path, vectors: Path, folder: Path) -> None:
-    """Put what both libraries read into `folder`: plain columns, and the vectors unpacked."""
+    """Write what both libraries read to `folder`: plain columns, and the vectors decompressed."""
     from frostline import tagger
     from frostline.vectors import load
 
@@ -179,7 +180,7 @@ def copy_in(train: Path, dev: Path, vectors: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """Measure each way, print a table."""
+    """Measure each way; print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("files", nargs="*", type=Path, metavar="TRAIN DEV VECTORS")
     parser.add_argument("--flair", metavar="PYTHON", help="interpreter of an environment that has flair")
@@ -190,9 +191,9 @@ def main() -> None:
     arguments = parser.parse_args()
     epochs, rounds = (1, 1) if arguments.quick else (arguments.epochs, arguments.rounds)
     if arguments.alone:
-        way, place = arguments.alone
+        way, data = arguments.alone
         measure = flair if way == "flair" else frostline
-        print(json.dumps(measure(Path(place), *SIZES[way], epochs, rounds)))
+        print(json.dumps(measure(Path(data), *SIZES[way], epochs, rounds)))
         return
     if len(arguments.files) != (0 if arguments.quick else 3):
         parser.error("three files are needed: TRAIN, DEV and VECTORS; or none with --quick")

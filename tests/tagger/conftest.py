@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from frostline.tagger import Options, Sentence, Watcher
+from frostline.tagger import Callback, Sentence, TaggerConfig
 from frostline.vectors import Vectors
 
 PEOPLE = [f"person{i}" for i in range(40)]
@@ -16,8 +16,8 @@ PLACES = [f"place{i}" for i in range(40)]
 PLAIN = ["meets", "sees", "in", "near", "today", "again", ".", "and"]
 
 
-class Stop(Watcher):
-    """Interrupts the training after so many steps."""
+class Stop(Callback):
+    """Interrupts training after so many steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
@@ -30,12 +30,12 @@ class Stop(Watcher):
 
 @dataclass(frozen=True)
 class Toy:
-    """Sentences of the tiny language, vectors for most of its words, and options that make training quick."""
+    """Sentences of the tiny language, vectors for most of its words, and config that make training quick."""
 
     train: list[Sentence]
     dev: list[Sentence]
     vectors: Vectors
-    options: Options
+    config: TaggerConfig
     stop: type[Stop] = Stop
 
 
@@ -61,5 +61,5 @@ def toy() -> Toy:
         train=[_sentence(dice, PEOPLE[15:], PLACES[15:]) for _ in range(200)],
         dev=[_sentence(dice, PEOPLE[:15], PLACES[:15]) for _ in range(40)],
         vectors=Vectors(words, np.array(rows, dtype=np.float32)),
-        options=Options(hidden=16, shape_width=4, dropout=0.2, batch=8, learning_rate=0.02),
+        config=TaggerConfig(hidden=16, shape_width=4, dropout=0.2, batch_size=8, learning_rate=0.02),
     )

@@ -16,24 +16,24 @@ from torch.utils import cpp_extension
 
 import frostline as fl
 from frostline import tagger
-from frostline.tagger.config import precision, usable
+from frostline.tagger.config import check_device, precision
 
 HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
 def coarse(toy: Any) -> tagger.TrainingRun:
-    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=4, options=toy.options, bf16=True)
+    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=4, config=toy.config, bf16=True)
 
 
 def test_in_bfloat16_the_loss_falls_as_in_float32_and_what_is_kept_is_float32(
     toy: Any, coarse: tagger.TrainingRun
 ) -> None:
-    fine = tagger.train(toy.train, toy.dev, toy.vectors, epochs=4, options=toy.options)
+    fine = tagger.train(toy.train, toy.dev, toy.vectors, epochs=4, config=toy.config)
     assert coarse.history[-1].loss < 0.5 * coarse.history[0].loss
-    for one, other in zip(coarse.history, fine.history, strict=True):
-        assert one.loss == pytest.approx(other.loss, rel=0.1)
-        assert one.loss != other.loss  # it did compute otherwise
+    for epoch, fine_epoch in zip(coarse.history, fine.history, strict=True):
+        assert epoch.loss == pytest.approx(fine_epoch.loss, rel=0.1)
+        assert epoch.loss != fine_epoch.loss  # it did compute in another precision
     assert {value.dtype for value in coarse.tagger.model.state_dict().values()} == {torch.float32}
 
 
@@ -46,9 +46,9 @@ def test_in_bfloat16_frozen_rows_keep_every_bit(coarse: tagger.TrainingRun) -> N
 def test_in_bfloat16_interrupted_and_resumed_equals_uninterrupted(
     toy: Any, tmp_path: Path, coarse: tagger.TrainingRun
 ) -> None:
-    given = {"epochs": 4, "options": toy.options, "bf16": True, "checkpoint": tmp_path / "c"}
+    given = {"epochs": 4, "config": toy.config, "bf16": True, "checkpoint": tmp_path / "c"}
     with pytest.raises(KeyboardInterrupt):
-        tagger.train(toy.train, toy.dev, toy.vectors, every=0, watch=toy.stop(33), **given)
+        tagger.train(toy.train, toy.dev, toy.vectors, checkpoint_every=0, callback=toy.stop(33), **given)
     resumed = tagger.train(toy.train, toy.dev, toy.vectors, resume=True, **given)
     weights = coarse.tagger.model.state_dict()
     assert all(torch.equal(weights[name], value) for name, value in resumed.tagger.model.state_dict().items())
@@ -68,13 +68,13 @@ def test_a_device_that_is_not_here_is_refused_in_one_short_line(toy: Any, name: 
 
 def test_a_device_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    with pytest.raises(fl.FrostlineError, match=re.escape("bf16: cuda:0 has no bfloat16. Leave it out.")):
+    with pytest.raises(fl.FrostlineError, match=re.escape("bf16: cuda:0 does not support bfloat16. Leave it out.")):
         precision(torch.device("cuda:0"), bf16=True)
     precision(torch.device("cuda:0"), bf16=False)
 
 
 def test_a_usable_device_is_given_back_as_it_was_named() -> None:
-    assert usable("cpu") == usable(torch.device("cpu")) == torch.device("cpu")
+    assert check_device("cpu") == check_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -108,16 +108,16 @@ def test_on_another_device_the_same_is_drawn_so_training_differs_by_rounding_alo
     assert found["elsewhere"]["losses"] != found["cpu"]["losses"]  # it did compute elsewhere
     assert found["elsewhere"]["moved"] == found["cpu"]["moved"]
     assert found["elsewhere"]["moved"][0] == 0 < found["elsewhere"]["moved"][1]
-    one, other = (load_file(elsewhere / name / "model.safetensors") for name in ("cpu", "elsewhere"))
-    for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=1e-2, atol=1e-3)
+    on_cpu, on_device = (load_file(elsewhere / name / "model.safetensors") for name in ("cpu", "elsewhere"))
+    for name, value in on_cpu.items():
+        torch.testing.assert_close(on_device[name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_interrupted_on_another_device_and_resumed_equals_uninterrupted(elsewhere: Path) -> None:
     found = _found(elsewhere)
     assert found["resumed"] == found["elsewhere"]
-    one, other = ((elsewhere / name / "model.safetensors").read_bytes() for name in ("elsewhere", "resumed"))
-    assert one == other
+    whole, resumed = ((elsewhere / name / "model.safetensors").read_bytes() for name in ("elsewhere", "resumed"))
+    assert resumed == whole
 
 
 def test_a_saved_tagger_predicts_on_another_device_what_it_predicts_on_the_cpu(elsewhere: Path) -> None:
@@ -130,11 +130,13 @@ def test_a_saved_tagger_predicts_on_another_device_what_it_predicts_on_the_cpu(e
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("bf16", [False, True])
 def test_on_a_gpu_the_same_is_learned_as_on_the_cpu(toy: Any, tmp_path: Path, bf16: bool) -> None:
-    given = {"epochs": 4, "options": toy.options, "bf16": bf16}
+    given = {"epochs": 4, "config": toy.config, "bf16": bf16}
     here = tagger.train(toy.train, toy.dev, toy.vectors, **given)
-    there = tagger.train(toy.train, toy.dev, toy.vectors, device="cuda", checkpoint=tmp_path / "c", every=0, **given)
-    for one, other in zip(here.history, there.history, strict=True):
-        assert one.loss == pytest.approx(other.loss, rel=0.1 if bf16 else 1e-2)
+    there = tagger.train(
+        toy.train, toy.dev, toy.vectors, device="cuda", checkpoint=tmp_path / "c", checkpoint_every=0, **given
+    )
+    for on_cpu, on_gpu in zip(here.history, there.history, strict=True):
+        assert on_cpu.loss == pytest.approx(on_gpu.loss, rel=0.1 if bf16 else 1e-2)
     assert there.history[-1].loss < 0.5 * there.history[0].loss
     assert there.audit.frozen_moved == 0
     assert there.audit.learned_rows_moved == there.audit.learned_rows > 1

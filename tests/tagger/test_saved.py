@@ -21,12 +21,12 @@ from safetensors.torch import load_file, save_file
 import frostline as fl
 from frostline import tagger
 from frostline.tagger import Tagger
-from frostline.tagger import saved as folder
+from frostline.tagger.saved import _json_list, check_free
 
 
 @pytest.fixture(scope="module")
 def trained(toy: Any) -> Tagger:
-    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, options=toy.options).tagger
+    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, config=toy.config).tagger
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def saved(trained: Tagger, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("count", [0, 1, 9_999, 10_000, 20_001])
-def test_however_many_words_are_written_they_are_one_list(count: int) -> None:
-    words = [f'w"{number}\u20ac\udc80' for number in range(count)]
-    assert "".join(folder._listed(words)) == json.dumps(words)
+def test_any_number_of_words_is_written_as_a_single_list(count: int) -> None:
+    words = [f'w"{i}\u20ac\udc80' for i in range(count)]
+    assert "".join(_json_list(words)) == json.dumps(words)
 
 
 def test_loading_does_not_import_the_compiler_of_torch(saved: Path) -> None:
@@ -86,15 +86,15 @@ def test_a_tagger_in_another_precision_predicts_and_is_saved_in_float32(
 @pytest.fixture(scope="module")
 def reading(toy: Any) -> Tagger:
     """A tagger that reads characters."""
-    options = dataclasses.replace(toy.options, characters=6)
-    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, options=options).tagger
+    config = dataclasses.replace(toy.config, char_filters=6)
+    return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, config=config).tagger
 
 
 def test_a_tagger_that_reads_characters_comes_back_with_them(toy: Any, reading: Tagger, tmp_path: Path) -> None:
     reading.save(tmp_path / "model")
     loaded = Tagger.load(tmp_path / "model")
     before, after = reading.model.state_dict(), loaded.model.state_dict()
-    assert before["spelling.weight"].shape == (3, 256, 6)
+    assert before["char_cnn.weight"].shape == (3, 256, 6)
     assert list(before) == list(after)
     assert all(torch.equal(before[name], after[name]) for name in before)
     sentences = [tokens for tokens, _ in toy.dev] + [["unheard", "of", "", "\udc80"]]
@@ -105,13 +105,13 @@ def test_a_tagger_that_reads_characters_comes_back_with_them(toy: Any, reading: 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda t: t.pop("spelling.weight"), "size mismatch for forwards.weight_ih_l0"),
-        (lambda t: t.update({"spelling.weight": torch.ones(3, 256, 7)}), "size mismatch for forwards.weight_ih_l0"),
-        (lambda t: t.update({"spelling.weight": torch.ones(3, 6)}), "size mismatch for spelling.weight"),
-        (lambda t: t.update({"spelling.weight": torch.ones(3, 256, 0)}), "spelling.weight"),
-        (lambda t: t.update({"spelling.weight": torch.ones(0, 10**12)}), "spelling.weight"),
-        (lambda t: t.update({"spelling.weight": torch.ones(())}), "damaged: "),
-        (lambda t: t["spelling.weight"].fill_(float("nan")), "spelling.weight is not made of finite float32"),
+        (lambda t: t.pop("char_cnn.weight"), "size mismatch for forwards.weight_ih_l0"),
+        (lambda t: t.update({"char_cnn.weight": torch.ones(3, 256, 7)}), "size mismatch for forwards.weight_ih_l0"),
+        (lambda t: t.update({"char_cnn.weight": torch.ones(3, 6)}), "size mismatch for char_cnn.weight"),
+        (lambda t: t.update({"char_cnn.weight": torch.ones(3, 256, 0)}), "char_cnn.weight"),
+        (lambda t: t.update({"char_cnn.weight": torch.ones(0, 10**12)}), "char_cnn.weight"),
+        (lambda t: t.update({"char_cnn.weight": torch.ones(())}), "damaged: "),
+        (lambda t: t["char_cnn.weight"].fill_(float("nan")), "char_cnn.weight does not hold finite float32"),
     ],
 )
 def test_damaged_filters_are_refused_in_one_line(
@@ -152,17 +152,17 @@ def test_what_else_lies_beside_a_tagger_is_not_lost(name: str, trained: Tagger, 
 def test_a_folder_that_cannot_be_renamed_is_refused_before_the_work(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder.check_free(saved)
+    check_free(saved)
     (tmp_path / "link").symlink_to(saved)
     with monkeypatch.context() as patch:
         patch.setattr("os.path.ismount", lambda path: Path(path) == saved)
         for path in (saved, tmp_path / "link"):
             with pytest.raises(fl.ModelFolderError, match=f"{path.name}: a mount point, or the folder you are in"):
-                folder.check_free(path)
+                check_free(path)
     monkeypatch.chdir(saved)
     for path in (saved, Path()):
         with pytest.raises(fl.ModelFolderError, match="or the folder you are in, cannot be replaced"):
-            folder.check_free(path)
+            check_free(path)
 
 
 def test_an_empty_folder_and_missing_parents_are_no_obstacle(trained: Tagger, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_failure_while_writing_leaves_the_old_tagger_and_nothing_else(
     def full_disk(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(folder, "save_file", full_disk)
+    monkeypatch.setattr("frostline.tagger.saved.save_file", full_disk)
     with pytest.raises(fl.ModelFolderError, match=re.escape(f"{saved}: cannot be written: ")):
         trained.save(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -206,7 +206,7 @@ def test_a_failure_between_the_two_renames_puts_the_old_tagger_back(
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_what_is_no_tagger_is_never_written_over(trained: Tagger, tmp_path: Path) -> None:
+def test_a_folder_or_file_of_something_else_is_never_overwritten(trained: Tagger, tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
     (tmp_path / "file").write_text("keep", encoding="utf-8")
@@ -269,10 +269,10 @@ class _Hostile:
         (_write("model.safetensors", b"\xff" * 64), "model.safetensors: damaged"),
         (_write("model.safetensors", pickle.dumps(_Hostile())), "model.safetensors: damaged"),
         (_config(kind="other"), "config.json: not the configuration"),
-        (_config(format=[1] * 100_000), "config.json: format [1, 1, 1, 1, 1, 1, ...]; this version reads format 2"),
-        (_config(format=1), "config.json: format 1; this version reads format 2"),
-        (_config(chain=None), "'chain' must be true or false"),
-        (_config(chain=False), "model.safetensors: damaged"),
+        (_config(format=[1] * 100_000), "config.json: format [1, 1, 1, 1, 1, 1, ...]; this version reads format 3"),
+        (_config(format=2), "config.json: format 2; this version reads format 3"),
+        (_config(crf=None), "'crf' must be true or false"),
+        (_config(crf=False), "model.safetensors: damaged"),
         (_config(tags=["O", "O"]), "'tags' must be a list of different strings"),
         (_config(tags=[]), "'tags' must be a list of different strings"),
         (_config(tags="O"), "'tags' must be a list of different strings"),
@@ -284,7 +284,7 @@ class _Hostile:
         (_config(tags=[f"B-{i}" for i in range(300_000)]), "and 300000 tags need (300000,)"),
         (_tensors(lambda t: t.pop("head.crf.transitions")), "damaged: no tensor 'head.crf.transitions'"),
         (_tensors(lambda t: t.update({"head.crf.end": torch.ones(1)})), "model.safetensors: damaged"),
-        (_tensors(lambda t: t["head.crf.start"].fill_(float("inf"))), "head.crf.start is not made of finite float32"),
+        (_tensors(lambda t: t["head.crf.start"].fill_(float("inf"))), "head.crf.start does not hold finite float32"),
         (_config(missing=-1), "'missing' must be a number from 0 to"),
         (_config(missing=True), "'missing' must be a number from 0 to"),
         (_config(missing=10**9), "'missing' must be a number from 0 to"),
@@ -295,11 +295,11 @@ class _Hostile:
         (_tensors(lambda t: t.update({"embed.weight": t["embed.weight"][:-1].clone()})), "model.safetensors: damaged"),
         (
             _tensors(lambda t: t.update({"head.linear.bias": t["head.linear.bias"].half()})),
-            "head.linear.bias is not made of finite float32",
+            "head.linear.bias does not hold finite float32",
         ),
         (
             _tensors(lambda t: t["head.linear.bias"].fill_(float("nan"))),
-            "head.linear.bias is not made of finite float32",
+            "head.linear.bias does not hold finite float32",
         ),
     ],
 )

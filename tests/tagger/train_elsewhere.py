@@ -32,7 +32,7 @@ class _Elsewhere:
         pass
 
 
-class _Stop(tagger.Watcher):
+class _Stop(tagger.Callback):
     def __init__(self) -> None:
         self.steps = 0
 
@@ -44,15 +44,15 @@ class _Stop(tagger.Watcher):
 
 def train(**given: Any) -> tagger.TrainingRun:
     """Train with everything that is drawn: dropout, recurrent dropout, hidden words, a second corpus, characters."""
-    words = [f"w{number}" for number in range(40)]
+    words = [f"w{i}" for i in range(40)]
     vectors = Vectors(words, np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
     first, second = (
         [(line, [tag if word < "w3" else "O" for word in line]) for line in TOKENS] for tag in ("B-x", "B-y")
     )
-    options = tagger.Options(
-        hidden=8, batch=4, dropout=0.3, recurrent_dropout=0.2, characters=3, learning_rate=0.03, lean=0.0
+    config = tagger.TaggerConfig(
+        hidden=8, batch_size=4, dropout=0.3, recurrent_dropout=0.2, char_filters=3, learning_rate=0.03, o_bias=0.0
     )
-    return tagger.train(first, first, vectors, also=[second], epochs=3, options=options, **given)
+    return tagger.train(first, first, vectors, auxiliary=[second], epochs=3, config=config, **given)
 
 
 def refused(use: Callable[[], object]) -> bool:
@@ -77,7 +77,7 @@ if __name__ == "__main__":
     }
     runs = {device: train(device=device) for device in ("cpu", "elsewhere")}
     try:
-        train(device="elsewhere", checkpoint=out / "c", every=0, watch=_Stop())
+        train(device="elsewhere", checkpoint=out / "c", checkpoint_every=0, callback=_Stop())
     except KeyboardInterrupt:
         runs["resumed"] = train(device="elsewhere", checkpoint=out / "c", resume=True)
     for name, run in runs.items():

@@ -1,13 +1,13 @@
-"""A tagger on disk: a folder of three files, written whole or not at all, read without trust.
+"""A tagger on disk: a folder of three files, written atomically, read without trust.
 
-    config.json         {"kind": "frostline tagger", "format": 2, "tags": [...], "chain": whether a CRF judges them,
+    config.json         {"kind": "frostline tagger", "format": 3, "tags": [...], "crf": whether a CRF scores them,
                         "missing": how many words learned}
     words.json          the word of row 2, 3, ... of the table
     model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`;
-                        `spelling.weight` is there where characters are read
+                        `char_cnn.weight` exists where characters are read
 
-While `frostline tagger train` is at work the folder has a checkpoint (see training/checkpoint.py), of which
-nothing is left at the end; then the files of a run stand beside the tagger (see `frostline.record.run_folder`).
+While `frostline tagger train` is at work the folder holds a checkpoint (see training/checkpoint.py), which is gone at
+the end; then the files of a run stand next to the tagger (see `frostline.record.run_folder`).
 Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 import secrets
 import shutil
@@ -30,47 +31,49 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from frostline.errors import ModelFolderError
-from frostline.record.run_folder import ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN
-from frostline.tagger.data.tags import is_iob2
+from frostline.record.run_folder import ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES
+from frostline.tagger.data.tags import is_iob2_tag
 from frostline.tagger.data.vocabulary import Vocabulary
 from frostline.tagger.network.model import LSTMTagger
 
-KIND, FORMAT = "frostline tagger", 2
+KIND, FORMAT = "frostline tagger", 3
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
 _BLOCK = 10_000  # words or rows of a tensor in memory at a time
-PART = ".part"  # ends the name of a folder that a checkpoint is written into; a killed process leaves it
-_MADE_AGAIN = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CURVES, EXPLANATION, MOVEMENT, PLAN, "report.html"}
-_SPELLING = "spelling.weight"  # of a tagger that reads characters
+_CHAR_CNN = "char_cnn.weight"  # of a tagger that reads characters
+_OURS = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES, "report.html"}
+# Left by a process that was killed while it wrote: by `files.replacing`, and by safetensors under a name of its choice.
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part|\.tmp[A-Za-z0-9]{6}")
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raise ModelFolderError unless a tagger can be written to `path`.
 
-    Nothing may be there, or an empty folder, or a tagger and what its training left: what else is in it would be lost.
+    The path must be free, an empty folder, or a folder of a tagger and what its training left: anything else in it
+    would be lost.
     """
     target = Path(path)
     if target.is_dir():
-        if strange := _strange(target):
+        if foreign := _foreign(target):
             raise ModelFolderError(
-                f"{target}: a folder that holds something else than a tagger: {strange!r}. Name another folder."
+                f"{target}: a folder that holds something else than a tagger: {foreign!r}. Name another folder."
             )
         if os.path.ismount(target.resolve()) or target.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise ModelFolderError(
                 f"{target}: a mount point, or the folder you are in, cannot be replaced as a whole. Name one inside it."
             )
     elif target.exists() or target.is_symlink():
-        raise ModelFolderError(f"{target}: a file, where a folder is to be written. Name another folder.")
+        raise ModelFolderError(f"{target}: a file, but a folder is to be written. Name another folder.")
     above = next(folder for folder in target.resolve().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
-        raise ModelFolderError(f"{target}: cannot be written, because {above} is no folder that you may write to.")
+        raise ModelFolderError(f"{target}: cannot be written, because {above} is not a folder that you may write to.")
 
 
 def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary, tags: list[str]) -> None:
-    """Write a tagger to the folder `path`: first beside it under another name, then renamed.
+    """Write a tagger to the folder `path`: first next to it under another name, then renamed.
 
     Raises:
-        ModelFolderError: something else is there, or the disk refuses.
+        ModelFolderError: Something else is there, or it cannot be written.
     """
     check_free(path)
     target = Path(path).resolve()
@@ -78,11 +81,11 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
     old = written.with_name(f"{written.name}.old")
     try:
         written.mkdir(parents=True)
-        chain = model.head.crf is not None
-        config = {"kind": KIND, "format": FORMAT, "tags": tags, "chain": chain, "missing": vocabulary.missing}
+        crf = model.head.crf is not None
+        config = {"kind": KIND, "format": FORMAT, "tags": tags, "crf": crf, "missing": vocabulary.missing}
         (written / CONFIG).write_text(json.dumps(config, indent=1), encoding="ascii")
         with (written / WORDS).open("w", encoding="ascii") as file:
-            file.writelines(_listed(vocabulary.words))
+            file.writelines(_json_list(vocabulary.words))
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, written / TENSORS)
         (written / TENSORS).chmod((written / WORDS).stat().st_mode)  # safetensors lets only the owner read
@@ -104,7 +107,7 @@ def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str
     """Return the model (in eval mode, nothing learns), the vocabulary and the tags of the folder `path`.
 
     Raises:
-        ModelFolderError: the folder is missing, damaged or not of this format; the message names the file.
+        ModelFolderError: The folder is missing, damaged or not of this format; the message names the file.
     """
     source = Path(path)
     if not source.is_dir():
@@ -119,38 +122,38 @@ def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str
             f"{source / CONFIG}: format {reprlib.repr(config.get('format'))}; this version reads format {FORMAT}. "
             f"Train again, or use the version of frostline that wrote it."
         )
-    tags, chain, missing = config.get("tags"), config.get("chain"), config.get("missing")
+    tags, crf, missing = config.get("tags"), config.get("crf"), config.get("missing")
     words = _json(source / WORDS)
-    if not _all_text(tags) or not tags or len(set(tags)) != len(tags) or not all(map(is_iob2, tags)):
+    if not _all_text(tags) or not tags or len(set(tags)) != len(tags) or not all(map(is_iob2_tag, tags)):
         raise ModelFolderError(
             f"{source / CONFIG}: 'tags' must be a list of different strings: O, B-type, I-type. Train again."
         )
-    if not isinstance(chain, bool):
-        raise ModelFolderError(f"{source / CONFIG}: 'chain' must be true or false. Train again.")
+    if not isinstance(crf, bool):
+        raise ModelFolderError(f"{source / CONFIG}: 'crf' must be true or false. Train again.")
     if not _all_text(words) or len(set(words)) != len(words):
         raise ModelFolderError(f"{source / WORDS}: must be a list of different strings. Train again.")
     if type(missing) is not int or not 0 <= missing <= len(words):
         raise ModelFolderError(f"{source / CONFIG}: 'missing' must be a number from 0 to {len(words)}. Train again.")
     vocabulary = Vocabulary(words, missing)
-    return _model(source / TENSORS, len(vocabulary), tags, chain), vocabulary, tags
+    return _model(source / TENSORS, len(vocabulary), tags, crf), vocabulary, tags
 
 
-def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
+def _model(path: Path, rows: int, tags: list[str], crf: bool) -> LSTMTagger:
     try:
         tensors: dict[str, Tensor] = load_file(path)
         width, shape_width = tensors["embed.weight"].shape[1], tensors["shape.weight"].shape[1]
         hidden = tensors["forwards.weight_hh_l0"].shape[1]
-        sizes = {"head.linear.bias": (len(tags),)} | ({"head.crf.transitions": (len(tags),) * 2} if chain else {})
+        sizes = {"head.linear.bias": (len(tags),)} | ({"head.crf.transitions": (len(tags),) * 2} if crf else {})
         for name, size in sizes.items():
             if tensors[name].shape != size:
                 raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}, and {len(tags)} tags need {size}")
-        characters = tensors[_SPELLING].shape[-1] if _SPELLING in tensors else 0
+        filters = tensors[_CHAR_CNN].shape[-1] if _CHAR_CNN in tensors else 0
         table = torch.empty(rows, width, device="meta")
-        with _Undrawn():
-            model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, chain=chain, characters=characters)
+        with _NoInit():
+            model = LSTMTagger(table, tags, hidden, shape_width, dropout=0.0, crf=crf, char_filters=filters)
         for name, tensor in tensors.items():
-            if tensor.dtype != torch.float32 or not all(some.isfinite().all() for some in tensor.split(_BLOCK)):
-                raise ValueError(f"{name} is not made of finite float32 numbers")
+            if tensor.dtype != torch.float32 or not all(block.isfinite().all() for block in tensor.split(_BLOCK)):
+                raise ValueError(f"{name} does not hold finite float32 values")
         model.load_state_dict(tensors, assign=True)
     except KeyError as error:
         raise ModelFolderError(f"{path}: damaged: no tensor {error}. Train again, or copy it again.") from None
@@ -160,21 +163,21 @@ def _model(path: Path, rows: int, tags: list[str], chain: bool) -> LSTMTagger:
     return model.requires_grad_(False).eval()
 
 
-class _Undrawn(TorchFunctionMode):
-    """Inside it no weight is drawn: drawing numbers that are nowhere (meta) would import torch's compiler, a second."""
+class _NoInit(TorchFunctionMode):
+    """Skip the random initialisation of weights: on the meta device it would import torch's compiler, for a second."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         return None if func is nn.init.normal_ else func(*args, **(kwargs or {}))
 
 
-def _listed(words: Iterable[str]) -> Iterator[str]:
-    """Yield the JSON of a list, some words at a time."""
+def _json_list(words: Iterable[str]) -> Iterator[str]:
+    """Yield the JSON of a list, a block of words at a time."""
     left = iter(words)
-    between = "["
-    while some := list(islice(left, _BLOCK)):
-        yield between + json.dumps(some)[1:-1]
-        between = ", "
-    yield "]" if between == ", " else "[]"
+    separator = "["
+    while block := list(islice(left, _BLOCK)):
+        yield separator + json.dumps(block)[1:-1]
+        separator = ", "
+    yield "]" if separator == ", " else "[]"
 
 
 def _json(path: Path) -> Any:
@@ -189,9 +192,9 @@ def _all_text(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _strange(folder: Path) -> str | None:
+def _foreign(folder: Path) -> str | None:
     """Return the name of something in `folder` that no training of a tagger wrote."""
-    names = {path.name for path in folder.iterdir() if not _of_checkpoint(path.name)}
+    names = {path.name for path in folder.iterdir() if path.name != CHECKPOINT and not _unfinished(path.name)}
     if not names:
         return None
     try:
@@ -199,8 +202,9 @@ def _strange(folder: Path) -> str | None:
     except ModelFolderError:
         config = None
     ours = isinstance(config, dict) and config.get("kind") == KIND
-    return min(names - (_MADE_AGAIN if ours else set()), default=None)
+    return min(names - (_OURS if ours else set()), default=None)
 
 
-def _of_checkpoint(name: str) -> bool:
-    return name == CHECKPOINT or (name.startswith(f"{CHECKPOINT}.") and name.endswith(PART))
+def _unfinished(name: str) -> bool:
+    found = _UNFINISHED.fullmatch(name)
+    return found is not None and (found["name"] is None or found["name"] in {CHECKPOINT, *_OURS})

@@ -14,19 +14,20 @@ from torch import Tensor
 from torch.func import functional_call
 
 from frostline import tagger
-from frostline.tagger import LSTMTagger, Options
+from frostline.tagger import LSTMTagger, TaggerConfig
 from frostline.tagger.data.batches import encode, pad
-from frostline.tagger.data.vocabulary import Vocabulary, spell
-from frostline.tagger.network.char_cnn import Spelling
+from frostline.tagger.data.spelling import token_bytes
+from frostline.tagger.data.vocabulary import Vocabulary
+from frostline.tagger.network.char_cnn import CharCNN
 from frostline.vectors import Vectors
 
 LONG = "".join(chr(ord("a") + i % 26) for i in range(5_000))
 WORDS = ["a", "ville", "", "naïve", "日本語", "\x00", "\udc80", "👩‍🚀", "x" * 32, LONG, "aa", "ÿ"]
 
 
-def _module() -> Spelling:
+def _module() -> CharCNN:
     torch.manual_seed(0)
-    return Spelling(5).double()
+    return CharCNN(5).double()
 
 
 def _slowly(weight: Tensor, word: str) -> Tensor:
@@ -46,12 +47,12 @@ def _slowly(weight: Tensor, word: str) -> Tensor:
 def test_features_are_those_of_a_loop_over_words_places_and_filters() -> None:
     module = _module()
     expected = torch.stack([_slowly(module.weight.detach(), word) for word in WORDS])
-    torch.testing.assert_close(module(spell(WORDS)).detach(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(module(token_bytes(WORDS)).detach(), expected, rtol=0, atol=1e-12)
     assert (expected[[i for i, word in enumerate(WORDS) if word]] != 0).all()
 
 
 def test_the_gradient_is_that_of_small_differences_and_reaches_only_the_bytes_that_are_there() -> None:
-    module, spellings = _module(), spell(["ab", "", "abcab"])
+    module, spellings = _module(), token_bytes(["ab", "", "abcab"])
     assert torch.autograd.gradcheck(lambda w: functional_call(module, {"weight": w}, spellings), module.weight[..., :2])
     module(spellings).sum().backward()
     assert module.weight.grad is not None
@@ -63,8 +64,8 @@ def test_the_gradient_is_that_of_small_differences_and_reaches_only_the_bytes_th
 def test_a_word_has_the_same_bits_alone_as_beside_longer_words_and_padding() -> None:
     module = _module()
     shuffled = [WORDS[i] for i in torch.randperm(len(WORDS), generator=torch.Generator().manual_seed(1))]
-    alone = {word: module(spell([word]))[0] for word in WORDS}
-    assert all(torch.equal(row, alone[word]) for row, word in zip(module(spell(shuffled)), shuffled, strict=True))
+    alone = {word: module(token_bytes([word]))[0] for word in WORDS}
+    assert all(torch.equal(row, alone[word]) for row, word in zip(module(token_bytes(shuffled)), shuffled, strict=True))
     vocabulary = Vocabulary(["a"], missing=0)
     batch = pad([encode(tokens, vocabulary, characters=True) for tokens in (WORDS[:1], WORDS, WORDS[3:8])])
     assert batch.spellings is not None
@@ -77,7 +78,7 @@ def test_a_word_has_the_same_bits_alone_as_beside_longer_words_and_padding() -> 
 @pytest.mark.parametrize("words", [[""], ["", ""]])
 def test_words_without_a_character_have_features_of_0_and_teach_nothing(words: list[str]) -> None:
     module = _module()
-    found = module(spell(words))
+    found = module(token_bytes(words))
     assert torch.equal(found, torch.zeros(len(words), 5, dtype=torch.float64))
     found.sum().backward()
     assert module.weight.grad is not None
@@ -86,9 +87,9 @@ def test_words_without_a_character_have_features_of_0_and_teach_nothing(words: l
 
 def test_of_a_long_word_both_ends_are_read_and_the_middle_is_not() -> None:
     middle, start, end = LONG[:2_000] + "!" + LONG[2_001:], "!" + LONG[1:], LONG[:-1] + "!"
-    assert torch.equal(spell([LONG]), spell([middle]))
-    assert not torch.equal(spell([LONG]), spell([start]))
-    assert not torch.equal(spell([LONG]), spell([end]))
+    assert torch.equal(token_bytes([LONG]), token_bytes([middle]))
+    assert not torch.equal(token_bytes([LONG]), token_bytes([start]))
+    assert not torch.equal(token_bytes([LONG]), token_bytes([end]))
 
 
 def _towns(count: int, dice: random.Random) -> list[tagger.Sentence]:
@@ -107,33 +108,33 @@ def test_names_that_only_their_spelling_tells_are_found_with_characters_and_not_
     train, dev = _towns(150, dice), _towns(60, dice)
     assert not {tokens[2] for tokens, _ in train} & {tokens[2] for tokens, _ in dev}
     vectors = Vectors(["we", "saw", "."], np.eye(3, dtype=np.float32))
-    options = Options(hidden=16, shape_width=2, batch=8, learning_rate=0.02, characters=12)
-    reading = tagger.train(train, dev, vectors, epochs=6, options=options)
+    config = TaggerConfig(hidden=16, shape_width=2, batch_size=8, learning_rate=0.02, char_filters=12)
+    reading = tagger.train(train, dev, vectors, epochs=6, config=config)
     assert reading.best.dev_f1 > 0.95
     assert reading.audit.frozen_moved == 0
     town, odd = reading.tagger.predict([["we", "saw", "Aixville"], ["", "\udc80ville", "\x00"]])
     assert town == ["O", "O", "B-town"]
     assert len(odd) == 3
-    without = tagger.train(train, dev, vectors, epochs=6, options=dataclasses.replace(options, characters=0))
+    without = tagger.train(train, dev, vectors, epochs=6, config=dataclasses.replace(config, char_filters=0))
     assert without.best.dev_f1 < 0.75
 
 
 def test_without_characters_the_network_has_no_tensor_for_them(toy: Any) -> None:
     without, reading = (
-        tagger.train(toy.train, toy.dev, toy.vectors, epochs=1, options=dataclasses.replace(toy.options, characters=n))
+        tagger.train(toy.train, toy.dev, toy.vectors, epochs=1, config=dataclasses.replace(toy.config, char_filters=n))
         for n in (0, 6)
     )
     names, more = (set(run.tagger.model.state_dict()) for run in (without, reading))
-    assert more - names == {"spelling.weight"}
+    assert more - names == {"char_cnn.weight"}
     assert not names - more
-    assert "spelling.weight" in str(reading.plan)
+    assert "char_cnn.weight" in str(reading.plan)
 
 
 def test_a_network_that_reads_characters_says_so_where_they_are_missing() -> None:
-    model = LSTMTagger(torch.randn(4, 3), ["O"], hidden=2, shape_width=2, dropout=0.0, characters=4)
+    model = LSTMTagger(torch.randn(4, 3), ["O"], hidden=2, shape_width=2, dropout=0.0, char_filters=4)
     batch = pad([encode(["a", "b"], Vocabulary(["a", "b"], missing=0))])
     assert batch.spellings is None
-    with pytest.raises(ValueError, match=re.escape("spellings: None, where the network reads characters.")):
+    with pytest.raises(ValueError, match=re.escape("spellings: None, but the network reads characters.")):
         model(batch.rows, batch.shapes, batch.lengths)
     whole = pad([encode(["a", "b"], Vocabulary(["a", "b"], missing=0), characters=True)])
     assert model(whole.rows, whole.shapes, whole.lengths, whole.spellings).shape == (1, 2, 1)

@@ -1,4 +1,4 @@
-"""The field's sums and best chains are those of writing down every legal chain."""
+"""The sums and the best chains of the CRF are those of writing down every legal chain."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def _chains(crf: CRF, scores: Tensor) -> dict[tuple[int, ...], Tensor]:
     found = {}
     for chain in filter(_legal, product(range(len(TAGS)), repeat=len(scores))):
         value = crf.start[chain[0]] + crf.end[chain[-1]]
-        for place, tag in enumerate(chain):
-            value = value + scores[place, tag]
+        for token, tag in enumerate(chain):
+            value = value + scores[token, tag]
         for before, tag in pairwise(chain):
             value = value + crf.transitions[before, tag]
         found[chain] = value
@@ -96,12 +96,12 @@ def test_the_best_chain_of_a_sentence_is_the_same_alone_as_among_others() -> Non
         assert (found[row, length:] == 0).all()
 
 
-def test_what_stands_behind_the_end_changes_nothing() -> None:
+def test_scores_and_tags_after_the_end_change_nothing() -> None:
     crf, scores, lengths = _crf(), _scores(), torch.tensor(LENGTHS)
     tags = crf.decode(scores, lengths)
-    behind = torch.arange(4) >= lengths[:, None]
-    other = scores.masked_fill(behind[:, :, None], 1e9)
-    assert torch.equal(crf.loss(scores, tags, lengths), crf.loss(other, tags.masked_fill(behind, -100), lengths))
+    after_end = torch.arange(4) >= lengths[:, None]
+    other = scores.masked_fill(after_end[:, :, None], 1e9)
+    assert torch.equal(crf.loss(scores, tags, lengths), crf.loss(other, tags.masked_fill(after_end, -100), lengths))
     assert torch.equal(crf.decode(other, lengths), tags)
 
 

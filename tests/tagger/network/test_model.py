@@ -7,24 +7,24 @@ import torch
 from torch import nn
 
 from frostline.tagger import LSTMTagger
-from frostline.tagger.data.batches import NO_TAG, by_length, encoded, pad, shuffled
+from frostline.tagger.data.batches import NO_TAG, encode_corpus, group_by_length, pad, shuffled_groups
 from frostline.tagger.data.vocabulary import Vocabulary
-from frostline.tagger.network.model import KeptDropout
+from frostline.tagger.network.model import LockedDropout
 
 LENGTHS = [5, 1, 3, 5, 2]
 TAGS = ["O", "B-a", "I-a"]
 
 
-def _model(chain: bool = True) -> LSTMTagger:
+def _model(crf: bool = True) -> LSTMTagger:
     torch.manual_seed(0)
-    return LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.5, chain=chain).eval()
+    return LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.5, crf=crf).eval()
 
 
 def _batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
-    behind = torch.arange(5) >= torch.tensor(LENGTHS)[:, None]
-    rows = torch.randint(1, 10, (5, 5), generator=draw).masked_fill(behind, 0)
-    shapes = torch.randint(1, 9, (5, 5), generator=draw).masked_fill(behind, 0)
+    after_end = torch.arange(5) >= torch.tensor(LENGTHS)[:, None]
+    rows = torch.randint(1, 10, (5, 5), generator=draw).masked_fill(after_end, 0)
+    shapes = torch.randint(1, 9, (5, 5), generator=draw).masked_fill(after_end, 0)
     return rows, shapes, torch.tensor(LENGTHS)
 
 
@@ -39,18 +39,16 @@ def test_scores_equal_those_of_a_packed_bidirectional_lstm_with_the_same_weights
     together = nn.utils.rnn.pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
     outputs, _ = nn.utils.rnn.pad_packed_sequence(packed(together)[0], batch_first=True)
     scores, expected = model(rows, shapes, lengths), model.head(outputs)
-    for number, length in enumerate(LENGTHS):
-        torch.testing.assert_close(scores[number, :length], expected[number, :length], atol=1e-6, rtol=1e-5)
+    for row, length in enumerate(LENGTHS):
+        torch.testing.assert_close(scores[row, :length], expected[row, :length], atol=1e-6, rtol=1e-5)
 
 
 def test_a_sentence_gets_the_same_scores_alone_as_in_a_padded_batch() -> None:
     model, (rows, shapes, lengths) = _model(), _batch()
     scores = model(rows, shapes, lengths)
-    for number, length in enumerate(LENGTHS):
-        alone = model(
-            rows[number : number + 1, :length], shapes[number : number + 1, :length], lengths[number : number + 1]
-        )
-        torch.testing.assert_close(scores[number, :length], alone[0], atol=1e-6, rtol=1e-5)
+    for row, length in enumerate(LENGTHS):
+        alone = model(rows[row : row + 1, :length], shapes[row : row + 1, :length], lengths[row : row + 1])
+        torch.testing.assert_close(scores[row, :length], alone[0], atol=1e-6, rtol=1e-5)
 
 
 def test_the_padding_row_gets_no_gradient_and_the_rows_in_use_do() -> None:
@@ -63,22 +61,22 @@ def test_the_padding_row_gets_no_gradient_and_the_rows_in_use_do() -> None:
 
 
 def test_the_loss_of_a_sentence_is_that_of_its_real_tokens() -> None:
-    model = _model(chain=False)
+    model = _model(crf=False)
     vocabulary = Vocabulary([f"w{i}" for i in range(8)], missing=0)
     sentences = [(["w0", "w3", "w5"], ["O", "B-a", "I-a"]), (["w7"], ["B-a"])]
-    batch = pad(encoded([*sentences, ([], [])], vocabulary, TAGS))
+    batch = pad(encode_corpus([*sentences, ([], [])], vocabulary, TAGS))
     assert batch.tags.tolist() == [[0, 1, 2], [1, NO_TAG, NO_TAG]]
     found = model.head.loss(model.read(batch.rows, batch.shapes, batch.lengths), batch.tags, batch.lengths)
     for row, (tokens, tags) in enumerate(sentences):
-        alone = pad(encoded([(tokens, tags)], vocabulary, TAGS))
+        alone = pad(encode_corpus([(tokens, tags)], vocabulary, TAGS))
         chances = model(alone.rows, alone.shapes, alone.lengths)[0].softmax(dim=-1)
-        expected = sum(-chances[place, TAGS.index(tag)].log() for place, tag in enumerate(tags))
+        expected = sum(-chances[token, TAGS.index(tag)].log() for token, tag in enumerate(tags))
         torch.testing.assert_close(found[row], expected)
 
 
-@pytest.mark.parametrize("chain", [True, False])
-def test_a_sentence_of_nothing_but_padding_costs_nothing_and_leaves_no_nan(chain: bool) -> None:
-    model, (rows, shapes, _) = _model(chain).train(), _batch()
+@pytest.mark.parametrize("crf", [True, False])
+def test_a_sentence_of_nothing_but_padding_costs_nothing_and_leaves_no_nan(crf: bool) -> None:
+    model, (rows, shapes, _) = _model(crf).train(), _batch()
     lengths = torch.tensor([5, 1, 0, 5, 2])
     tags = torch.ones(5, 5, dtype=torch.int64).masked_fill(torch.arange(5) >= lengths[:, None], NO_TAG)
     loss = model.head.loss(model.read(rows, shapes, lengths), tags, lengths)
@@ -101,25 +99,25 @@ def test_the_best_tags_of_a_chain_are_legal_where_those_of_single_tokens_are_not
 
 def test_a_feature_that_is_dropped_is_dropped_for_every_token_of_its_sentence_and_no_other() -> None:
     torch.manual_seed(0)
-    dropout = KeptDropout(0.25)
+    dropout = LockedDropout(0.25)
     features = torch.ones(50, 7, 40)
-    kept = dropout(features)
-    assert torch.equal(kept, kept[:, :1].expand_as(kept))
-    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert (kept[:, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert not torch.equal(kept[0], kept[1])
+    dropped = dropout(features)
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert set(dropped.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
+    assert (dropped[:, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
+    assert not torch.equal(dropped[0], dropped[1])
     assert dropout.eval()(features) is features
 
 
 def test_groups_hold_every_sentence_once_and_similar_lengths_together() -> None:
     lengths = [(7 * i) % 23 + 1 for i in range(101)]
-    groups = shuffled(lengths, 8, torch.Generator().manual_seed(0))
-    assert sorted(number for group in groups for number in group) == list(range(101))
+    groups = shuffled_groups(lengths, 8, torch.Generator().manual_seed(0))
+    assert sorted(index for group in groups for index in group) == list(range(101))
     padding = sum(len(group) * max(lengths[i] for i in group) for group in groups) - sum(lengths)
     assert padding < 0.25 * sum(lengths)
-    assert groups != shuffled(lengths, 8, torch.Generator().manual_seed(1))
-    assert groups == shuffled(lengths, 8, torch.Generator().manual_seed(0))
-    assert [lengths[i] for group in by_length(lengths, 8) for i in group] == sorted(lengths)
+    assert groups != shuffled_groups(lengths, 8, torch.Generator().manual_seed(1))
+    assert groups == shuffled_groups(lengths, 8, torch.Generator().manual_seed(0))
+    assert [lengths[i] for group in group_by_length(lengths, 8) for i in group] == sorted(lengths)
 
 
 def test_dropout_of_the_recurrent_weights_is_drawn_once_a_batch_and_is_gone_in_eval() -> None:

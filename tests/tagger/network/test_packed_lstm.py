@@ -1,4 +1,4 @@
-"""Weights that were packed give the bits of those that are packed at every call, and are never older than the layer."""
+"""Cached packed weights give the bits of weights that are packed at every call, and are never stale."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from frostline.tagger.network import packed_lstm as packed
+from frostline.tagger.network import packed_lstm
 
-needs_onednn = pytest.mark.skipif(packed._pack is None, reason="torch was built without oneDNN")
+needs_onednn = pytest.mark.skipif(packed_lstm._pack is None, reason="torch was built without oneDNN")
 
 
 def _lstm(seed: int = 0) -> nn.LSTM:
@@ -31,14 +31,14 @@ def _inputs(sentences: int = 3, tokens: int = 7) -> Tensor:
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Gets one entry more whenever weights are packed."""
     calls: list[Any] = []
-    pack: Any = packed._pack
+    pack: Any = packed_lstm._pack
 
     def counted(*arguments: Any) -> Any:
         calls.append(arguments)
         return pack(*arguments)
 
     if pack is not None:
-        monkeypatch.setattr(packed, "_pack", counted)
+        monkeypatch.setattr(packed_lstm, "_pack", counted)
     return calls
 
 
@@ -48,7 +48,7 @@ def test_batches_of_any_size_get_the_bits_of_the_plain_layer_from_weights_packed
     lstm = _lstm()
     for sentences, tokens in [(1, 1), (1, 40), (64, 3), (17, 9), (1, 7)]:
         inputs = _inputs(sentences, tokens)
-        found = packed.states(lstm, inputs)
+        found = packed_lstm.states(lstm, inputs)
         assert found.shape == (sentences, tokens, 24)
         assert torch.equal(found, lstm(inputs)[0])
     assert len(packings) == 1
@@ -56,7 +56,7 @@ def test_batches_of_any_size_get_the_bits_of_the_plain_layer_from_weights_packed
 
 def _optimizer_step(lstm: nn.LSTM) -> None:
     with torch.enable_grad():
-        packed.states(lstm, _inputs()).square().sum().backward()
+        packed_lstm.states(lstm, _inputs()).square().sum().backward()
     torch.optim.AdamW(lstm.parameters(), lr=0.1).step()
 
 
@@ -90,29 +90,29 @@ CHANGES: dict[str, Callable[[nn.LSTM], object]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_changed_weights_are_read_as_they_are_now(change: Callable[[nn.LSTM], object]) -> None:
     lstm, inputs = _lstm(), _inputs()
-    before = packed.states(lstm, inputs)
+    before = packed_lstm.states(lstm, inputs)
     change(lstm)
-    after = packed.states(lstm, inputs)
+    after = packed_lstm.states(lstm, inputs)
     assert torch.equal(after, lstm(inputs)[0])
     assert not torch.allclose(after, before)
 
 
 @needs_onednn
 @torch.no_grad()
-def test_other_numbers_cannot_come_to_the_place_of_packed_weights_before_they_are_packed_again() -> None:
-    """They would be taken for the old ones: `weight.data = ...` gives back memory and counts no version."""
+def test_the_memory_of_packed_weights_is_not_reused_before_they_are_packed_again() -> None:
+    """Values in it would be taken for the old ones: `weight.data = ...` frees memory without a new version."""
     lstm = _lstm()
-    packed.states(lstm, _inputs())
-    places = [StorageWeakRef(lstm.get_parameter(name).untyped_storage()) for name in ("weight_ih_l0", "weight_hh_l0")]
+    packed_lstm.states(lstm, _inputs())
+    storages = [StorageWeakRef(lstm.get_parameter(name).untyped_storage()) for name in ("weight_ih_l0", "weight_hh_l0")]
     lstm.half().float()
-    assert [place.expired() for place in places] == [False, False]
-    assert torch.equal(packed.states(lstm, _inputs()), lstm(_inputs())[0])
-    assert [place.expired() for place in places] == [True, True]
+    assert [storage.expired() for storage in storages] == [False, False]
+    assert torch.equal(packed_lstm.states(lstm, _inputs()), lstm(_inputs())[0])
+    assert [storage.expired() for storage in storages] == [True, True]
 
 
 def test_with_gradient_states_and_gradients_are_those_of_the_plain_layer(packings: list[Any]) -> None:
     lstm, other = _lstm(), _lstm()
-    found, expected = packed.states(lstm, _inputs()), other(_inputs())[0]
+    found, expected = packed_lstm.states(lstm, _inputs()), other(_inputs())[0]
     assert torch.equal(found, expected)
     found.square().sum().backward()
     expected.square().sum().backward()
@@ -125,38 +125,42 @@ def test_with_gradient_states_and_gradients_are_those_of_the_plain_layer(packing
 
 
 @torch.no_grad()
-def test_what_cannot_be_packed_is_read_by_the_plain_layer(packings: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_that_cannot_use_packed_weights_go_to_the_plain_layer(
+    packings: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     lstm, inputs = _lstm(), _inputs()
     expected = lstm(inputs)[0]
-    torch.testing.assert_close(packed.states(_lstm().double(), inputs.double()), expected.double(), check_dtype=False)
+    torch.testing.assert_close(
+        packed_lstm.states(_lstm().double(), inputs.double()), expected.double(), check_dtype=False
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert packed.states(lstm, inputs).dtype == torch.bfloat16
+        assert packed_lstm.states(lstm, inputs).dtype == torch.bfloat16
     with torch.inference_mode():
-        torch.testing.assert_close(packed.states(_lstm(), inputs), expected)
-    assert packed.states(lstm, inputs[:0]).shape == (0, 7, 24)
+        torch.testing.assert_close(packed_lstm.states(_lstm(), inputs), expected)
+    assert packed_lstm.states(lstm, inputs[:0]).shape == (0, 7, 24)
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    torch.testing.assert_close(packed.states(lstm, inputs), expected)
+    torch.testing.assert_close(packed_lstm.states(lstm, inputs), expected)
     assert packings == []
 
 
 @torch.no_grad()
-def test_without_onednn_the_plain_layer_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_pack", None)
+def test_without_onednn_the_plain_layer_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_lstm, "_pack", None)
     lstm = _lstm()
-    assert torch.equal(packed.states(lstm, _inputs()), lstm(_inputs())[0])
+    assert torch.equal(packed_lstm.states(lstm, _inputs()), lstm(_inputs())[0])
 
 
 @needs_onednn
 @torch.no_grad()
-def test_packed_weights_go_with_their_layer_and_a_copy_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed, "_kept", WeakKeyDictionary())  # without the layers of other tests
+def test_packed_weights_are_freed_with_their_layer_and_a_copy_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_lstm, "_cache", WeakKeyDictionary())  # without the layers of other tests
     lstm = _lstm()
-    expected = packed.states(lstm, _inputs())
-    assert list(packed._kept) == [lstm]
+    expected = packed_lstm.states(lstm, _inputs())
+    assert list(packed_lstm._cache) == [lstm]
     other = copy.deepcopy(lstm)
     _double("weight_hh_l0")(other)
-    assert not torch.equal(packed.states(other, _inputs()), expected)
-    assert torch.equal(packed.states(lstm, _inputs()), expected)
+    assert not torch.equal(packed_lstm.states(other, _inputs()), expected)
+    assert torch.equal(packed_lstm.states(lstm, _inputs()), expected)
     del lstm, other
     gc.collect()
-    assert not packed._kept
+    assert not packed_lstm._cache

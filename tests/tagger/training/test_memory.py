@@ -13,20 +13,21 @@ SCRIPT = """
 import re, sys
 import numpy as np
 from frostline import tagger, vectors
+from frostline.tagger.training.run_folder import write_run_folder
 
 def megabytes(name):
     return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read()).group(1)) / 1024
 
 def train(rows, width):
     path = f"{sys.argv[1]}/{rows}.safetensors"
-    words = [f"word{number}" for number in range(rows)]
+    words = [f"word{i}" for i in range(rows)]
     vectors.save(vectors.Vectors(words, np.random.default_rng(0).random((rows, width), dtype=np.float32)), path)
     del words
     text = 50 * [(["word1", "meets", "word2"], ["B-a", "O", "B-b"])]
     before = megabytes("VmRSS")
-    run = tagger.train(text, text, vectors.load(path), epochs=2, checkpoint=f"{sys.argv[1]}/{rows}", every=0)
+    run = tagger.train(text, text, vectors.load(path), epochs=2, checkpoint=f"{sys.argv[1]}/{rows}", checkpoint_every=0)
     run.tagger.save(f"{sys.argv[1]}/tagger{rows}")
-    tagger.leave(f"{sys.argv[1]}/tagger{rows}", run, title="a run", facts={})
+    write_run_folder(f"{sys.argv[1]}/tagger{rows}", run, title="a run", facts={})
     assert run.audit.frozen_compared == (rows + 1) * width and run.audit.learned_rows_moved == 2
     return before
 

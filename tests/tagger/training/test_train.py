@@ -15,12 +15,11 @@ import torch
 import frostline as fl
 from frostline import tagger
 from frostline.tagger.tagger import one_thread
-from frostline.tagger.training.adam import AdamW
 from frostline.tagger.training.initial_table import compare
 
 
 def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
-    given = {"epochs": 3, "options": toy.options} | changes
+    given = {"epochs": 3, "config": toy.config} | changes
     return tagger.train(given.pop("train", toy.train), given.pop("dev", toy.dev), toy.vectors, **given)
 
 
@@ -37,7 +36,7 @@ def test_missing_words_and_unknown_learn_and_every_other_row_keeps_every_bit(run
     missing = run.tagger.vocabulary.missing
     assert missing == 10
     end = run.tagger.model.embed.weight.detach().clone()
-    same = (_bits(end) == _bits(run.start)).all(dim=1)
+    same = (_bits(end) == _bits(run.initial_table.to_tensor())).all(dim=1)
     assert same[0]
     assert not same[1 : 2 + missing].any()
     assert same[2 + missing :].all()
@@ -53,15 +52,15 @@ def test_words_that_training_never_saw_are_tagged_by_their_pretrained_vectors(ru
 
 def test_nothing_of_the_table_learns_under_none_and_the_rest_of_the_network_does(toy: Any) -> None:
     run = _train(toy, learn="none")
-    assert torch.equal(_bits(run.tagger.model.embed.weight.detach()), _bits(run.start))
-    assert (run.audit.frozen_compared, run.audit.learned_rows) == (run.start.numel(), 0)
+    assert torch.equal(_bits(run.tagger.model.embed.weight.detach()), _bits(run.initial_table.to_tensor()))
+    assert (run.audit.frozen_compared, run.audit.learned_rows) == (run.initial_table.to_tensor().numel(), 0)
     assert run.history[-1].loss < 0.7 * run.history[0].loss
 
 
 def test_pretrained_rows_move_under_all_and_padding_stays_zero(toy: Any) -> None:
     run = _train(toy, learn="all")
     end = run.tagger.model.embed.weight.detach()
-    assert (end != run.start)[1:].any(dim=1).all()
+    assert (end != run.initial_table.to_tensor())[1:].any(dim=1).all()
     assert (end[0] == 0).all()
     assert run.audit.learned_rows == run.audit.learned_rows_moved == len(end) - 1
 
@@ -74,14 +73,14 @@ def test_what_learns_is_what_the_plan_hands_to_the_optimizer(toy: Any, learn: An
     of_the_network = sum(
         weight.numel() for name, weight in run.tagger.model.named_parameters() if not name.startswith("embed.")
     )
-    of_the_table = {"missing": 11 * 8, "none": 0, "all": run.start.numel()}[learn]
+    of_the_table = {"missing": 11 * 8, "none": 0, "all": run.initial_table.to_tensor().numel()}[learn]
     assert sum(parameter.numel() for parameter in learning) == of_the_network + of_the_table
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(toy: Any) -> None:
-    one, again, other = (_train(toy, seed=seed, epochs=2).tagger.model.state_dict() for seed in (3, 3, 4))
-    assert all(torch.equal(one[name], again[name]) for name in one)
-    assert not torch.equal(one["head.linear.weight"], other["head.linear.weight"])
+    first, again, other = (_train(toy, seed=seed, epochs=2).tagger.model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["head.linear.weight"], other["head.linear.weight"])
 
 
 def test_the_global_random_generator_is_left_as_it_was(toy: Any) -> None:
@@ -91,16 +90,16 @@ def test_the_global_random_generator_is_left_as_it_was(toy: Any) -> None:
 
 
 def test_the_tagger_handed_back_is_that_of_the_best_epoch(toy: Any) -> None:
-    options = dataclasses.replace(toy.options, learning_rate=0.3, clip=100.0)  # so that later epochs get worse
-    run = _train(toy, epochs=5, options=options)
+    config = dataclasses.replace(toy.config, learning_rate=0.3, max_grad_norm=100.0)  # so that later epochs get worse
+    run = _train(toy, epochs=5, config=config)
     assert run.best.dev_f1 == max(epoch.dev_f1 for epoch in run.history)
     assert run.best.loss == min(epoch.loss for epoch in run.history if epoch.dev_f1 == run.best.dev_f1)
     assert run.tagger.evaluate(toy.dev).f1 == run.best.dev_f1
     assert run.best is not run.history[-1]
 
 
-def test_a_watcher_is_told_the_plan_every_token_and_every_epoch(toy: Any) -> None:
-    class Notes(tagger.Watcher):
+def test_a_callback_gets_the_plan_every_token_and_every_epoch(toy: Any) -> None:
+    class Notes(tagger.Callback):
         def __init__(self) -> None:
             self.started: list[str] = []
             self.tokens = 0
@@ -116,7 +115,7 @@ def test_a_watcher_is_told_the_plan_every_token_and_every_epoch(toy: Any) -> Non
             self.epochs.append(epoch)
 
     notes = Notes()
-    run = _train(toy, epochs=2, watch=notes)
+    run = _train(toy, epochs=2, callback=notes)
     assert notes.started == [str(run.coverage)]
     assert notes.tokens == 2 * sum(len(tokens) for tokens, _ in toy.train)
     assert notes.epochs == run.history
@@ -138,9 +137,9 @@ def test_plain_pairs_empty_sentences_and_tags_that_only_dev_has_are_fine(toy: An
         ({"epochs": 0}, ValueError, "epochs: 0 is out of range. Pass 1 or more."),
         ({"seed": -1}, ValueError, "seed: -1 is out of range. Pass 0 to 2**63 - 1."),
         ({"seed": 2**63}, ValueError, "seed: 9223372036854775808 is out of range."),
-        ({"learn": "rows"}, ValueError, "learn: 'rows' is none of 'missing', 'none', 'all'"),
+        ({"learn": "rows"}, ValueError, "learn: expected one of 'missing', 'none', 'all', got 'rows'"),
         ({"train": []}, fl.DataFileError, "train: no sentence with a token"),
-        ({"also": [[(["a"], ["O"])], []]}, fl.DataFileError, "also[1]: no sentence with a token"),
+        ({"auxiliary": [[(["a"], ["O"])], []]}, fl.DataFileError, "auxiliary[1]: no sentence with a token"),
         ({"dev": [([], [])]}, fl.DataFileError, "dev: no sentence with a token"),
         ({"train": [(["a"], ["O", "O"])]}, ValueError, "train: sentence 0 has 1 tokens and 2 tags"),
         ({"train": [(["a"], ["S-place"])]}, ValueError, "train: the tag 'S-place'. Pass O, B-type and I-type"),
@@ -160,14 +159,14 @@ def test_bad_arguments_are_named(toy: Any, changes: Any, kind: type[Exception], 
 def test_an_entity_that_begins_with_i_is_learned_as_if_it_began_with_b(toy: Any) -> None:
     sloppy = [(tokens, [tag.replace("B-", "I-") for tag in tags]) for tokens, tags in toy.train]
     assert [tags for _, tags in sloppy] != [list(tags) for _, tags in toy.train]
-    one, other = (_train(toy, train=train, epochs=1).tagger for train in (sloppy, toy.train))
-    assert one.tags == other.tags == ["O", "B-person", "B-place", "I-person"]
-    assert torch.equal(one.model.head.linear.weight, other.model.head.linear.weight)
+    corrected, clean = (_train(toy, train=train, epochs=1).tagger for train in (sloppy, toy.train))
+    assert corrected.tags == clean.tags == ["O", "B-person", "B-place", "I-person"]
+    assert torch.equal(corrected.model.head.linear.weight, clean.model.head.linear.weight)
 
 
 def test_without_an_average_the_weights_kept_are_those_of_the_last_step(toy: Any) -> None:
-    options = dataclasses.replace(toy.options, average=0.0)
-    last, mean = (_train(toy, epochs=1, options=o).tagger.model.head.linear.weight for o in (options, toy.options))
+    config = dataclasses.replace(toy.config, ema_decay=0.0)
+    last, mean = (_train(toy, epochs=1, config=o).tagger.model.head.linear.weight for o in (config, toy.config))
     assert not torch.equal(last, mean)
 
 
@@ -176,7 +175,7 @@ def test_a_second_corpus_teaches_the_network_its_words_and_leaves_no_tag_of_its_
     other = [
         (tokens, [tag.replace("person", "who").replace("place", "where") for tag in tags]) for tokens, tags in toy.train
     ]
-    alone, beside = _train(toy, train=few, epochs=4), _train(toy, train=few, also=[other], epochs=4)
+    alone, beside = _train(toy, train=few, epochs=4), _train(toy, train=few, auxiliary=[other], epochs=4)
     assert alone.best.dev_f1 < beside.best.dev_f1
     assert beside.tagger.tags == alone.tagger.tags
     assert beside.tagger.model.state_dict().keys() == alone.tagger.model.state_dict().keys()
@@ -190,29 +189,29 @@ def test_the_second_corpus_has_a_last_layer_of_its_own(toy: Any) -> None:
     """Its tags contradict those of the first; judged by one layer, the first would be lost."""
     swap = {"B-person": "B-place", "I-person": "I-place", "B-place": "B-person"}
     contrary = 2 * [(tokens, [swap.get(tag, tag) for tag in tags]) for tokens, tags in toy.train]
-    assert _train(toy, also=[contrary], epochs=4).best.dev_f1 > 0.9
+    assert _train(toy, auxiliary=[contrary], epochs=4).best.dev_f1 > 0.9
     assert _train(toy, train=[*toy.train, *contrary], epochs=4).best.dev_f1 < 0.8
 
 
 def test_the_first_epoch_reads_all_of_a_second_corpus_each_next_one_less_and_the_last_nothing(toy: Any) -> None:
     train, other = ([(["Person20", "sees", "place20"], ["B-person", "O", tag])] * 40 for tag in ("B-place", "O"))
-    alone, beside = _train(toy, train=train, epochs=5), _train(toy, train=train, also=[other], epochs=5)
+    alone, beside = _train(toy, train=train, epochs=5), _train(toy, train=train, auxiliary=[other], epochs=5)
     assert [epoch.tokens for epoch in alone.history] == [120] * 5
     assert [epoch.tokens for epoch in beside.history] == [240, 216, 168, 144, 120]  # 5, 4, 2, 1, 0 batches of 8
-    assert [epoch.tokens for epoch in _train(toy, train=train, also=[other], epochs=1).history] == [240]
+    assert [epoch.tokens for epoch in _train(toy, train=train, auxiliary=[other], epochs=1).history] == [240]
 
 
 def test_the_learning_rate_falls_evenly_to_a_tenth_also_beside_a_second_corpus(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    step = AdamW.step
-    monkeypatch.setattr(AdamW, "step", lambda self, rate: (rates.append(rate), step(self, rate)))
-    _train(toy, also=[toy.train[:50]], epochs=4)
+    step = torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: (rates.append(self.param_groups[0]["lr"]), step(self)))
+    _train(toy, auxiliary=[toy.train[:50]], epochs=4)
     assert len(rates) == 4 * 25 + (7 + 5 + 2 + 0)  # 200 and 50 sentences in batches of 8
-    falls = [(before - after) / toy.options.learning_rate for before, after in pairwise(rates)]
+    falls = [(before - after) / toy.config.learning_rate for before, after in pairwise(rates)]
     assert falls == pytest.approx([0.9 / len(rates)] * len(falls))
-    assert rates[0] == toy.options.learning_rate
+    assert rates[0] == toy.config.learning_rate
 
 
 def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:
@@ -245,7 +244,7 @@ def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
 
 
 def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(toy: Any) -> None:
-    class Notes(tagger.Watcher):
+    class Notes(tagger.Callback):
         seen: ClassVar[list[int]] = []
 
         def batch(self, tokens: int) -> None:
@@ -254,7 +253,7 @@ def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        run = _train(toy, epochs=1, watch=Notes())
+        run = _train(toy, epochs=1, callback=Notes())
         run.tagger.predict([["Person3"]])
         assert torch.get_num_threads() == 3
     finally:
@@ -275,15 +274,15 @@ def test_threads_that_predict_at_once_leave_the_setting_of_later_threads_as_it_w
         with one_thread():  # while the other is in it, and longer
             inside = torch.get_num_threads()
             ended.wait()
-            one.result()
+            entered_first.result()
         return inside
 
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
         with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as later:
-            one, other = pool.submit(first), pool.submit(second)
-            assert other.result() == 1
+            entered_first, entered_second = pool.submit(first), pool.submit(second)
+            assert entered_second.result() == 1
             assert later.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(before)
@@ -299,10 +298,10 @@ def test_called_where_gradients_are_off_it_learns_the_same(toy: Any, without: An
     assert inside.audit.learned_rows_moved > 1
 
 
-def test_a_loss_that_is_no_number_ends_the_training_at_its_step(toy: Any) -> None:
-    options = dataclasses.replace(toy.options, learning_rate=1e38)
+def test_a_loss_of_nan_ends_the_training_at_its_step(toy: Any) -> None:
+    config = dataclasses.replace(toy.config, learning_rate=1e38)
     with pytest.raises(fl.FrostlineError, match=r"train: the loss is nan in step \d+ of 75\. .* below 1e\+38\."):
-        _train(toy, options=options)
+        _train(toy, config=config)
 
 
 def test_text_without_any_entity_is_learned_as_such(toy: Any) -> None:
@@ -312,12 +311,12 @@ def test_text_without_any_entity_is_learned_as_such(toy: Any) -> None:
     assert run.tagger.predict([["Person3", "sees"]]) == [["O", "O"]]
 
 
-def test_a_lean_is_taken_off_the_score_of_o_once_and_changes_nothing_else(toy: Any) -> None:
-    runs = [_train(toy, epochs=1, options=dataclasses.replace(toy.options, lean=lean)) for lean in (0.0, 2.0)]
-    straight, leaning = (run.tagger.model.state_dict() for run in runs)
-    bias = straight["head.linear.bias"].clone()
+def test_o_bias_is_subtracted_from_the_logit_of_o_once_and_changes_nothing_else(toy: Any) -> None:
+    runs = [_train(toy, epochs=1, config=dataclasses.replace(toy.config, o_bias=o_bias)) for o_bias in (0.0, 2.0)]
+    plain, biased = (run.tagger.model.state_dict() for run in runs)
+    bias = plain["head.linear.bias"].clone()
     bias[0] -= 2.0
-    assert torch.equal(leaning.pop("head.linear.bias"), bias)
-    assert all(torch.equal(leaning[name], straight[name]) for name in leaning)
+    assert torch.equal(biased.pop("head.linear.bias"), bias)
+    assert all(torch.equal(biased[name], plain[name]) for name in biased)
     assert runs[0].history[0].loss == runs[1].history[0].loss
     assert runs[1].best.dev_f1 == runs[1].tagger.evaluate(toy.dev).f1

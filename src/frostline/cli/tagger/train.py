@@ -6,25 +6,26 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, speak_utf8
-from frostline.cli.tagger.processes import processes
+from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
+from frostline.cli.tagger.torchrun import torchrun_processes
 
 if TYPE_CHECKING:
     from frostline.tagger.data.conll import Sentences
-    from frostline.vectors import Words
+    from frostline.vectors import Vectors
 
 _EXAMPLES = """\
 examples:
   frostline tagger train --train train.conll --dev dev.conll --vectors glove.6B.50d.txt.gz --out model
   frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out model --epochs 30 --seed 1
-  frostline tagger train --train train.conll --also news/*.conll --dev dev.conll --vectors wiki.vec --out model
+  frostline tagger train --train train.conll --auxiliary news/*.conll --dev dev.conll --vectors wiki.vec --out m
   torchrun --nproc-per-node 2 -m frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out m
 
-A killed training goes on with the same arguments and --resume: every 30 seconds --out gets its state.
+A killed training goes on with the same arguments and --resume: its state is written to --out every 30 seconds.
 Under torchrun the processes share each batch; the same number of them goes on.
 A .conll file holds one token a line, its tag (IOB1, IOB2, BIOES, BILOU) last, and an empty line after each sentence."""
 
 _LONG = 2000  # tokens that no sentence has
+_LOW_COVERAGE = 0.6  # share of tokens with a vector below which something is wrong; tweets over GloVe reach 0.9
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -34,7 +35,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--train", metavar="F", required=True, help="sentences to learn from, CoNLL columns")
     train.add_argument("--dev", metavar="F", required=True, help="sentences that choose the best epoch, CoNLL columns")
     train.add_argument(
-        "--also",
+        "--auxiliary",
         metavar="F",
         nargs="+",
         action="append",
@@ -48,11 +49,11 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--epochs", metavar="N", type=at_least(1), default=16, help="passes over --train (default 16)")
     train.add_argument("--seed", metavar="N", type=at_least(0), default=0, help="same seed, same tagger (default 0)")
     train.add_argument(
-        "--characters",
+        "--char-filters",
         metavar="N",
         type=at_least(0, 1024),
         default=0,
-        help="read how a word is written as well, by N filters over its bytes (default 0: do not)",
+        help="read the characters of a word as well, by N convolution filters over its bytes (default 0: do not)",
     )
     train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
     train.add_argument("--resume", action="store_true", help="go on with the killed training of --out, bit for bit")
@@ -64,71 +65,69 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save, audit; return 1 where a frozen entry moved."""
-    speak_utf8()
-    with processes() as (rank, size):
+    use_utf8_stdout()
+    with torchrun_processes() as (rank, size):
         try:
-            return _train(args, first=rank == 0, together=size > 1)
+            return _train(args, first=rank == 0, distributed=size > 1)
         except KeyboardInterrupt:
-            from frostline.tagger import CHECKPOINT
+            from frostline.tagger.saved import CHECKPOINT
 
             if (Path(args.out) / CHECKPOINT).exists():
                 print("stopped  to go on, pass the same arguments and --resume")
             raise
 
 
-def _train(args: argparse.Namespace, first: bool, together: bool) -> int:
+def _train(args: argparse.Namespace, first: bool, distributed: bool) -> int:
     from frostline import tagger, vectors
+    from frostline.tagger.saved import CHECKPOINT, check_free
+    from frostline.tagger.training.callbacks import Progress
+    from frostline.tagger.training.run_folder import write_run_folder
 
-    tagger.check_free(args.out)  # before the work, not after it
-    if not args.resume and (Path(args.out) / tagger.CHECKPOINT).exists():
+    check_free(args.out)  # before the work, not after it
+    checkpoint = Path(args.out) / CHECKPOINT
+    if not args.resume and checkpoint.exists():
         print(f"warning  {args.out}: a training that has not ended is there; this replaces it, --resume goes on")
-    where = device(args)
-    layout = columns(args)
-    train, dev = tagger.read_conll(args.train, layout), tagger.read_conll(args.dev, layout)
-    print(f"train    {_size(train)} in {args.train}")
-    print(f"dev      {_size(dev)} in {args.dev}", flush=True)
+    computed_on, file_columns = device(args), columns(args)
+    train, dev = tagger.read_conll(args.train, file_columns), tagger.read_conll(args.dev, file_columns)
+    facts = {"train": f"{_size(train)} in {args.train}", "dev": f"{_size(dev)} in {args.dev}"}
+    print(f"train    {facts['train']}")
+    print(f"dev      {facts['dev']}", flush=True)
     _warn(train, dev)
-    also = [[tagger.read_conll(path, layout) for path in paths] for paths in args.also]
-    beside = [(" ".join(paths), _size(*parts)) for paths, parts in zip(args.also, also, strict=True)]
-    for paths, size in beside:
-        print(f"also     {size} in {paths}", flush=True)
+    auxiliary = []
+    for paths in args.auxiliary:
+        files = [tagger.read_conll(path, file_columns) for path in paths]
+        auxiliary.append([sentence for file in files for sentence in file])
+        facts[f"auxiliary {' '.join(paths)}"] = _size(*files)
+        print(f"auxiliary {_size(*files)} in {' '.join(paths)}", flush=True)
     table = vectors.load(args.vectors)
-    print(f"vectors  {len(table):,} words x {table.dimension} numbers in {args.vectors}", flush=True)
-    _report_lookups({"train": train, "dev": dev}, table.words)
-    others = [[sentence for part in parts for sentence in part] for parts in also]
-    tokens, *more = [sum(len(sentence.tokens) for sentence in corpus) for corpus in (train, *others)]
-    with tagger.Progress(args.epochs, tokens, sum(more)) as progress:
+    facts["vectors"] = f"{len(table):,} words x {table.dimension} numbers in {args.vectors}"
+    print(f"vectors  {facts['vectors']}", flush=True)
+    _print_coverage({"train": train, "dev": dev}, table)
+    tokens, *more = [sum(len(sentence.tokens) for sentence in corpus) for corpus in (train, *auxiliary)]
+    with Progress(args.epochs, tokens, sum(more)) as progress:
         result = tagger.train(
             train,
             dev,
             table,
-            also=others,
+            auxiliary=auxiliary,
             epochs=args.epochs,
             seed=args.seed,
             patience=args.patience,
-            options=tagger.Options(characters=args.characters),
-            watch=progress,
-            checkpoint=Path(args.out) / tagger.CHECKPOINT,
+            config=tagger.TaggerConfig(char_filters=args.char_filters),
+            callback=progress,
+            checkpoint=checkpoint,
             resume=args.resume,
-            together=together,
-            device=where,
+            distributed=distributed,
+            device=computed_on,
             bf16=args.bf16,
         )
     best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
-    facts = {
-        "train": f"{_size(train)} in {args.train}",
-        "dev": f"{_size(dev)} in {args.dev}",
-        **{f"also {paths}": size for paths, size in beside},
-        "vectors": f"{len(table):,} words x {table.dimension} numbers in {args.vectors}",
-        "coverage": str(result.coverage),
-        "seed": str(args.seed),
-        "kept": best,
-    }
+    facts |= {"coverage": str(result.coverage), "seed": str(args.seed), "kept": best}
     if first:
         result.tagger.save(args.out)
-        tagger.leave(args.out, result, title=f"A tagger trained on {Path(args.train).name}", facts=facts)
+        write_run_folder(args.out, result, title=f"A tagger trained on {Path(args.train).name}", facts=facts)
     print(f"audit    {result.audit}")
-    print(result.tagger.evaluate(dev))
+    print(result.dev_score)
     print(f"F1 on dev {100 * result.best.dev_f1:.1f} %: epoch {result.best.number}, saved in {args.out}")
     return 1 if result.audit.frozen_moved else 0
 
@@ -141,7 +140,7 @@ def _size(*parts: Sentences) -> str:
 
 def _warn(train: Sentences, dev: Sentences) -> None:
     """Say what looks like a mistake, or makes F1 on dev mean less than it seems."""
-    from frostline.tagger import unknown_types
+    from frostline.tagger.scoring.error_analysis import unknown_types
 
     for kind, times in unknown_types((tag for _, tags in train for tag in tags), (tags for _, tags in dev)).items():
         print(f"warning  dev: {times:,} of type {kind!r}, which --train lacks; they count, and cannot be found")
@@ -155,14 +154,14 @@ def _warn(train: Sentences, dev: Sentences) -> None:
         print("warning  dev: the sentences of --train, so F1 says nothing of other text, and the last epochs look best")
 
 
-def _report_lookups(texts: dict[str, Sentences], words: Words) -> None:
-    from frostline.tagger import look_up
-    from frostline.tagger.data.vocabulary import SUSPICIOUS
+def _print_coverage(texts: dict[str, Sentences], vectors: Vectors) -> None:
+    from frostline.vectors import cover
 
     for name, sentences in texts.items():
-        found = look_up((token for sentence in sentences for token in sentence.tokens), words)
-        print(f"{name:<8} {found}")
-        if found.share < SUSPICIOUS:
+        tokens = (token for sentence in sentences for token in sentence.tokens)
+        coverage = cover(tokens, vectors, lowercase=True)
+        print(f"{name:<8} {coverage}")
+        if coverage.share < _LOW_COVERAGE:
             print(
                 f"warning  {name}: few tokens have a vector. Compare how both write words: language, case, encoding, "
                 f"punctuation split off or not.",

@@ -1,11 +1,11 @@
-"""A chain of tags scored as a whole: a linear-chain conditional random field.
+"""A linear-chain conditional random field: the tags of a sentence are scored together.
 
 Letters used for shapes in this file:
     B  sentences of a batch       T  tokens of the longest       K  tags
 
-The score of a chain is the sum of its tokens' scores, of its transitions from tag to tag, and of how it starts and
-ends. Its probability is exp(score) over the sum of exp(score) of all legal chains; everything stays in log space.
-Chains that the tag scheme forbids count neither in training nor in decoding.
+The score of a tag sequence is the sum of the scores of its tokens, of its transitions from tag to tag, and of its first
+and last tag. Its probability is exp(score) over the sum of exp(score) of all legal sequences, computed in log space.
+Sequences that the tag scheme forbids count neither in training nor in decoding.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORBIDDEN = -1e4  # added to a score: its exp is 0, and unlike -inf it leaves n
 
 
 class CRF(nn.Module):
-    """Log-likelihood and best chain of tags.
+    """Log-likelihood of tag sequences, and the best sequence.
 
     Args:
         tags: K names in the BIO scheme, in the order of the scores: I-x follows only B-x or I-x.
@@ -45,67 +45,72 @@ class CRF(nn.Module):
         self.transitions = nn.Parameter(torch.zeros(size, size))  # from tag (row) to tag (column)
         self.start = nn.Parameter(torch.zeros(size))
         self.end = nn.Parameter(torch.zeros(size))
-        forbidden = [[not may_follow(tag, before) for tag in tags] for before in tags]
-        first = [not may_follow(tag, "O") for tag in tags]
+        forbidden = [[not may_follow(tag, previous) for tag in tags] for previous in tags]
+        forbidden_start = [not may_follow(tag, "O") for tag in tags]
         self.register_buffer("forbidden", torch.tensor(forbidden) * _FORBIDDEN, persistent=False)
-        self.register_buffer("forbidden_start", torch.tensor(first) * _FORBIDDEN, persistent=False)
+        self.register_buffer("forbidden_start", torch.tensor(forbidden_start) * _FORBIDDEN, persistent=False)
 
     def loss(self, scores: Tensor, tags: Tensor, lengths: Tensor) -> Tensor:
-        """Return the negative log-likelihood of each sentence's tags, shape (B,), 0 for a sentence without a token.
+        """Return the negative log-likelihood of each sentence's tags, shape (B,), 0 for an empty sentence.
 
         Args:
             scores: Score of each tag for each token, shape (B, T, K).
-            tags: The right tags, a legal chain, int64, shape (B, T); anything behind the end.
+            tags: The right tags, a legal sequence, int64, shape (B, T); those after the end are ignored.
             lengths: Tokens of each sentence, int64, shape (B,), 0 to T.
 
         Cost: T steps over (B, K, K).
         """
         inside = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]  # (B, T)
-        return torch.where(lengths > 0, self._all_chains(scores, inside) - self._chain(scores, tags, inside), 0)
+        loss = self._log_partition(scores, inside) - self._sequence_score(scores, tags, inside)
+        return torch.where(lengths > 0, loss, 0)
 
     @torch.no_grad()
     def decode(self, scores: Tensor, lengths: Tensor) -> Tensor:
-        """Return the legal chain of the highest score for each sentence, int64, shape (B, T), 0 behind its end.
+        """Return the legal tags of the highest score for each sentence, int64, shape (B, T), 0 after its end.
 
-        Of two such chains, that of the lower tag at the last token where they differ.
+        Of two equal sequences, that of the lower tag at the last token where they differ.
 
         Args: as for `loss`. Cost: T steps over (K, K, B) and back, in numpy on the CPU wherever the scores are: they
-        are small, and so is what numpy spends on each operation.
+        are small, and numpy spends less on each operation than torch.
         """
-        dtype = torch.promote_types(self.end.dtype, torch.float32)  # of less numpy knows nothing, or is slow
-        moves, start, end = (scored.to("cpu", dtype).numpy() for scored in (*self._moves(), self.end))
-        each = scores.to("cpu", dtype).numpy().transpose(1, 2, 0).copy()  # (T, K, B)
+        dtype = torch.promote_types(self.end.dtype, torch.float32)  # numpy has no bfloat16, and is slow in float16
+        weights = (tensor.to("cpu", dtype).numpy() for tensor in (*self._legal_transitions(), self.end))
+        transitions, start, end = weights
+        of_tokens = scores.to("cpu", dtype).numpy().transpose(1, 2, 0).copy()  # (T, K, B)
         last = lengths.cpu().numpy() - 1  # (B,)
-        best = [start[:, None] + each[0]]  # (K, B) best score of a chain that ends in a tag
-        for scored in each[1:]:  # the largest over the tag before
-            best.append(np.maximum.reduce(best[-1][:, None] + moves[:, :, None]) + scored)
-        final = (np.concatenate(best).reshape(each.shape)[last, :, np.arange(len(last))] + end).argmax(axis=1)  # (B,)
-        tag, chain, first_over = final, [final], last.min(initial=len(best))
+        # Forward: the best score of a sequence up to each token that ends in each tag, (K, B).
+        best = [start[:, None] + of_tokens[0]]
+        for of_token in of_tokens[1:]:
+            best.append(np.maximum.reduce(best[-1][:, None] + transitions[:, :, None]) + of_token)
+        at_end = np.concatenate(best).reshape(of_tokens.shape)[last, :, np.arange(len(last))]  # (B, K)
+        final = (at_end + end).argmax(axis=1)  # (B,)
+        # Backward: which tag led there. Sentences that end later than t go on; the others wait with their final tag.
+        tag, path, shortest = final, [final], last.min(initial=len(best))
         for t in reversed(range(len(best) - 1)):
-            tag = (best[t] + moves.take(tag, axis=1)).argmax(axis=0)
-            if t >= first_over:
+            tag = (best[t] + transitions.take(tag, axis=1)).argmax(axis=0)
+            if t >= shortest:
                 tag = np.where(t < last, tag, final)
-            chain.append(tag)
-        found = np.concatenate(chain[::-1]).reshape(len(chain), len(last)).T  # (B, T)
-        return torch.from_numpy(np.where(np.arange(len(chain)) <= last[:, None], found, 0)).to(scores.device)
+            path.append(tag)
+        found = np.concatenate(path[::-1]).reshape(len(path), len(last)).T  # (B, T)
+        return torch.from_numpy(np.where(np.arange(len(path)) <= last[:, None], found, 0)).to(scores.device)
 
-    def _moves(self) -> tuple[Tensor, Tensor]:
+    def _legal_transitions(self) -> tuple[Tensor, Tensor]:
         return self.transitions + self.forbidden, self.start + self.forbidden_start
 
-    def _all_chains(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Log of the sum of exp(score) of all legal chains, shape (B,): the forward algorithm."""
-        moves, start = self._moves()
-        total = start + scores[:, 0]  # (B, K) log-sum over the chains that end in a tag
+    def _log_partition(self, scores: Tensor, inside: Tensor) -> Tensor:
+        """Log of the sum of exp(score) of all legal sequences, shape (B,): the forward algorithm."""
+        transitions, start = self._legal_transitions()
+        total = start + scores[:, 0]  # (B, K) log-sum over the sequences that end in a tag
         for t in range(1, scores.shape[1]):
-            longer = torch.logsumexp(total[:, :, None] + moves, dim=1) + scores[:, t]
+            longer = torch.logsumexp(total[:, :, None] + transitions, dim=1) + scores[:, t]
             total = torch.where(inside[:, t, None], longer, total)
         return torch.logsumexp(total + self.end, dim=1)
 
-    def _chain(self, scores: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
-        """Score of one chain for each sentence, shape (B,)."""
-        moves, start = self._moves()
+    def _sequence_score(self, scores: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
+        """Score of the given tags of each sentence, shape (B,)."""
+        transitions, start = self._legal_transitions()
         tags = tags.masked_fill(~inside, 0)
         of_tokens = scores.gather(2, tags[:, :, None])[:, :, 0].where(inside, 0).sum(dim=1)
-        of_moves = moves[tags[:, :-1], tags[:, 1:]].where(inside[:, 1:], 0).sum(dim=1)
+        of_transitions = transitions[tags[:, :-1], tags[:, 1:]].where(inside[:, 1:], 0).sum(dim=1)
         last = tags.gather(1, (inside.sum(dim=1, keepdim=True) - 1).clamp(min=0))[:, 0]
-        return start[tags[:, 0]] + of_tokens + of_moves + self.end[last]
+        return start[tags[:, 0]] + of_tokens + of_transitions + self.end[last]

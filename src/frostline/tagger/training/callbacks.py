@@ -1,31 +1,21 @@
-"""How training goes, for whoever watches it.
-
-Training as people watch it: a bar on a terminal, plain lines in a pipe.
-"""
+"""How training reports to its caller: a callback, and one that prints lines, with a bar if stdout is a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from frostline.partial import Plan
-    from frostline.tagger.data.vocabulary import Coverage
-
-
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from frostline.tagger.config import beside
-from frostline.tagger.data.vocabulary import Coverage
+from frostline.tagger.config import auxiliary_fraction
 
 if TYPE_CHECKING:
     import rich.progress
 
     from frostline.partial import Plan
+    from frostline.vectors import Coverage
 
 
 @dataclass(frozen=True)
@@ -39,39 +29,41 @@ class Epoch:
     tokens: int
 
 
-class Watcher:
-    """Is told how training goes; every method may be overridden, none must be."""
+class Callback:
+    """Training callback. Override any method."""
 
     def start(self, plan: Plan, coverage: Coverage) -> None:
         """Training is about to begin."""
 
     def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
-        """An interrupted training goes on after these epochs, and so many tokens of the next."""
+        """An interrupted training goes on after the epochs of `history` and `tokens` tokens of the next."""
 
     def batch(self, tokens: int) -> None:
-        """One step was made, over so many tokens."""
+        """A step was made, over `tokens` tokens."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """One pass over the training sentences ended."""
+        """A pass over the training sentences ended."""
 
 
-class Progress(Watcher):
-    """Prints the coverage, the plan and one line an epoch; between them, on a terminal, a bar.
+class Progress(Callback):
+    """Print the coverage, the plan and one line per epoch; between them, on a terminal, a bar.
 
-    The bar shows tokens a second and the time left. It needs rich (the extra `tagger`); without rich, or where stdout
-    is no terminal, the lines alone are printed.
+    The bar shows tokens per second and the time left. It needs rich (the extra `tagger`); without rich, or where stdout
+    is not a terminal, only the lines are printed.
 
     Args:
         epochs: How many epochs there will be.
-        tokens: Tokens of the corpus that is learned in each of them.
-        also: Tokens of those beside it, of which each epoch draws fewer (see `beside`).
+        tokens: Tokens of the main corpus, which every epoch reads whole.
+        auxiliary_tokens: Tokens of the auxiliary corpora, of which each epoch reads less (see `auxiliary_fraction`).
     """
 
-    def __init__(self, epochs: int, tokens: int, also: int = 0) -> None:
-        self._tokens = [tokens + round(also * beside(done, epochs)) for done in range(epochs)]  # as far as can be told
+    def __init__(self, epochs: int, tokens: int, auxiliary_tokens: int = 0) -> None:
+        self._tokens = [  # of each epoch, estimated: batches are whole
+            tokens + round(auxiliary_tokens * auxiliary_fraction(done, epochs)) for done in range(epochs)
+        ]
         self._began = time.perf_counter()
-        self._before = 0  # tokens, by the training that this one resumes
-        self._seen = 0
+        self._done_before = 0  # tokens of the training that this one resumes
+        self._done = 0
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
@@ -93,12 +85,12 @@ class Progress(Watcher):
         print(f"coverage {coverage}\n\n{plan}\n", flush=True)
 
     def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
-        """Print where it goes on, and move the bar there."""
-        self._seen = sum(epoch.tokens for epoch in history)
-        self._before = self._seen + tokens
+        """Print where training goes on, and move the bar there."""
+        self._done = sum(epoch.tokens for epoch in history)
+        self._done_before = self._done + tokens
         print(f"resumed  after {len(history)} epochs and {tokens:,} tokens of the next", flush=True)
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self._before)
+            self._bar.update(self._bar.task_ids[0], completed=self._done_before)
 
     def batch(self, tokens: int) -> None:
         """Move the bar."""
@@ -106,14 +98,14 @@ class Progress(Watcher):
             self._bar.advance(self._bar.task_ids[0], tokens)
 
     def epoch(self, epoch: Epoch) -> None:
-        """Print one line."""
-        self._seen += epoch.tokens
+        """Print a line."""
+        self._done += epoch.tokens
         to_come = sum(self._tokens[epoch.number :])
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], total=self._seen + to_come)
-        here = self._seen - self._before
-        of_one = (time.perf_counter() - self._began) / here if here else epoch.seconds / epoch.tokens
-        left, epochs = of_one * to_come, len(self._tokens)
+            self._bar.update(self._bar.task_ids[0], total=self._done + to_come)
+        here = self._done - self._done_before
+        seconds_per_token = (time.perf_counter() - self._began) / here if here else epoch.seconds / epoch.tokens
+        left, epochs = seconds_per_token * to_come, len(self._tokens)
         print(
             f"epoch {epoch.number:>{len(str(epochs))}}/{epochs}  loss {epoch.loss:.4f}  "
             f"dev F1 {100 * epoch.dev_f1:4.1f}%  {epoch.tokens / epoch.seconds:,.0f} tokens/s  {left:.0f} s left",

@@ -1,8 +1,8 @@
-"""Processes that train one tagger together: each takes a part of every batch, and their gradients are added.
+"""Data-parallel training: each process takes a part of every batch, and the gradients are summed.
 
-A step of a team is the step of one process over the whole batch, but for rounding and for the draws of dropout, so the
-rates mean the same however many processes there are. Every process ends each step with the same bits; what dropout
-draws in it follows from the seed, the step and the process, so that the first can write a checkpoint for all.
+A step of the group equals the step of a single process over the whole batch, but for rounding and for what dropout
+draws, so the rates mean the same for any number of processes. Every process ends a step with the same bits. What
+dropout draws follows from the seed, the step and the rank, so the first process can write a checkpoint for all.
 """
 
 from __future__ import annotations
@@ -14,42 +14,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from frostline.tagger.data.batches import Batch
 
-
-class Team:
-    """The processes of torch.distributed's group, or this one alone.
+class DataParallelGroup:
+    """The processes of torch.distributed's default group, or this process alone.
 
     Args:
-        together: Take part in the group, which must have been initialised with a backend for the CPU, such as gloo.
+        distributed: Use the group, which must have been initialised with a backend for CPU tensors, such as gloo.
     """
 
-    def __init__(self, together: bool) -> None:
-        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+    def __init__(self, distributed: bool) -> None:
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
 
-    def draw_own(self, seed: int, step: int) -> None:
-        """Let dropout draw something else in each process and step, whatever was drawn before."""
+    def seed_dropout(self, seed: int, step: int) -> None:
+        """Seed the global generator differently in each process and step, whatever was drawn before."""
         if self.size > 1:
             torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank]).generate_state(1)[0]))
 
-    def agree(self, number: int) -> bool:
-        """Return, when every process is here, whether `number` is the same in all."""
+    def agree(self, value: int) -> bool:
+        """Wait for every process; return whether `value` is the same in all of them."""
         if self.size == 1:
             return True
-        extremes = torch.tensor([number, -number])
+        extremes = torch.tensor([value, -value])
         dist.all_reduce(extremes, dist.ReduceOp.MAX)
         return int(extremes.sum()) == 0
 
-    def part(self, batch: Batch) -> Batch:
-        """Return the sentences of `batch` that this process takes: none, where there are fewer than processes."""
-        return batch if self.size == 1 else batch.each(lambda numbers: numbers[self.rank :: self.size])
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return the sentences (dimension 0) that this process takes: none, where there are fewer than processes."""
+        return tensor if self.size == 1 else tensor[self.rank :: self.size]
 
-    def add_up(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Add the gradients of all processes, in place, and return the sum of their losses.
+    def sum_gradients(self, loss: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Replace the gradients by their sums over all processes; return the sum of the losses.
 
         Args:
-            loss: Of this process's part, shape ().
-            parameters: What has a gradient in some process; None counts as 0.
+            loss: Loss of this process's part, shape ().
+            parameters: Those that have a gradient in some process; None counts as 0.
 
         Cost: one all-reduce of the size of `parameters`, and two copies.
         """

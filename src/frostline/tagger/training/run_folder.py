@@ -1,7 +1,7 @@
-"""What a training run leaves for `frostline report`: its plan, curves and audit, and the rows that learned.
+"""Write what a training run leaves for `frostline report`: its plan, curves and audit, and the rows that learned.
 
-Of the table only the rows that moved furthest are written, and some of the commonest known words to compare with, so
-that the files stay small whatever the table.
+Of the table only the rows that moved furthest are written, and some of the most frequent frozen ones to compare with,
+so the files stay small whatever the size of the table.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import Any
 
 import torch
 
-from frostline.record import Movement, describe_run
-from frostline.tagger.data.vocabulary import FIRST, UNKNOWN
+from frostline.record import RowChanges, describe_run
+from frostline.tagger.data.vocabulary import FIRST_WORD, UNKNOWN
 from frostline.tagger.training.train import TrainingRun
 
-_STANDING = 300  # known words that are written
+_FROZEN = 300  # frozen rows that are written, those of the first words of the vectors
 
 
-def leave(
-    folder: str | os.PathLike[str],
+def write_run_folder(
+    path: str | os.PathLike[str],
     run: TrainingRun,
     *,
     title: str,
     facts: Mapping[str, str],
     curves: Iterable[Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write the files of a run folder (see `frostline.record.run_folder`) beside what is there.
+    """Write the files of a run folder (see `frostline.record.run_folder`), next to what is already there.
 
     Args:
-        folder: The run folder, such as the one the tagger is saved in.
+        path: The folder, such as the one that the tagger is saved in.
         run: What `train` returned.
         title: What the run was, in a few words.
         facts: What else to say of it: name -> text.
@@ -44,26 +44,28 @@ def leave(
     """
     points = ({"epoch": epoch.number, "loss": epoch.loss, "F1 on dev": epoch.dev_f1} for epoch in run.history)
     describe_run(
-        folder,
+        path,
         title=title,
         facts=facts,
         plan=run.plan,
         audit=asdict(run.audit),
         curves=points if curves is None else curves,
-        movement=_movement(run),
+        row_changes=_row_changes(run),
     )
 
 
-def _movement(run: TrainingRun) -> Movement | None:
+def _row_changes(run: TrainingRun) -> RowChanges | None:
     vocabulary = run.tagger.vocabulary
     learns = next(line.learns for line in run.plan.lines if line.name == "embed.weight")
     if learns == "nothing":
         return None
-    known = range(FIRST + vocabulary.missing, len(vocabulary))[:_STANDING]
-    learned, standing = (vocabulary.learned, known) if learns == "rows" else (range(UNKNOWN, len(vocabulary)), range(0))
-    rows = [*learned, *standing]
-    words = ["<unk>" if row == UNKNOWN else vocabulary.words[row - FIRST] for row in rows]
+    pretrained = range(FIRST_WORD + vocabulary.missing, len(vocabulary))
+    learned, frozen = (
+        (vocabulary.learned, pretrained[:_FROZEN]) if learns == "rows" else (range(UNKNOWN, len(vocabulary)), range(0))
+    )
+    rows = [*learned, *frozen]
+    words = ["<unk>" if row == UNKNOWN else vocabulary.words[row - FIRST_WORD] for row in rows]
     with torch.no_grad():
         after = run.tagger.model.embed(torch.tensor(rows))
-    before = run.before.rows(torch.tensor(rows))
-    return Movement.of(words, before, after, torch.arange(len(learned)), range(len(learned), len(rows)))
+    before = run.initial_table.rows(torch.tensor(rows))
+    return RowChanges.from_tables(words, before, after, torch.arange(len(learned)), range(len(learned), len(rows)))

@@ -1,4 +1,4 @@
-"""Training from sentences and vectors to a tagger: choose which rows learn, fit, then audit what stood still."""
+"""Training from sentences and vectors to a tagger: choose which rows learn, fit, then audit the frozen ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -14,44 +14,48 @@ from torch import Tensor
 
 from frostline import partial
 from frostline.errors import DataFileError, RunFolderError, VectorFileError
-from frostline.tagger.config import Options, precision, usable
-from frostline.tagger.data.batches import encoded, tag_set
-from frostline.tagger.data.tags import is_iob2
-from frostline.tagger.data.vocabulary import PADDING, Coverage, Vocabulary, cover
+from frostline.tagger.config import TaggerConfig, check_device, precision
+from frostline.tagger.data.batches import encode_corpus, tag_set
+from frostline.tagger.data.tags import is_iob2_tag
+from frostline.tagger.data.vocabulary import PADDING, Vocabulary
 from frostline.tagger.network.model import Head, LSTMTagger
+from frostline.tagger.scoring.scores import Score
 from frostline.tagger.tagger import Labelled, Tagger, one_thread
-from frostline.tagger.training.callbacks import Epoch, Watcher
+from frostline.tagger.training.callbacks import Callback, Epoch
 from frostline.tagger.training.checkpoint import Checkpoint, digest
-from frostline.tagger.training.data_parallel import Team
-from frostline.tagger.training.initial_table import Audit, Start, compare
-from frostline.tagger.training.loop import Fit, Task
-from frostline.vectors import Words
-
-if TYPE_CHECKING:
-    from frostline.vectors import Vectors
+from frostline.tagger.training.data_parallel import DataParallelGroup
+from frostline.tagger.training.initial_table import Audit, InitialTable, compare
+from frostline.tagger.training.loop import TrainingLoop
+from frostline.tagger.training.optimizer import Optimizer
+from frostline.tagger.training.sampler import BatchSampler, Corpus
+from frostline.vectors import Coverage, Vectors, Words, cover
 
 Learn = Literal["missing", "none", "all"]
 
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What training leaves behind; `before` is what the table was made of."""
+    """The result of a training.
+
+    Attributes:
+        tagger: The tagger, on the CPU.
+        plan: What learned, printable.
+        coverage: Which training words the vectors have.
+        history: Every epoch.
+        best: The epoch whose weights the tagger has.
+        dev_score: Score of the tagger on dev.
+        audit: The table after training compared with `initial_table`.
+        initial_table: The table before training; its pretrained rows are read from the vectors that were passed.
+    """
 
     tagger: Tagger
     plan: partial.Plan
     coverage: Coverage
     history: list[Epoch]
     best: Epoch
+    dev_score: Score
     audit: Audit
-    before: Start
-
-    @property
-    def start(self) -> Tensor:
-        """The table before training, float32, shape (rows, D): made anew at each use, from `before`.
-
-        Its rows of pretrained words are read from the vectors that were passed: to change those, copy it first.
-        """
-        return self.before.table()
+    initial_table: InitialTable
 
 
 def train(
@@ -59,17 +63,17 @@ def train(
     dev: Sequence[Labelled],
     vectors: Vectors,
     *,
-    also: Sequence[Sequence[Labelled]] = (),
+    auxiliary: Sequence[Sequence[Labelled]] = (),
     learn: Learn = "missing",
     epochs: int = 16,
     seed: int = 0,
     patience: int | None = None,
-    options: Options | None = None,
-    watch: Watcher | None = None,
+    config: TaggerConfig | None = None,
+    callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
-    every: float = 30.0,
+    checkpoint_every: float = 30.0,
     resume: bool = False,
-    together: bool = False,
+    distributed: bool = False,
     device: str | torch.device = "cpu",
     bf16: bool = False,
 ) -> TrainingRun:
@@ -81,124 +85,142 @@ def train(
         dev: Sentences that choose the epoch to keep.
         vectors: Pretrained words and their matrix, float32, shape (V, D). Never written to: the table is a copy, which
             is compared with them at the end.
-        also: More labelled corpora to learn from beside `train`, each with a tag set of its own. They share the whole
-            network but its last layer; theirs are dropped when training ends.
+        auxiliary: More labelled corpora to learn from, each with a tag set of its own. They share the whole network but
+            its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
             The rest of the network always learns.
-        epochs: Passes over `train`, 1 or more. Of `also` the first reads all, each next one less, the last nothing.
+        epochs: Passes over `train`, 1 or more. The first reads all of `auxiliary`, each next one less, the last none.
         seed: Same seed, same result on the same machine; the global generator is untouched.
-        patience: Stop after so many epochs that brought no better F1 on dev, 1 or more; None never stops early.
-        options: Sizes and rates.
-        watch: Is told of each step and epoch.
+        patience: Stop after this many epochs without a better F1 on dev, 1 or more; None never stops early.
+        config: Sizes and rates.
+        callback: Is called at every step and epoch.
         checkpoint: File to keep the state of training in, from which it can go on after it was killed.
-        every: Seconds between two writings of `checkpoint`; 0 writes it after every step.
+        checkpoint_every: Seconds between two writings of `checkpoint`; 0 writes it after every step.
         resume: Go on from `checkpoint`, which a training with the same arguments wrote: the result is, bit for bit,
-            that of a training that was never interrupted. `patience`, `watch` and `every` may differ. Of several
-            processes the first writes the file, and all read it; their number has to be the same.
-        together: Share each batch with the other processes of torch.distributed's group, whose backend adds tensors of
-            the CPU, such as gloo; all are to be given the same, and all get the same tagger.
+            that of a training that was never interrupted. `patience`, `callback` and `checkpoint_every` may differ. Of
+            several processes the first writes the file, and all read it; their number has to be the same.
+        distributed: Share each batch with the other processes of torch.distributed's default group, whose backend
+            reduces tensors of the CPU, such as gloo. All have to be given the same; all get the same tagger.
         device: Where to compute, such as "cuda". Everything is drawn on the CPU, so the draws are the same everywhere.
-        bf16: Multiply matrices in bfloat16, if the device can; weights, gradients and the chain's sums stay float32.
+        bf16: Multiply matrices in bfloat16, if the device can; weights, gradients and the sums of the CRF stay float32.
 
     Returns:
         A `TrainingRun`, its tagger as it was after the epoch with the best F1 on dev (of equals, the lower loss), on
         the CPU.
 
     Raises:
-        DataFileError: no sentence in a corpus, one with another number of tags than of tokens, or another tag than O,
-            B-type and I-type.
-        VectorFileError: no training word has a vector, which is a mismatch and not a small vocabulary.
-        FrostlineError: the loss is no longer a finite number, or `device` or `bf16` cannot be used here.
-        RunFolderError: `checkpoint` cannot be written, or not be resumed from.
-        ValueError: `epochs`, `seed`, `patience` or `learn` out of range, or `resume` without `checkpoint`.
+        DataFileError: A corpus is empty, a sentence has unequal numbers of tokens and tags, or a tag is not O, B-type
+            or I-type.
+        VectorFileError: No training word has a vector, which is a mismatch and not a small vocabulary.
+        FrostlineError: The loss is no longer finite, or `device` or `bf16` cannot be used here.
+        RunFolderError: `checkpoint` cannot be written, or cannot be resumed from.
+        ValueError: `epochs`, `seed`, `patience` or `learn` is out of range, or `resume` comes without `checkpoint`.
 
     Cost: one copy of the table, and of what learns one copy for the best epoch; a step costs nothing of size V
         unless `learn` is "all". Of mapped vectors (those of `vectors.load`) little is in memory at a time.
     """
-    options, watch = options or Options(), watch or Watcher()
+    config, callback, corpora = config or TaggerConfig(), callback or Callback(), [train, *auxiliary]
+    _check_arguments(epochs, seed, patience, learn, resume and checkpoint is None)
+    device = check_device(device)
+    precision(device, bf16)  # raises now instead of at the first step
+    _check_corpora({"train": train, "dev": dev} | {f"auxiliary[{i}]": corpus for i, corpus in enumerate(auxiliary)})
+    coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), vectors, lowercase=True)
+    _check_coverage(coverage, len(vectors.words))
+    # Gradients are needed wherever the caller stands; his generator and his threads are given back as they were.
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), one_thread():
+        torch.manual_seed(seed)
+        vocabulary = Vocabulary(Words.of(coverage.missing) + vectors.words, missing=len(coverage.missing))
+        initial_table = InitialTable.draw(vectors.matrix, vocabulary.missing, np.random.default_rng(seed))
+        tag_sets = [tag_set(tags for _, tags in corpus) for corpus in corpora]
+        model = LSTMTagger(
+            initial_table.to_tensor(),
+            tag_sets[0],
+            hidden=config.hidden,
+            shape_width=config.shape_width,
+            dropout=config.dropout,
+            recurrent_dropout=config.recurrent_dropout,
+            crf=config.crf,
+            char_filters=config.char_filters,
+        )
+        unused = [] if config.forget_bias is None else model.use_single_bias(config.forget_bias)
+        heads = [model.head, *(Head(2 * config.hidden, tags, config.crf) for tags in tag_sets[1:])]
+        for module in (model, *heads[1:]):
+            module.to(device)
+
+        plan = partial.train_only(model, _selections(learn, vocabulary, unused))
+        tagger = Tagger(model, vocabulary, tag_sets[0])
+        learned_from = [
+            Corpus(encode_corpus(corpus, vocabulary, tags, characters=config.char_filters > 0), head)
+            for corpus, tags, head in zip(corpora, tag_sets, heads, strict=True)
+        ]
+        sampler = BatchSampler(learned_from, vocabulary, config, epochs, seed)
+        parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
+        group = DataParallelGroup(distributed)
+        loop = TrainingLoop(tagger, sampler, Optimizer(parameters, config, sampler.steps), config, group, bf16)
+
+        callback.start(plan, coverage)
+        file = None
+        if checkpoint is not None:
+            given = {"epochs": epochs, "seed": seed, "learn": learn, "bf16": bf16, **asdict(config)}
+            given |= {"processes": group.size, "device": device.type}
+            file = Checkpoint(checkpoint, given | _digests(corpora, dev, vectors, initial_table), checkpoint_every)
+            if resume:
+                file.read(loop)
+                if not group.agree(sum(epoch.tokens for epoch in loop.history) + loop.tokens):
+                    raise RunFolderError(f"{checkpoint}: another training writes to it. End that one, and try again.")
+                callback.resumed(loop.history, loop.tokens)
+        best = loop.run(dev, callback, patience, after_step=None if file is None or group.rank else file.write)
+        model.to("cpu")
+    audit = compare(initial_table.rows, model.embed, _rows_that_learn(learn, vocabulary))
+    dev_score = loop.best_score or tagger.evaluate(dev)  # judged again where the best epoch was before a resumption
+    return TrainingRun(tagger, plan, coverage, loop.history, best, dev_score, audit, initial_table)
+
+
+def _check_arguments(epochs: int, seed: int, patience: int | None, learn: str, nothing_to_resume: bool) -> None:
     if epochs < 1:
         raise ValueError(f"epochs: {epochs} is out of range. Pass 1 or more.")
     if not 0 <= seed < 2**63:
         raise ValueError(f"seed: {seed} is out of range. Pass 0 to 2**63 - 1.")
     if patience is not None and patience < 1:
         raise ValueError(f"patience: {patience} is out of range. Pass 1 or more, or None.")
-    if resume and checkpoint is None:
+    if nothing_to_resume:
         raise ValueError("resume: nothing to resume from. Pass checkpoint=, the file that the training wrote.")
-    if learn not in ("missing", "none", "all"):
-        raise ValueError(f"learn: {learn!r} is none of 'missing', 'none', 'all'.")
-    device = usable(device)
-    precision(device, bf16)  # refused now, if at all, and not at the first step
-    _check({"train": train, "dev": dev} | {f"also[{number}]": corpus for number, corpus in enumerate(also)})
-    words, corpora = vectors.words, [train, *also]
-    coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), words)
-    if coverage.found_words == 0:
-        raise VectorFileError(
-            f"vectors: none of the {coverage.words:,} training words is among the {len(words):,} words of the vectors. "
-            f"Check that they are of the same language and spelling."
-        )
-    with torch.inference_mode(False), torch.random.fork_rng(devices=[]), one_thread():  # gradients, wherever called
-        torch.manual_seed(seed)
-        vocabulary = Vocabulary(Words.of(coverage.missing) + words, missing=len(coverage.missing))
-        before = Start.draw(vectors.matrix, vocabulary.missing, np.random.default_rng(seed))
-        names, *others = [tag_set(tags for _, tags in corpus) for corpus in corpora]
-        model = LSTMTagger(
-            before.table(),
-            names,
-            options.hidden,
-            options.shape_width,
-            options.dropout,
-            options.recurrent_dropout,
-            options.chain,
-            options.characters,
-        )
-        fixed = [] if options.forget_bias is None else model.use_one_bias(options.forget_bias)
-        heads = [model.head, *(Head(2 * options.hidden, other, options.chain) for other in others)]
-        for part in (model, *heads[1:]):
-            part.to(device)
-        selection = {
-            "missing": partial.rows(vocabulary.learned),
-            "none": partial.nothing,
-            "all": partial.everything,
-        }[learn]
-        selections = dict.fromkeys(fixed, partial.nothing) | {"*": partial.everything, "embed.weight": selection}
-        plan = partial.train_only(model, selections)
-        tagger = Tagger(model, vocabulary, names)
-        tasks = [
-            Task(encoded(corpus, vocabulary, tags, characters=options.characters > 0), head)
-            for corpus, tags, head in zip(corpora, [names, *others], heads, strict=True)
-        ]
-        parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
-        team = Team(together)
-        fit = Fit(tagger, tasks, parameters, epochs, options, seed, team, bf16)
-        watch.start(plan, coverage)
-        file = None
-        if checkpoint is not None:
-            given = {"epochs": epochs, "seed": seed, "learn": learn}
-            where = {"processes": team.size, "device": device.type, "bf16": bf16}
-            numbers = (block.numpy().data for block in before.blocks())
-            pretrained = digest(chain([words.blob.data, words.offsets.data], numbers))
-            data = {"data": digest([*corpora, dev]), "vectors": pretrained}
-            file = Checkpoint(checkpoint, given | where | asdict(options) | data, every)
-        if file is not None and resume:
-            file.read(fit)
-            if not team.agree(sum(epoch.tokens for epoch in fit.history) + fit.seen):  # the first writes the next
-                raise RunFolderError(f"{checkpoint}: another training writes to it. End that one, and try again.")
-            watch.resumed(fit.history, fit.seen)
-        best = fit.run(dev, watch, patience, after_step=None if file is None or team.rank else file.write)
-        model.to("cpu")
-    audit = compare(before.rows, model.embed, _rows_that_learn(learn, vocabulary))
-    return TrainingRun(tagger, plan, coverage, fit.history, best, audit, before)
+    if learn not in get_args(Learn):
+        raise ValueError(f"learn: expected one of {', '.join(map(repr, get_args(Learn)))}, got {learn!r}.")
 
 
-def _check(corpora: Mapping[str, Sequence[Labelled]]) -> None:
+def _check_corpora(corpora: Mapping[str, Sequence[Labelled]]) -> None:
     for name, sentences in corpora.items():
         if not any(tokens for tokens, _ in sentences):
             raise DataFileError(f"{name}: no sentence with a token in it.")
-        for number, (tokens, tags) in enumerate(sentences):
+        for index, (tokens, tags) in enumerate(sentences):
             if len(tokens) != len(tags):
-                raise DataFileError(f"{name}: sentence {number} has {len(tokens)} tokens and {len(tags)} tags.")
-        if wrong := [repr(tag) for tag in {tag for _, tags in sentences for tag in tags} if not is_iob2(tag)]:
+                raise DataFileError(f"{name}: sentence {index} has {len(tokens)} tokens and {len(tags)} tags.")
+        if wrong := [repr(tag) for tag in {tag for _, tags in sentences for tag in tags} if not is_iob2_tag(tag)]:
             raise DataFileError(f"{name}: the tag {min(wrong)}. Pass O, B-type and I-type, as read_conll gives them.")
+
+
+def _check_coverage(coverage: Coverage, words: int) -> None:
+    if coverage.found_words == 0:
+        raise VectorFileError(
+            f"vectors: none of the {coverage.words:,} training words is among the {words:,} words of the vectors. "
+            f"Check that they are of the same language and spelling."
+        )
+
+
+def _selections(learn: Learn, vocabulary: Vocabulary, unused: Sequence[str]) -> dict[str, Any]:
+    rows = {"missing": partial.rows(vocabulary.learned), "none": partial.nothing, "all": partial.everything}
+    selections = {"*": partial.everything, "embed.weight": rows[learn]}
+    return dict.fromkeys(unused, partial.nothing) | selections
+
+
+def _digests(
+    corpora: Sequence[Sequence[Labelled]], dev: Sequence[Labelled], vectors: Vectors, initial_table: InitialTable
+) -> dict[str, str]:
+    """Return what a checkpoint knows the sentences and the vectors by."""
+    blocks = (block.numpy().data for block in initial_table.blocks())
+    pretrained = digest(chain([vectors.words.blob.data, vectors.words.offsets.data], blocks))
+    return {"data": digest([*corpora, dev]), "vectors": pretrained}
 
 
 def _rows_that_learn(learn: Learn, vocabulary: Vocabulary) -> Tensor:

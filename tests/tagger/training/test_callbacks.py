@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from typing import Any
 
 import pytest
 
 from frostline import tagger
+from frostline.tagger.training.callbacks import Progress
 
 
 class _Terminal(io.StringIO):
@@ -20,15 +22,15 @@ def _printed(toy: Any, stdout: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(sys, "stdout", stdout)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "100")
-    with tagger.Progress(2, sum(len(tokens) for tokens, _ in toy.train)) as progress:
-        tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, options=toy.options, watch=progress)
+    with Progress(2, sum(len(tokens) for tokens, _ in toy.train)) as progress:
+        tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, config=toy.config, callback=progress)
     return stdout.getvalue()
 
 
 def test_a_pipe_gets_plain_lines(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = _printed(toy, io.StringIO(), monkeypatch)
     lines = printed.splitlines()
-    assert lines[0].startswith("coverage the vectors have ")
+    assert re.match(r"coverage \d+ of \d+ words have a vector", lines[0])
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert all("tokens/s" in line and line.endswith("s left") for line in lines if line.startswith("epoch"))
     assert lines[-1].endswith(" 0 s left")
@@ -59,9 +61,9 @@ def test_the_bar_is_full_when_training_ends_also_beside_a_second_corpus(
     monkeypatch.setattr(sys, "stdout", _Terminal())
     also = toy.train[:77]
     sizes = (sum(len(tokens) for tokens, _ in corpus) for corpus in (toy.train, also))
-    with tagger.Progress(epochs, *sizes) as progress:
+    with Progress(epochs, *sizes) as progress:
         run = tagger.train(
-            toy.train, toy.dev, toy.vectors, also=[also], epochs=epochs, options=toy.options, watch=progress
+            toy.train, toy.dev, toy.vectors, auxiliary=[also], epochs=epochs, config=toy.config, callback=progress
         )
         assert progress._bar is not None
         (bar,) = progress._bar.tasks
@@ -71,7 +73,7 @@ def test_the_bar_is_full_when_training_ends_also_beside_a_second_corpus(
 def test_the_time_left_is_told_by_the_tokens_to_come(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = tagger.Progress(3, 100, also=200)  # 300, 200 and 100 tokens
+    progress = Progress(3, 100, auxiliary_tokens=200)  # 300, 200 and 100 tokens
     clock = iter([10.0, 40.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     progress.start("plan", "coverage")  # type: ignore[arg-type]
@@ -82,7 +84,7 @@ def test_the_time_left_is_told_by_the_tokens_to_come(
 def test_resumed_the_time_left_is_told_by_what_was_done_since(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress = tagger.Progress(3, 100, also=200)
+    progress = Progress(3, 100, auxiliary_tokens=200)
     clock = iter([10.0, 15.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     progress.start("plan", "coverage")  # type: ignore[arg-type]

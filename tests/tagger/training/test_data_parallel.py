@@ -13,14 +13,14 @@ import torch
 
 import frostline as fl
 from frostline import tagger
-from frostline.tagger.training.data_parallel import Team
+from frostline.tagger.training.data_parallel import DataParallelGroup
 
-SCRIPT = Path(__file__).with_name("train_together.py")
+SCRIPT = Path(__file__).with_name("train_distributed.py")
 Launch = Callable[..., str]
 
 
 def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("train_together", SCRIPT)
+    spec = importlib.util.spec_from_file_location("train_distributed", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,8 +28,8 @@ def _script() -> ModuleType:
     return module
 
 
-def _one(dropout: float) -> tagger.TrainingRun:
-    run: tagger.TrainingRun = _script().train(dropout, together=False)
+def _alone(dropout: float) -> tagger.TrainingRun:
+    run: tagger.TrainingRun = _script().train(dropout, distributed=False)
     return run
 
 
@@ -39,10 +39,10 @@ def _found(launch: Launch, folder: Path, processes: int, *arguments: object) -> 
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_without_dropout_a_team_takes_the_steps_of_one_process_but_for_rounding(
+def test_without_dropout_a_group_takes_the_steps_of_one_process_but_for_rounding(
     launch: Launch, tmp_path: Path, processes: int
 ) -> None:
-    alone = _one(dropout=0.0)
+    alone = _alone(dropout=0.0)
     for found in _found(launch, tmp_path, processes, 0.0):
         losses = torch.tensor([epoch.loss for epoch in alone.history])
         torch.testing.assert_close(found["losses"], losses, rtol=1e-4, atol=1e-6)
@@ -53,18 +53,18 @@ def test_without_dropout_a_team_takes_the_steps_of_one_process_but_for_rounding(
 
 
 def test_every_process_ends_with_the_same_bits_and_dropout_draws_differ(launch: Launch, tmp_path: Path) -> None:
-    one, other = _found(launch, tmp_path, 2, 0.3)
-    assert all(torch.equal(one["state"][name], other["state"][name]) for name in one["state"])
-    assert one["losses"].tolist() == other["losses"].tolist()
-    assert one["losses"][-1] < one["losses"][0]
-    assert one["losses"].tolist() != [epoch.loss for epoch in _one(dropout=0.3).history]
+    first, second = _found(launch, tmp_path, 2, 0.3)
+    assert all(torch.equal(first["state"][name], second["state"][name]) for name in first["state"])
+    assert first["losses"].tolist() == second["losses"].tolist()
+    assert first["losses"][-1] < first["losses"][0]
+    assert first["losses"].tolist() != [epoch.loss for epoch in _alone(dropout=0.3).history]
 
 
 def test_what_dropout_draws_differs_between_processes_and_steps_and_follows_from_them() -> None:
     def drawn(seed: int, step: int, rank: int) -> float:
-        team = Team(together=False)
-        team.rank, team.size = rank, 2
-        team.draw_own(seed, step)
+        group = DataParallelGroup(distributed=False)
+        group.rank, group.size = rank, 2
+        group.seed_dropout(seed, step)
         return torch.rand(()).item()
 
     with torch.random.fork_rng(devices=[]):
@@ -72,11 +72,11 @@ def test_what_dropout_draws_differs_between_processes_and_steps_and_follows_from
         assert len(set(each)) == 12
         assert drawn(0, 1, 1) == each[3]
         before = torch.get_rng_state()
-        Team(together=False).draw_own(0, 0)  # one process alone draws as it always did
+        DataParallelGroup(distributed=False).seed_dropout(0, 0)  # one process alone draws as it always did
         assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_team_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was_not(
+def test_a_group_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was_not(
     launch: Launch, tmp_path: Path
 ) -> None:
     whole = _found(launch, tmp_path, 2, 0.3)
@@ -92,11 +92,11 @@ def test_a_team_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_was
     assert whole[0]["losses"][-1] < whole[0]["losses"][0]
     (tmp_path / "c").write_bytes(kept)
     with pytest.raises(fl.RunFolderError, match="a training with processes 2, and here it is 1"):
-        _script().train(0.3, together=False, checkpoint=tmp_path / "c", resume=True)
+        _script().train(0.3, distributed=False, checkpoint=tmp_path / "c", resume=True)
 
 
 def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(launch: Launch, tmp_path: Path) -> None:
-    words = [f"w{number}" for number in range(10)]
+    words = [f"w{i}" for i in range(10)]
     text = "".join(f"{word}\t{'B-x' if word < 'w5' else 'O'}\n\n" for word in 3 * [*words, "none"])
     (tmp_path / "data.conll").write_text(text, encoding="utf-8")
     (tmp_path / "toy.vec").write_text("".join(f"{word} 1 {i} -1\n" for i, word in enumerate(words)), encoding="utf-8")
@@ -118,10 +118,10 @@ def test_processes_that_read_different_checkpoints_do_not_go_on(
     def other_is_further(extremes: torch.Tensor, _: object) -> None:
         extremes += torch.tensor([1, 0])  # as if the other process had read one token more
 
-    given = {"epochs": 1, "options": toy.options, "checkpoint": tmp_path / "c"}
+    given = {"epochs": 1, "config": toy.config, "checkpoint": tmp_path / "c"}
     monkeypatch.setattr("frostline.tagger.training.data_parallel.dist.all_reduce", other_is_further)
     monkeypatch.setattr("frostline.tagger.training.data_parallel.dist.get_world_size", lambda: 2)
     monkeypatch.setattr("frostline.tagger.training.data_parallel.dist.get_rank", lambda: 0)
-    monkeypatch.setattr("frostline.tagger.training.checkpoint.Checkpoint.read", lambda self, fit: None)
+    monkeypatch.setattr("frostline.tagger.training.checkpoint.Checkpoint.read", lambda self, loop: None)
     with pytest.raises(fl.RunFolderError, match=f"{tmp_path / 'c'}: another training writes to it. End that one"):
-        tagger.train(toy.train, toy.dev, toy.vectors, together=True, resume=True, **given)
+        tagger.train(toy.train, toy.dev, toy.vectors, distributed=True, resume=True, **given)

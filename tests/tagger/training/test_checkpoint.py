@@ -24,24 +24,26 @@ from safetensors.torch import load_file, save_file
 
 import frostline as fl
 from frostline import tagger
+from frostline.tagger.saved import CHECKPOINT, check_free
+from frostline.tagger.training.callbacks import Progress
 from frostline.tagger.training.checkpoint import Checkpoint
 
 
 def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
     other = [(tokens, [tag.replace("person", "who") for tag in tags]) for tokens, tags in toy.train[:30]]
-    given = {"epochs": 3, "options": toy.options, "also": [other]} | changes
+    given = {"epochs": 3, "config": toy.config, "auxiliary": [other]} | changes
     return tagger.train(given.pop("train", toy.train[:60]), toy.dev, toy.vectors, **given)
 
 
 def _interrupted(toy: Any, path: Path, steps: int, **changes: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _train(toy, checkpoint=path, every=0, watch=toy.stop(steps), **changes)
+        _train(toy, checkpoint=path, checkpoint_every=0, callback=toy.stop(steps), **changes)
 
 
-def _same(one: tagger.TrainingRun, other: tagger.TrainingRun) -> bool:
-    weights, others = one.tagger.model.state_dict(), other.tagger.model.state_dict()
+def _same(run: tagger.TrainingRun, other: tagger.TrainingRun) -> bool:
+    weights, others = run.tagger.model.state_dict(), other.tagger.model.state_dict()
     return all(torch.equal(weights[name].view(torch.int32), others[name].view(torch.int32)) for name in weights) and [
-        (epoch.number, epoch.loss, epoch.dev_f1, epoch.tokens) for epoch in one.history
+        (epoch.number, epoch.loss, epoch.dev_f1, epoch.tokens) for epoch in run.history
     ] == [(epoch.number, epoch.loss, epoch.dev_f1, epoch.tokens) for epoch in other.history]
 
 
@@ -62,13 +64,13 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
 def test_a_training_that_reads_characters_goes_on_bit_for_bit_and_with_no_other_number_of_filters(
     toy: Any, tmp_path: Path
 ) -> None:
-    reading, others = (dataclasses.replace(toy.options, characters=number) for number in (6, 7))
-    _interrupted(toy, tmp_path / "c", 17, options=reading)
-    resumed = _train(toy, checkpoint=tmp_path / "c", resume=True, options=reading)
-    assert "spelling.weight" in resumed.tagger.model.state_dict()
-    assert _same(resumed, _train(toy, options=reading))
-    with pytest.raises(fl.RunFolderError, match="written by a training with characters 6, and here it is 7"):
-        _train(toy, checkpoint=tmp_path / "c", resume=True, options=others)
+    reading, others = (dataclasses.replace(toy.config, char_filters=count) for count in (6, 7))
+    _interrupted(toy, tmp_path / "c", 17, config=reading)
+    resumed = _train(toy, checkpoint=tmp_path / "c", resume=True, config=reading)
+    assert "char_cnn.weight" in resumed.tagger.model.state_dict()
+    assert _same(resumed, _train(toy, config=reading))
+    with pytest.raises(fl.RunFolderError, match="written by a training with char_filters 6, and here it is 7"):
+        _train(toy, checkpoint=tmp_path / "c", resume=True, config=others)
 
 
 def test_interrupted_twice_is_no_worse(toy: Any, tmp_path: Path) -> None:
@@ -87,9 +89,9 @@ words = [f"w{i}" for i in range(50)]
 vectors = Vectors(words, np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32))
 tokens = [[f"w{(7 * i + j) % 60}" for j in range(1 + i % 9)] for i in range(120)]
 sentences = [(line, ["B-x" if word < "w3" else "O" for word in line]) for line in tokens]
-options = tagger.Options(hidden=8, shape_width=2, batch=4)
-run = tagger.train(sentences, sentences[:30], vectors, epochs=4, options=options, checkpoint=sys.argv[1], every=0,
-                   resume=Path(sys.argv[1]).exists())
+config = tagger.TaggerConfig(hidden=8, shape_width=2, batch_size=4)
+run = tagger.train(sentences, sentences[:30], vectors, epochs=4, config=config, checkpoint=sys.argv[1],
+                   checkpoint_every=0, resume=Path(sys.argv[1]).exists())
 run.tagger.save(sys.argv[2])
 """
 
@@ -130,15 +132,13 @@ checkpoint.save_file = killed
 
 def test_killed_while_it_writes_a_checkpoint_it_leaves_nothing_that_training_refuses(tmp_path: Path) -> None:
     def run(begin: str, out: Path) -> int:
-        return subprocess.run(
-            [sys.executable, "-c", begin + _SCRIPT, out / tagger.CHECKPOINT, out], timeout=120
-        ).returncode
+        return subprocess.run([sys.executable, "-c", begin + _SCRIPT, out / CHECKPOINT, out], timeout=120).returncode
 
     for _ in range(2):
         assert run(_KILLED_IN_WRITING, tmp_path / "killed") == -signal.SIGKILL
         assert len(list((tmp_path / "killed").iterdir())) > 1
-        tagger.check_free(tmp_path / "killed")
-    assert _steps(tmp_path / "killed" / tagger.CHECKPOINT) == 19 + 19
+        check_free(tmp_path / "killed")
+    assert _steps(tmp_path / "killed" / CHECKPOINT) == 19 + 19
     assert run("", tmp_path / "killed") == run("", tmp_path / "whole") == 0
     for file in ("model.safetensors", "config.json", "words.json"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -155,9 +155,9 @@ def test_two_trainings_that_write_one_checkpoint_at_once_both_write_it_whole(
         both.wait()
 
     monkeypatch.setattr("frostline.tagger.training.checkpoint.save_file", together)
-    fits: list[Any] = [SimpleNamespace(tensors=lambda: {"a": torch.ones(3)}, numbers=dict) for _ in range(2)]
+    loops: list[Any] = [SimpleNamespace(tensors=lambda: {"a": torch.ones(3)}, progress=dict) for _ in range(2)]
     with ThreadPoolExecutor(2) as pool:
-        for done in [pool.submit(Checkpoint(tmp_path / "c", {}, every=0).write, fit) for fit in fits]:
+        for done in [pool.submit(Checkpoint(tmp_path / "c", {}, every=0).write, loop) for loop in loops]:
             done.result()
     assert load_file(tmp_path / "c")["a"].tolist() == [1, 1, 1]
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
@@ -166,14 +166,14 @@ def test_two_trainings_that_write_one_checkpoint_at_once_both_write_it_whole(
 def _steps(path: Path) -> int:
     data = path.read_bytes()  # in one go: the process may put another file in its place
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    found: int = json.loads(header["__metadata__"]["frostline training"])["numbers"]["steps"]
+    found: int = json.loads(header["__metadata__"]["frostline training"])["progress"]["steps"]
     return found
 
 
 def test_a_checkpoint_is_written_every_so_many_seconds_and_nothing_is_left_beside_it(toy: Any, tmp_path: Path) -> None:
-    _train(toy, checkpoint=tmp_path / "rare", every=1e6)
+    _train(toy, checkpoint=tmp_path / "rare", checkpoint_every=1e6)
     assert not list(tmp_path.iterdir())
-    _train(toy, checkpoint=tmp_path / "new" / "folder" / "often", every=0)
+    _train(toy, checkpoint=tmp_path / "new" / "folder" / "often", checkpoint_every=0)
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["often"]
 
 
@@ -189,15 +189,17 @@ def test_a_failed_writing_leaves_the_checkpoint_before_it(
 
     monkeypatch.setattr("frostline.tagger.training.checkpoint.save_file", full_disk)
     with pytest.raises(fl.RunFolderError, match=re.escape(f"{tmp_path / 'c'}: cannot be written: ")):
-        _train(toy, checkpoint=tmp_path / "c", every=0, resume=True)
+        _train(toy, checkpoint=tmp_path / "c", checkpoint_every=0, resume=True)
     assert (tmp_path / "c").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_the_watcher_is_told_where_it_goes_on(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_callback_is_told_where_training_goes_on(
+    toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _interrupted(toy, tmp_path / "c", 20)
-    with tagger.Progress(3, 400) as progress:
-        run = _train(toy, checkpoint=tmp_path / "c", resume=True, watch=progress)
+    with Progress(3, 400) as progress:
+        run = _train(toy, checkpoint=tmp_path / "c", resume=True, callback=progress)
     lines = capsys.readouterr().out.splitlines()
     (resumed,) = [line for line in lines if line.startswith("resumed")]
     assert re.fullmatch(r"resumed  after 1 epochs and \d+ tokens of the next", resumed)
@@ -206,11 +208,11 @@ def test_the_watcher_is_told_where_it_goes_on(toy: Any, tmp_path: Path, capsys: 
 
 
 def test_training_stops_when_patience_ends_and_resumed_it_stops_there_too(toy: Any, tmp_path: Path) -> None:
-    options = dataclasses.replace(toy.options, learning_rate=1e-9)  # F1 stays 0; the loss alone decides
-    run = _train(toy, options=options, epochs=9, patience=2)
+    config = dataclasses.replace(toy.config, learning_rate=1e-9)  # F1 stays 0; the loss alone decides
+    run = _train(toy, config=config, epochs=9, patience=2)
     assert len(run.history) == run.best.number + 2 < 9
-    _interrupted(toy, tmp_path / "c", 20, options=options, epochs=9)
-    assert _same(_train(toy, options=options, epochs=9, patience=2, checkpoint=tmp_path / "c", resume=True), run)
+    _interrupted(toy, tmp_path / "c", 20, config=config, epochs=9)
+    assert _same(_train(toy, config=config, epochs=9, patience=2, checkpoint=tmp_path / "c", resume=True), run)
     assert len(_train(toy, epochs=3, patience=3).history) == 3
 
 
@@ -221,8 +223,8 @@ def test_training_stops_when_patience_ends_and_resumed_it_stops_there_too(toy: A
         ({"epochs": 4}, "with epochs 3, and here it is 4"),
         ({"learn": "all"}, "with learn 'missing', and here it is 'all'"),
         ({"train": "LESS"}, "written by a training with data "),
-        ({"also": []}, "written by a training with data "),
-        ({"options": tagger.Options()}, "with hidden 16, and here it is 200"),
+        ({"auxiliary": []}, "written by a training with data "),
+        ({"config": tagger.TaggerConfig()}, "with hidden 16, and here it is 200"),
     ],
 )
 def test_a_checkpoint_of_another_training_is_refused(toy: Any, tmp_path: Path, changes: Any, says: str) -> None:
@@ -274,17 +276,23 @@ class _Hostile:
         (lambda path: path.write_bytes(b""), "damaged"),
         (lambda path: save_file({"a": torch.ones(1)}, path), "damaged: 'frostline training'"),
         (lambda path: save_file({"a": torch.ones(1)}, path, {"frostline training": "[" * 100_000}), "damaged"),
-        (_header(lambda held: held.pop("numbers")), "damaged: 'numbers'"),
-        (_header(lambda held: held["numbers"].pop("steps")), "damaged: 'steps'"),
-        (_header(lambda held: held["numbers"].update(left=[[0, [999]]])), "damaged: a batch of sentences that are not"),
-        (_header(lambda held: held["numbers"].update(left=[[7, [0]]])), "damaged: a batch of sentences that are not"),
-        (_header(lambda held: held["numbers"].update(history=[{"number": 1}])), "damaged"),
+        (_header(lambda held: held.pop("progress")), "damaged: 'progress'"),
+        (_header(lambda held: held["progress"].pop("steps")), "damaged: 'steps'"),
+        (
+            _header(lambda held: held["progress"].update(left=[[0, [999]]])),
+            "damaged: a batch of sentences that do not exist",
+        ),
+        (
+            _header(lambda held: held["progress"].update(left=[[7, [0]]])),
+            "damaged: a batch of sentences that do not exist",
+        ),
+        (_header(lambda held: held["progress"].update(history=[{"number": 1}])), "damaged"),
         (_tensors(lambda t: t.pop("parameter.0")), "damaged: 'parameter.0'"),
-        (_tensors(lambda t: t.pop("order")), "damaged: 'order'"),
+        (_tensors(lambda t: t.pop("sampler")), "damaged: 'sampler'"),
         (_tensors(lambda t: t.update({"dropout": torch.ones(3)})), "damaged"),
         (_tensors(lambda t: t.update({"parameter.0": torch.ones(1, 1)})), "damaged: parameter.0 is not"),
-        (_tensors(lambda t: t.update({"square.0": torch.ones(1)})), "damaged: square.0 is not"),
-        (_tensors(lambda t: t.pop("count.3")), "damaged: 'count.3'"),
+        (_tensors(lambda t: t.update({"adamw.0.exp_avg_sq": torch.ones(1)})), "damaged: adamw.0.exp_avg_sq is not"),
+        (_tensors(lambda t: t.pop("adamw.3.step")), "damaged: 'adamw.3.step'"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_in_one_line_that_names_it(
