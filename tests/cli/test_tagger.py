@@ -1,4 +1,4 @@
-"""`frostline tagger` from files to a folder and back, and what it says to wrong input."""
+"""`frostline tagger` from files to a folder and back; wrong input gets one line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from frostline import tagger
 from frostline.cli import main
 from frostline.record import read_run
 from frostline.tagger import read_conll
-
-SHARED = Path(os.environ.get("FROSTLINE_SHARED", Path(__file__).resolve().parents[3] / "shared")) / "data"
+from frostline.tagger.training.callbacks import Progress
 
 
 def _write(folder: Path) -> SimpleNamespace:
@@ -58,6 +57,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
+@pytest.fixture(scope="module")
+def real_data(pytestconfig: pytest.Config) -> Path:
+    path = Path(os.environ.get("FROSTLINE_SHARED") or pytestconfig.rootpath.parent / "shared") / "data"
+    if not path.is_dir():
+        pytest.skip(f"real data is not at {path}; set FROSTLINE_SHARED to the folder above it")
+    return path
+
+
 def _train_arguments(files: SimpleNamespace, **changes: object) -> list[str]:
     given = {"train": files.train, "dev": files.dev, "vectors": files.vectors, "out": files.out, "epochs": 8} | changes
     return ["tagger", "train", *[str(part) for name, value in given.items() for part in (f"--{name}", value)]]
@@ -84,8 +91,8 @@ def test_training_prints_plain_lines_the_plan_the_audit_and_f1_on_dev(trained: S
     assert "audit    0 of 84 frozen entries moved, compared bit by bit; 2 of 2 rows that learn moved" in lines
     assert lines[-1].startswith("F1 on dev ")
     assert sorted(path.name for path in trained.out.iterdir()) == [
-        *("about.json", "audit.json", "config.json", "curves.jsonl", "model.safetensors", "movement.safetensors"),
-        *("plan.json", "words.json"),
+        *("about.json", "audit.json", "config.json", "curves.jsonl", "model.safetensors", "plan.json"),
+        *("row_changes.safetensors", "words.json"),
     ]
 
 
@@ -97,12 +104,12 @@ def test_what_training_leaves_for_the_report_is_what_it_printed(trained: SimpleN
     assert run.audit == {"frozen_compared": 84, "frozen_moved": 0, "learned_rows": 2, "learned_rows_moved": 2}
     losses = re.findall(r"loss ([\d.]+)", trained.printed)
     assert [f"{point['loss']:.4f}" for point in run.curves] == losses
-    assert run.movement is not None
-    assert sorted(run.movement.words[:2]) == ["<unk>", "Nowhere"]
-    assert run.movement.learns.sum() == 2
-    stands = ~run.movement.learns
-    assert torch.equal(run.movement.after[stands], run.movement.before[stands])
-    assert (run.movement.after[:2] != run.movement.before[:2]).any(dim=1).all()
+    assert run.row_changes is not None
+    assert sorted(run.row_changes.words[:2]) == ["<unk>", "Nowhere"]
+    assert run.row_changes.learns.sum() == 2
+    stands = ~run.row_changes.learns
+    assert torch.equal(run.row_changes.after[stands], run.row_changes.before[stands])
+    assert (run.row_changes.after[:2] != run.row_changes.before[:2]).any(dim=1).all()
 
 
 def test_a_tagger_with_its_run_files_is_replaced_by_the_next(trained: SimpleNamespace, tmp_path: Path) -> None:
@@ -125,21 +132,21 @@ def test_the_precision_of_a_training_can_be_chosen(tmp_path: Path) -> None:
 def test_a_corpus_with_other_tags_is_learned_from_as_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = _write(tmp_path)
     (tmp_path / "more.conll").write_text("Rome\tB-capital\nslept\tO\n", encoding="utf-8")
-    assert main([*_train_arguments(files, epochs=2), "--also", str(tmp_path / "more.conll")]) == 0
+    assert main([*_train_arguments(files, epochs=2), "--auxiliary", str(tmp_path / "more.conll")]) == 0
     printed = capsys.readouterr().out
-    assert f"also     1 sentences, 2 tokens in {tmp_path / 'more.conll'}" in printed.splitlines()
+    assert f"auxiliary 1 sentences, 2 tokens in {tmp_path / 'more.conll'}" in printed.splitlines()
     config = json.loads((files.out / "config.json").read_text(encoding="ascii"))
     assert config["tags"] == ["O", "B-town"]
     assert "Rome" in json.loads((files.out / "words.json").read_text(encoding="ascii"))[: config["missing"]]
-    assert main([*_train_arguments(files, epochs=1), "--also", "nowhere.conll"]) == 2
+    assert main([*_train_arguments(files, epochs=1), "--auxiliary", "nowhere.conll"]) == 2
     assert "nowhere.conll: No such file" in capsys.readouterr().err
 
 
 def test_a_tagger_may_read_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = _write(tmp_path)
-    assert main(_train_arguments(files, characters=7)) == 0
-    assert re.search(r"^spelling\.weight +3 x 256 x 7\b", capsys.readouterr().out, re.MULTILINE)
-    assert load_file(files.out / "model.safetensors")["spelling.weight"].shape == (3, 256, 7)
+    assert main(_train_arguments(files, **{"char-filters": 7})) == 0
+    assert re.search(r"^char_cnn\.weight +3 x 256 x 7\b", capsys.readouterr().out, re.MULTILINE)
+    assert load_file(files.out / "model.safetensors")["char_cnn.weight"].shape == (3, 256, 7)
     assert main(["tagger", "evaluate", str(files.out), str(files.dev), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["overall_f1"] > 0.9
 
@@ -148,26 +155,28 @@ def test_the_files_of_one_option_are_one_corpus_and_of_several_options_several(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = _write(tmp_path)
-    parts = {"one": "Rome\tB-capital\nslept\tO\n", "two": "Oslo\tS-capital\n", "three": "Ada\tB-person\n"}
+    parts = {"rome": "Rome\tB-capital\nslept\tO\n", "oslo": "Oslo\tS-capital\n", "ada": "Ada\tB-person\n"}
     for name, text in parts.items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    (tmp_path / "both").write_text(parts["one"] + "\nOslo\tB-capital\n", encoding="utf-8")
-    one, two, three, both = (str(tmp_path / name) for name in ("one", "two", "three", "both"))
+    (tmp_path / "both").write_text(parts["rome"] + "\nOslo\tB-capital\n", encoding="utf-8")
+    rome, oslo, ada, both = (str(tmp_path / name) for name in ("rome", "oslo", "ada", "both"))
     bits = {}
-    for name, also in {
-        "parts": [[one, two], [three]],
-        "whole": [[both], [three]],
-        "apart": [[one], [two], [three]],
+    for name, corpora in {
+        "parts": [[rome, oslo], [ada]],
+        "whole": [[both], [ada]],
+        "apart": [[rome], [oslo], [ada]],
         "again": [[both], [both]],
     }.items():
-        given = [word for paths in also for word in ("--also", *paths)]
+        given = [word for paths in corpora for word in ("--auxiliary", *paths)]
         assert main([*_train_arguments(files, epochs=1, out=tmp_path / name), *given]) == 0
         bits[name] = load_file(tmp_path / name / "model.safetensors")
-        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("also")]
-        assert len(lines) == len(also)
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("auxiliary")]
+        assert len(lines) == len(corpora)
         if name == "parts":
-            assert lines[0] == f"also     2 sentences, 3 tokens, tags in BIOES in {one} {two}"
-            assert f"also {one} {two}" in json.loads((tmp_path / name / "about.json").read_text("utf-8"))["facts"]
+            assert lines[0] == f"auxiliary 2 sentences, 3 tokens, tags in BIOES in {rome} {oslo}"
+            assert (
+                f"auxiliary {rome} {oslo}" in json.loads((tmp_path / name / "about.json").read_text("utf-8"))["facts"]
+            )
     assert all(torch.equal(bits["parts"][name], bits["whole"][name]) for name in bits["whole"])
     assert not all(torch.equal(bits["parts"][name], bits["apart"][name]) for name in bits["apart"])
 
@@ -201,7 +210,7 @@ def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(tagger.Progress, "epoch", killed)
+        patch.setattr(Progress, "epoch", killed)
         assert main(arguments) == 130
         assert "stopped" not in capsys.readouterr().out  # in less than 30 seconds nothing was written
         patch.setattr("frostline.tagger.training.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
@@ -235,7 +244,8 @@ def test_evaluating_prints_a_table_with_a_line_for_each_type_and_for_all(
     trained: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["tagger", "evaluate", str(trained.out), str(trained.dev)]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["type", "town", "all", "surface"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0].strip("-") for line in lines] == ["type", "", "town", "", "all", "surface"]
 
 
 def test_predicting_prints_columns_that_can_be_read_again(
@@ -310,7 +320,7 @@ def test_training_prints_words_of_any_letters_whatever_the_locale_says(
     printed = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(printed, encoding="ascii"))
     assert main(_train_arguments(files, epochs=1)) == 0
-    assert "without: Zoë".encode() in printed.getvalue()
+    assert "missing: Zoë".encode() in printed.getvalue()
     assert b"/\xff.conll\n" in printed.getvalue()
 
 
@@ -352,12 +362,12 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
         ({"epochs": 0}, "argument --epochs: '0' is not a whole number from 1 up"),
         ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number from 1 up"),
         ({"seed": -1}, "argument --seed: '-1' is not a whole number from 0 up"),
-        ({"characters": 10**9}, "--characters: '1000000000' is too many. Pass a whole number from 0 to 1024."),
+        ({"char-filters": 10**9}, "--char-filters: '1000000000' is too many. Pass a whole number from 0 to 1024."),
         (
             {"seed": 2**63},
             "--seed: '9223372036854775808' is too many. Pass a whole number from 0 to 9223372036854775807",
         ),
-        ({"characters": -1}, "argument --characters: '-1' is not a whole number from 0 up"),
+        ({"char-filters": -1}, "argument --char-filters: '-1' is not a whole number from 0 up"),
         ({"train": "missing.conll"}, "missing.conll: No such file or directory. Check the path."),
         ({"vectors": "missing.txt"}, "missing.txt"),
         ({"dev": "EMPTY"}, "empty.conll: no labelled token in it"),
@@ -366,7 +376,7 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
         ({"vectors": "EMPTY"}, "empty.conll"),
         ({"out": "FOLDER"}, "notes: a folder that holds something else than a tagger"),
         ({"device": "gpu"}, "device: 'gpu' cannot be used here"),
-        ({"out": "BAD"}, "bad.conll: a file, where a folder is to be written"),
+        ({"out": "BAD"}, "bad.conll: a file, but a folder is to be written"),
     ],
 )
 def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
@@ -391,9 +401,7 @@ def test_wrong_input_to_train_gets_one_line_and_exit_code_2_and_writes_nothing(
     [
         (["evaluate", "MODEL", "missing.conll"], "missing.conll: No such file or directory. Check the path."),
         (["evaluate", "nowhere", "missing.conll"], "nowhere: no such folder"),
-        (["evaluate", "MODEL", "DEV", "--confusion", "nowhere/c.png"], "frostline: nowhere/c.png: cannot be written"),
-        (["evaluate", "MODEL", "DEV", "--confusion", "c.txt"], "c.txt: a picture that ends in '.txt'"),
-        (["evaluate", "MODEL", "DEV", "--confusion", ""], "a picture that ends in ''"),
+        (["evaluate", "MODEL", "DEV", "--run-folder", "LATIN"], "latin.txt: cannot be written to: File exists"),
         (["predict", "MODEL", "missing.txt"], "missing.txt: No such file or directory. Check the path."),
         (["predict", "MODEL", "LATIN"], "latin.txt:2: byte 0xe9 is not UTF-8"),
         (["predict", "nowhere"], "nowhere: no such folder"),
@@ -408,24 +416,23 @@ def test_wrong_input_to_a_trained_tagger_gets_one_line_and_exit_code_2(
     arguments: list[str], says: str, trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "latin.txt").write_bytes(b"tea\ncaf\xe9\n")
-    stands_for = {"MODEL": str(trained.out), "LATIN": str(tmp_path / "latin.txt"), "DEV": str(trained.dev)}
-    assert main(["tagger", *[stands_for.get(argument, argument) for argument in arguments]]) == 2
+    paths = {"MODEL": str(trained.out), "LATIN": str(tmp_path / "latin.txt"), "DEV": str(trained.dev)}
+    assert main(["tagger", *[paths.get(argument, argument) for argument in arguments]]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert says in err
     assert err.count("\n") == 1
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
 def test_real_tweets_over_real_vectors_train_and_the_audit_finds_nothing_moved(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    real_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cut = {"train": 600, "dev": 200}
     for name, sentences in cut.items():
-        text = (SHARED / "wnut17" / f"{name}.conll").read_text(encoding="utf-8").replace("\n\t\n", "\n\n")
+        text = (real_data / "wnut17" / f"{name}.conll").read_text(encoding="utf-8").replace("\n\t\n", "\n\n")
         (tmp_path / f"{name}.conll").write_text("\n\n".join(text.split("\n\n")[:sentences]) + "\n", encoding="utf-8")
     vectors = tmp_path / "some.txt"
-    with gzip.open(SHARED / "vectors" / "glove.6B.50d.txt.gz", "rt", encoding="utf-8", newline="\n") as file:
+    with gzip.open(real_data / "vectors" / "glove.6B.50d.txt.gz", "rt", encoding="utf-8", newline="\n") as file:
         vectors.write_text("".join(islice(file, 20_000)), encoding="utf-8")
     files = SimpleNamespace(
         train=tmp_path / "train.conll", dev=tmp_path / "dev.conll", vectors=vectors, out=tmp_path / "model"
@@ -441,24 +448,21 @@ def test_real_tweets_over_real_vectors_train_and_the_audit_finds_nothing_moved(
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
 @pytest.mark.parametrize(("name", "sentences", "tokens"), [("wnut17/train", 3394, 62730), ("wnut17/dev", 1009, 15733)])
-def test_every_token_of_the_real_files_is_read(name: str, sentences: int, tokens: int) -> None:
-    found = read_conll(SHARED / f"{name}.conll")
+def test_every_token_of_the_real_files_is_read(real_data: Path, name: str, sentences: int, tokens: int) -> None:
+    found = read_conll(real_data / f"{name}.conll")
     assert (len(found), sum(len(sentence.tokens) for sentence in found)) == (sentences, tokens)
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
 @pytest.mark.parametrize("name", list("abefgh"))
-def test_every_line_of_the_dirty_real_files_is_read(name: str) -> None:
-    path = SHARED / "btc" / f"{name}.conll"
+def test_every_line_of_the_dirty_real_files_is_read(real_data: Path, name: str) -> None:
+    path = real_data / "btc" / f"{name}.conll"
     blocks = [block for block in path.read_bytes().decode().split("\n\n") if block.strip("\n")]
     assert [len(tokens) for tokens, _ in read_conll(path)] == [block.strip("\n").count("\n") + 1 for block in blocks]
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the shared data folder is missing: {SHARED}")
-def test_empty_tokens_and_tokens_with_blanks_of_the_real_files_are_kept() -> None:
-    tokens = {token for sentence in read_conll(SHARED / "btc" / "h.conll") for token in sentence.tokens}
+def test_empty_tokens_and_tokens_with_blanks_of_the_real_files_are_kept(real_data: Path) -> None:
+    tokens = {token for sentence in read_conll(real_data / "btc" / "h.conll") for token in sentence.tokens}
     assert {"", "ke s", "AD t"} <= tokens
 
 
@@ -479,18 +483,18 @@ def test_columns_schemes_and_separators_can_be_chosen_and_are_reported(
     assert main(["tagger", "evaluate", str(files.out), str(files.dev), *layout, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["town"]["number"] == 60
     assert main(["tagger", "evaluate", str(files.out), str(files.dev), "--tag-column", "0"]) == 2
-    assert "argument --tag-column: '0' is no column. The first is 1, the last -1." in capsys.readouterr().err
+    assert "argument --tag-column: '0' is not a column. The first is 1, the last -1." in capsys.readouterr().err
 
 
-def test_training_says_how_tokens_find_their_vectors_and_warns_where_few_do(
+def test_training_prints_how_many_tokens_have_a_vector_and_warns_where_few_do(
     trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dev = trained.dev.read_text(encoding="utf-8")
     lowered = 60 + dev.count("Town")  # "We" and the towns begin upper case; only Nowhere has no vector
-    written = 4 * 60 - lowered - dev.count("Nowhere")
+    words = len(set(re.findall(r"^(\S+)\t", dev, re.MULTILINE)))
     assert (
-        f"dev      {1 - dev.count('Nowhere') / 240:.1%} of the tokens have a vector ({written / 240:.1%} as written, "
-        f"{lowered / 240:.1%} in lower case); without: Nowhere" in trained.printed
+        f"dev      {words - 1} of {words} words have a vector ({1 - dev.count('Nowhere') / 240:.1%} of the tokens, "
+        f"{lowered / 240:.1%} only in lower case); missing: Nowhere\n" in trained.printed
     )
     assert "warning" not in trained.printed
     files = _write(tmp_path)
@@ -502,16 +506,15 @@ def test_training_says_how_tokens_find_their_vectors_and_warns_where_few_do(
     assert "warning  dev: 1 of type 'harbour', which --train lacks; they count, and cannot be found\n" in printed
 
 
-def test_evaluating_shows_the_errors_draws_the_confusion_and_names_types_it_does_not_know(
+def test_evaluating_prints_the_errors_writes_the_confusion_and_names_types_it_does_not_know(
     trained: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     gold = tmp_path / "gold.conll"
     gold.write_text(
         "We\tO\nleft\tO\nTown15\tB-town\n.\tO\n\nWe\tB-band\nleft\tI-band\nTown3\tO\n.\tO\n", encoding="utf-8"
     )
-    picture = tmp_path / "confusion.png"
-    arguments = ["tagger", "evaluate", str(trained.out), str(gold), "--errors", "5", "--confusion", str(picture)]
+    run_folder = tmp_path / "run"
+    arguments = ["tagger", "evaluate", str(trained.out), str(gold), "--errors", "5", "--run-folder", str(run_folder)]
     assert main(arguments) == 0
     printed = capsys.readouterr()
     assert printed.err == "warning: 1 of type 'band', which this tagger does not know; all are missed\n"
@@ -521,4 +524,44 @@ def test_evaluating_shows_the_errors_draws_the_confusion_and_names_types_it_does
         "\nmost frequent\n     1  missed    band: 'We left'\n     1  invented  town: 'Town3'\n"
         "\nlongest (tokens)\n     2  missed    band: 'We left'\n     1  invented  town: 'Town3'\n"
     )
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    run = read_run(run_folder)
+    counts = [[0, 0, 1], [0, 1, 0], [0, 1, 0]]  # band missed, one town right, one invented
+    assert run.confusion == {"types": ["band", "town"], "rows": "gold", "columns": "predicted", "counts": counts}
+    assert run.about is not None
+    assert run.about["title"] == "A tagger evaluated on gold.conll"
+
+
+def test_evaluating_into_the_folder_of_a_tagger_keeps_what_its_training_wrote(
+    trained: SimpleNamespace, tmp_path: Path
+) -> None:
+    out = shutil.copytree(trained.out, tmp_path / "model")
+    before = read_run(out)
+    assert main(["tagger", "evaluate", str(out), str(trained.dev), "--run-folder", str(out)]) == 0
+    after = read_run(out)
+    assert after.confusion is not None
+    assert (after.about, after.plan, after.audit) == (before.about, before.plan, before.audit)
+    tagger.Tagger.load(out).save(out)  # is still recognised as a tagger's folder, which may be replaced
+
+
+def test_a_file_is_tagged_in_batches_and_standard_input_line_by_line(
+    trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: list[int] = []
+    predict = tagger.Tagger.predict
+
+    def counted(self: tagger.Tagger, sentences: Any) -> list[list[str]]:
+        sizes.append(len(sentences))
+        return predict(self, sentences)
+
+    monkeypatch.setattr(tagger.Tagger, "predict", counted)
+    text = "".join(f"We left Town{index}\n" for index in range(1100)).encode()
+    (tmp_path / "text.txt").write_bytes(text)
+    assert main(["tagger", "predict", str(trained.out), str(tmp_path / "text.txt")]) == 0
+    assert sizes == [512, 512, 76]
+    of_file = capsys.readouterr().out
+    assert of_file.count("\n\n") == 1100
+    sizes.clear()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert main(["tagger", "predict", str(trained.out)]) == 0
+    assert sizes == [1] * 1100
+    assert capsys.readouterr().out == of_file

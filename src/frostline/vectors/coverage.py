@@ -1,54 +1,91 @@
-"""Which words of a vocabulary have a vector: worth a look before every training."""
+"""Which words of a text have a vector.
+
+Most bad results come from a silent mismatch between text and vectors: another language, tokenization, case or encoding.
+It shows here, before an hour is spent on training.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from frostline.printing import listed
 from frostline.vectors.table import Vectors
 
-_SHOWN = 10  # missing words that are printed
+_PRINTED = 10  # missing words
 
 
 @dataclass(frozen=True)
-class Cover:
-    """How much of `total` words has a vector: `found` of them, and the `missing` ones in their order."""
+class Coverage:
+    """How much of a text has a vector.
 
-    total: int
-    found: int
+    Attributes:
+        words: How many different words the text has.
+        tokens: How many words it has, repetitions included.
+        as_written: How many tokens have a vector as they are written.
+        in_lower_case: How many more tokens have one in lower case.
+        missing: The words without a vector, the most frequent first; equally frequent ones in the order of the text.
+    """
+
+    words: int
+    tokens: int
+    as_written: int
+    in_lower_case: int
     missing: list[str]
 
     @property
+    def found_words(self) -> int:
+        """How many different words have a vector."""
+        return self.words - len(self.missing)
+
+    @property
+    def found_tokens(self) -> int:
+        """How many tokens have a vector."""
+        return self.as_written + self.in_lower_case
+
+    @property
     def share(self) -> float:
-        """Found words among all, from 0 to 1; 1 where there are no words."""
-        return self.found / self.total if self.total else 1.0
+        """Share of the tokens that have a vector, 0 to 1; 1 for an empty text."""
+        return self.found_tokens / self.tokens if self.tokens else 1.0
 
     def __str__(self) -> str:
-        line = f"{self.found:,} of {self.total:,} words have a vector ({self.share:.1%})"
-        if not self.missing:
-            return line
-        more = len(self.missing) - _SHOWN
-        return f"{line}; missing: {', '.join(self.missing[:_SHOWN])}{f' and {more:,} more' if more > 0 else ''}"
+        of_tokens = " of the tokens" if self.tokens != self.words else ""
+        lowered = f", {self.in_lower_case / self.tokens:.1%} only in lower case" if self.in_lower_case else ""
+        line = f"{self.found_words:,} of {self.words:,} words have a vector ({self.share:.1%}{of_tokens}{lowered})"
+        return f"{line}; missing: {listed(self.missing, _PRINTED)}" if self.missing else line
 
 
-def cover(words: Sequence[str], vectors: Vectors, lowercase: bool = False) -> Cover:
-    """Say which of `words` have a vector.
+def cover(words: Iterable[str] | Mapping[str, int], vectors: Vectors, lowercase: bool = False) -> Coverage:
+    """Count which words of a text or a vocabulary have a vector.
 
     Args:
-        words: n strings, each counted as often as it is given.
+        words: The words, repeated as in the text, or how often each occurs, such as a `collections.Counter`.
         vectors: Where to look.
-        lowercase: A word that is missing but whose `word.lower()` has a vector counts as found.
+        lowercase: Look a word that is missing up again as `word.lower()`.
 
     Returns:
-        Cover: `found`, `missing`, `total` and `share`; prints as one line.
+        A `Coverage`; prints as one line.
 
-    Cost: O(n log V).
+    Cost: O(n log V) for n different words.
 
     Example:
-        >>> print(cover(["ice", "Snow", "rain"], Vectors(["ice", "snow"], [[1.0], [2.0]]), lowercase=True))
-        2 of 3 words have a vector (66.7%); missing: rain
+        >>> vectors = Vectors(["ice", "snow"], [[1.0], [2.0]])
+        >>> print(cover(["ice", "Snow", "rain", "ice"], vectors, lowercase=True))
+        2 of 3 words have a vector (75.0% of the tokens, 25.0% only in lower case); missing: rain
     """
-    missing = [words[number] for number in np.flatnonzero(vectors.rows_of(words, lowercase) < 0).tolist()]
-    return Cover(len(words), len(words) - len(missing), missing)
+    counts = Counter(words)
+    different = list(counts)
+    as_written = vectors.rows_of(different) >= 0
+    found = vectors.rows_of(different, lowercase) >= 0 if lowercase else as_written
+    tokens = np.fromiter(counts.values(), dtype=np.int64, count=len(counts))
+    missing = [different[index] for index in np.flatnonzero(~found).tolist()]
+    return Coverage(
+        words=len(counts),
+        tokens=counts.total(),
+        as_written=int(tokens[as_written].sum()),
+        in_lower_case=int(tokens[found & ~as_written].sum()),
+        missing=sorted(missing, key=counts.__getitem__, reverse=True),
+    )

@@ -1,4 +1,4 @@
-"""Groups of sentences hold each sentence once, and no more numbers than is said, however long one sentence is."""
+"""Groups of sentences hold each sentence once, and no more tokens than allowed, however long one sentence is."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import pytest
 
 from frostline import tagger
 from frostline.tagger import tagger as tagging
-from frostline.tagger.data.batches import Batch, by_length, pad
+from frostline.tagger.data.batches import Batch, group_by_length, pad
 
 
 def test_groups_are_full_where_no_sentence_is_long() -> None:
     dice = random.Random(0)
     lengths = [dice.randrange(40) for _ in range(1000)]
-    groups = by_length(lengths, 64, 64 * 40)
-    assert groups == by_length(lengths, 64)
+    groups = group_by_length(lengths, 64, 64 * 40)
+    assert groups == group_by_length(lengths, 64)
     assert [len(group) for group in groups] == [64] * 15 + [40]
-    assert sorted(number for group in groups for number in group) == list(range(1000))
-    assert [lengths[number] for group in groups for number in group] == sorted(lengths)
+    assert sorted(index for group in groups for index in group) == list(range(1000))
+    assert [lengths[index] for group in groups for index in group] == sorted(lengths)
 
 
-def test_no_group_has_more_tokens_with_its_padding_than_is_said_but_for_one_longer_sentence() -> None:
+def test_no_group_has_more_tokens_with_its_padding_than_allowed_unless_it_is_one_longer_sentence() -> None:
     dice = random.Random(0)
     lengths = [round(dice.paretovariate(0.7)) for _ in range(1000)]
-    groups = by_length(lengths, 64, 500)
-    assert sorted(number for group in groups for number in group) == list(range(1000))
+    groups = group_by_length(lengths, 64, 500)
+    assert sorted(index for group in groups for index in group) == list(range(1000))
     assert max(lengths) > 500
     for group in groups:
-        assert len(group) == 1 or len(group) * max(lengths[number] for number in group) <= 500
+        assert len(group) == 1 or len(group) * max(lengths[index] for index in group) <= 500
 
 
-def test_a_long_line_is_not_what_short_ones_are_padded_to(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = tagger.train(toy.train, toy.dev, toy.vectors, epochs=1, options=toy.options).tagger
+def test_short_sentences_are_not_padded_to_a_long_one(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = tagger.train(toy.train, toy.dev, toy.vectors, epochs=1, config=toy.config).tagger
     tokens = list(toy.dev[0].tokens)
     read: list[int] = []
 
@@ -50,14 +50,14 @@ def test_a_long_line_is_not_what_short_ones_are_padded_to(toy: Any, monkeypatch:
     assert len(found[1]) == 5_000 * len(tokens)
 
 
-def test_no_group_has_more_padding_than_is_said_and_similar_lengths_stay_together() -> None:
+def test_no_group_has_more_padding_than_allowed_and_similar_lengths_stay_together() -> None:
     dice = random.Random(0)
     lengths = [dice.randrange(1, 40) for _ in range(1000)]
-    groups = by_length(lengths, 64, padding=30)
-    assert [lengths[number] for group in groups for number in group] == sorted(lengths)
-    paddings = [len(group) * lengths[group[-1]] - sum(lengths[number] for number in group) for group in groups]
+    groups = group_by_length(lengths, 64, max_padding=30)
+    assert [lengths[index] for group in groups for index in group] == sorted(lengths)
+    paddings = [len(group) * lengths[group[-1]] - sum(lengths[index] for index in group) for group in groups]
     assert max(paddings) <= 30
     assert any(paddings)
     for group, after in pairwise(groups):
-        more = [lengths[number] for number in [*group, after[0]]]
-        assert len(group) == 64 or len(more) * max(more) - sum(more) > 30, "the next would have been one too many"
+        more = [lengths[index] for index in [*group, after[0]]]
+        assert len(group) == 64 or len(more) * max(more) - sum(more) > 30, "the next sentence would have been too many"

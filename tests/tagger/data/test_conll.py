@@ -1,4 +1,4 @@
-"""Labelled text is read the same whatever its blanks and line ends, and a bad line is named."""
+"""Labelled text is read the same whatever its blanks and line ends, and an error names the bad line."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_tab_keeps_blanks_and_empty_tokens_and_other_unicode_blanks_belong_to_
         (b"Hi\tS-place\nNew\tB-place\n\nYork\tO\n", ":2: tag 'B-place' ends the sentence inside an entity"),
         (b"New\tB-place\nYork\tL-film\n", ":2: tag 'L-film' inside an entity 'place'"),
         (b"# text = Hi there\nHi\tO\n", ":1: tag 'there' of '#' is not O"),
-        (b"Hi\tO\ncaf\xe9\tO\n", ":2: byte 0xe9 is not UTF-8. Convert it first, for example: iconv"),
-        (gzip.compress(b"Hi\tO\n", mtime=0), ":1: byte 0x8b is not UTF-8. Convert it first, for example: gunzip"),
+        (b"Hi\tO\ncaf\xe9\tO\n", ":2: byte 0xe9 is not UTF-8. Convert it first: iconv"),
+        (gzip.compress(b"Hi\tO\n", mtime=0), ":1: byte 0x8b is not UTF-8. Convert it first: gunzip"),
         (b"Hi\tO\nNew\tB-x\rYork\tO\n", ":2: a CR inside the line"),
         (b"Hi\tO\rNew\tB-x\r\rYork\tO\r", ":1: a CR inside the line"),
         (b"Hi\tB-\x1b[31mx\n", ":1: tag 'B-\\x1b[31mx' of 'Hi' is not O, B-type or I-type"),
@@ -157,12 +157,12 @@ def test_columns_that_are_not_there_are_refused_with_path_and_line(
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        ({"token": 0}, "token: there is no column 0"),
-        ({"tag": 0}, "tag: there is no"),
+        ({"token": 0}, "token: columns are counted from 1"),
+        ({"tag": 0}, "tag: columns are counted"),
         ({"separator": ""}, "separator: em"),
     ],
 )
-def test_columns_that_cannot_be_are_refused(wrong: dict[str, Any], says: str) -> None:
+def test_invalid_columns_are_refused(wrong: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Columns(**wrong)
 

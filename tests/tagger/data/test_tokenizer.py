@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from frostline.tagger import split
+from frostline.tagger import tokenize
+
+
+def _split(text: str) -> list[str]:
+    return [token.text for token in tokenize(text)]
 
 
 @pytest.mark.parametrize(
@@ -23,14 +27,14 @@ from frostline.tagger import split
     ],
 )  # fmt: skip
 def test_text_is_split_as_a_reader_would(text: str, tokens: str) -> None:
-    assert split(text) == tokens.split()
+    assert _split(text) == tokens.split()
 
 
 @pytest.mark.parametrize("text", ["do n't , Ada 's \" :) ... @me #a http://a.b/c U.S. 3.5 ( )", "a - b & c / d"])
 def test_tokens_with_blanks_between_them_pass_unchanged(text: str) -> None:
-    assert split(text) == text.split()
+    assert _split(text) == text.split()
 
 
 def test_a_long_line_of_one_kind_takes_no_time_to_speak_of() -> None:
-    assert split("a" * 100_000 + "!") == ["a" * 100_000, "!"]
-    assert "".join(split("'" * 50_000 + "a" + "'" * 50_000)) == "'" * 50_000 + "a" + "'" * 50_000
+    assert _split("a" * 100_000 + "!") == ["a" * 100_000, "!"]
+    assert "".join(_split("'" * 50_000 + "a" + "'" * 50_000)) == "'" * 50_000 + "a" + "'" * 50_000

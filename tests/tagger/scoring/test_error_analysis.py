@@ -1,4 +1,4 @@
-"""Every error has one name and is counted once; surface F1 counts each name once."""
+"""Every error has one kind and is counted once; surface F1 counts each name once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frostline.tagger import analyse, score, spans, surface_score, unknown_types
+from frostline.tagger import analyse, score, spans, surface_score
+from frostline.tagger.scoring.error_analysis import unknown_types
 
 TAG = st.sampled_from(["O", "B-a", "I-a", "B-b", "I-b"])
 CORPUS = st.lists(st.lists(st.tuples(TAG, TAG), max_size=8), max_size=4)
@@ -27,7 +28,7 @@ CORPUS = st.lists(st.lists(st.tuples(TAG, TAG), max_size=8), max_size=4)
         ("B-a B-b O", "O B-b O", ["missed", "right"]),
     ],
 )
-def test_each_error_has_the_name_a_reader_would_give_it(gold: str, predicted: str, kinds: list[str]) -> None:
+def test_each_error_has_the_kind_a_reader_would_give_it(gold: str, predicted: str, kinds: list[str]) -> None:
     found = analyse([["x", "y", "z"]], [gold.split()], [predicted.split()])
     assert [pair.kind for pair in found.pairs] == kinds
     assert found.kinds.total() == len([kind for kind in kinds if kind != "right"])
@@ -75,6 +76,29 @@ def test_surface_f1_counts_a_name_once_and_a_name_of_another_type_or_case_again(
     found = surface_score(tokens, gold, predicted)
     assert (found.correct, found.predicted, found.gold) == (1, 2, 4)  # a Oz; a Oz, a New; a Oz, b Oz, a oz, a New York
     assert (found.per_type["a"].gold, found.per_type["b"].predicted) == (3, 0)
+
+
+def test_the_confusion_table_has_a_row_and_a_column_for_each_type_and_one_for_no_partner() -> None:
+    gold = [["B-b", "O", "B-a"]] * 12 + [["B-b", "O", "O"]]
+    found = analyse([["x", "y", "z"]] * 13, gold, [["B-a", "B-b", "O"]] * 13)  # b as a, b invented, a missed
+    assert found.confusion_table() == {
+        "types": ["a", "b"],
+        "rows": "gold",
+        "columns": "predicted",
+        "counts": [[0, 0, 12], [13, 0, 0], [0, 13, 0]],
+    }
+    assert analyse([["x"]], [["O"]], [["O"]]).confusion_table()["counts"] == [[0]]
+
+
+@given(CORPUS)
+def test_the_confusion_table_holds_every_pair(corpus: list[list[tuple[str, str]]]) -> None:
+    gold, predicted = ([[pair[side] for pair in sentence] for sentence in corpus] for side in (0, 1))
+    found = analyse([["x"] * len(sentence) for sentence in corpus], gold, predicted)
+    table = found.confusion_table()
+    assert sum(map(sum, table["counts"])) == len(found.pairs)
+    assert table["counts"][-1][-1] == 0
+    assert sum(row[-1] for row in table["counts"]) == found.kinds["missed"]
+    assert sum(table["counts"][-1]) == found.kinds["invented"]
 
 
 def test_entities_that_no_known_tag_can_name_are_counted_by_type() -> None:

@@ -151,7 +151,7 @@ def test_tokens_may_be_empty_hold_blanks_or_be_of_another_encoding(tmp_path: Pat
         (b"a  O O\nb O O\n", ":2: 3 columns, separated by single blanks, where the first line has 4"),
         (b"a\tO\tB-x\nb\tO\t\n", ":2: 2 columns"),
         (b"\nO\nO\n", ":2: one column, 'O'"),
-        (b"a O B-\xe9\n", ":1: tag 'B-\\udce9' holds what cannot be printed"),
+        (b"a O B-\xe9\n", ":1: tag 'B-\\udce9' is not printable"),
         (b"a O O\rb O O\r", ":1: a CR inside the line"),
         (b"", ": no token in it"),
         (b"\n-X- O O\n\n", ": no token in it"),

@@ -33,19 +33,19 @@ def test_entities_are_read_as_the_fields_scorers_read_them(tags: str, found: lis
 
 @given(TAGS)
 def test_an_entity_is_every_stretch_that_starts_somewhere_and_goes_on_with_its_own_type(tags: list[str]) -> None:
-    def starts(at: int) -> bool:
-        kind = tags[at][2:]
-        return tags[at][0] == "B" or (tags[at][0] == "I" and (at == 0 or tags[at - 1][2:] != kind))
+    def starts(index: int) -> bool:
+        kind = tags[index][2:]
+        return tags[index][0] == "B" or (tags[index][0] == "I" and (index == 0 or tags[index - 1][2:] != kind))
 
-    def goes_on(at: int, kind: str) -> bool:
-        return at < len(tags) and tags[at] == f"I-{kind}"
+    def goes_on(index: int, kind: str) -> bool:
+        return index < len(tags) and tags[index] == f"I-{kind}"
 
     slow = [
         (tags[start][2:], start, end)
         for start in range(len(tags))
         for end in range(start + 1, len(tags) + 1)
         if starts(start)
-        and all(goes_on(at, tags[start][2:]) for at in range(start + 1, end))
+        and all(goes_on(index, tags[start][2:]) for index in range(start + 1, end))
         and not goes_on(end, tags[start][2:])
     ]
     assert spans(tags) == slow
@@ -63,13 +63,13 @@ def test_scores_count_what_a_person_counts() -> None:
     assert (found.per_type["b"].correct, found.per_type["b"].predicted, found.per_type["b"].gold) == (0, 1, 1)
 
 
-def test_a_part_of_an_entity_or_another_type_is_no_match() -> None:
+def test_a_part_of_an_entity_or_another_type_does_not_match() -> None:
     assert score([["B-a", "I-a"]], [["B-a", "O"]]).correct == 0
     assert score([["B-a"]], [["B-b"]]).correct == 0
     assert score([["B-a"]], [["I-a"]]).correct == 1
 
 
-def test_nothing_to_find_and_nothing_found_is_zero_and_no_division_by_zero() -> None:
+def test_nothing_to_find_and_nothing_found_scores_zero() -> None:
     assert score([["O"]], [["O"]]).to_dict() == {
         "overall_precision": 0.0,
         "overall_recall": 0.0,
@@ -94,7 +94,7 @@ def test_the_dictionary_holds_fractions_under_the_names_of_the_metric_seqeval() 
 def test_what_counts_as_correct_are_the_entities_that_both_sides_have(pairs: list[list[tuple[str, str]]]) -> None:
     gold, predicted = ([[pair[side] for pair in sentence] for sentence in pairs] for side in (0, 1))
     entities = [
-        {(number, *span) for number, tags in enumerate(side) for span in spans(tags)} for side in (gold, predicted)
+        {(sentence, *span) for sentence, tags in enumerate(side) for span in spans(tags)} for side in (gold, predicted)
     ]
     found = score(gold, predicted)
     assert (found.correct, found.predicted, found.gold) == (
@@ -103,6 +103,18 @@ def test_what_counts_as_correct_are_the_entities_that_both_sides_have(pairs: lis
         len(entities[0]),
     )
     assert sum(part.correct for part in found.per_type.values()) == found.correct
+
+
+def test_a_score_prints_a_table_with_a_line_for_each_type_and_one_for_all() -> None:
+    found = score([["B-a", "O", "B-long", "B-a"]] * 1000, [["B-a", "O", "O", "O"]] * 1000)
+    assert str(found) == (
+        "type  precision  recall     F1   gold  found\n"
+        "--------------------------------------------\n"
+        "a        100.0%   50.0%  66.7%  2,000  1,000\n"
+        "long       0.0%    0.0%   0.0%  1,000      0\n"
+        "--------------------------------------------\n"
+        "all      100.0%   33.3%  50.0%  3,000  1,000"
+    )
 
 
 def test_sentences_of_another_length_are_refused() -> None:

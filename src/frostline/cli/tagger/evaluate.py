@@ -5,21 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, speak_utf8
+from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
 
 if TYPE_CHECKING:
-    from frostline.tagger import Errors
+    from frostline.tagger import Errors, Score
 
 _EXAMPLES = """\
 examples:
   frostline tagger evaluate model test.conll
-  frostline tagger evaluate model test.conll --errors 20 --confusion confusion.png
+  frostline tagger evaluate model test.conll --errors 20
+  frostline tagger evaluate model test.conll --run-folder run && frostline report run
   frostline tagger evaluate model test.conll --json
 
-Surface F1 counts each (type, text) once, however often it occurs. JSON: named as by evaluate's metric seqeval, and
-surface_precision, surface_recall, surface_f1."""
+Surface F1 counts each (type, text) once, however often it occurs. JSON has the names of the metric seqeval of the
+library evaluate, and surface_precision, surface_recall, surface_f1."""
 _WIDTH = 110  # of a line about an error
 
 
@@ -32,7 +34,9 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     shown = evaluate.add_mutually_exclusive_group()
     shown.add_argument("--json", action="store_true", help="print one JSON object (fractions, not percent)")
     shown.add_argument("--errors", metavar="N", type=at_least(1), help="the N most frequent errors, and the N longest")
-    evaluate.add_argument("--confusion", metavar="FILE", help="draw which type is taken for which: .png .svg .pdf")
+    evaluate.add_argument(
+        "--run-folder", metavar="DIR", help="write there which type is taken for which, to be drawn by frostline report"
+    )
     add_device(evaluate)
     add_columns(evaluate)
     evaluate.set_defaults(action=run)
@@ -41,22 +45,23 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score and print."""
     from frostline import tagger
+    from frostline.tagger.scoring.error_analysis import unknown_types
 
-    speak_utf8()
+    use_utf8_stdout()
     loaded = tagger.Tagger.load(args.folder)
     loaded.model.to(device(args))
     sentences = tagger.read_conll(args.file, columns(args))
     tokens, gold = [sentence.tokens for sentence in sentences], [sentence.tags for sentence in sentences]
     predicted = loaded.predict(tokens)
     found, surface = tagger.score(gold, predicted), tagger.surface_score(tokens, gold, predicted)
-    for kind, times in tagger.unknown_types(loaded.tags, gold).items():
+    for kind, times in unknown_types(loaded.tags, gold).items():
         print(f"warning: {times:,} of type {kind!r}, which this tagger does not know; all are missed", file=sys.stderr)
     errors = tagger.analyse(tokens, gold, predicted)
-    if args.confusion is not None:  # first: what cannot be drawn is refused before anything is printed
-        tagger.draw_confusion(errors, args.confusion)
+    if args.run_folder is not None:  # before anything is printed, so that a folder that is not writable is one line
+        _write_confusion(args, errors, found)
     if args.json:
-        of_surface = {f"surface_{name}": getattr(surface, name) for name in ("precision", "recall", "f1")}
-        print(json.dumps(found.to_dict() | of_surface, ensure_ascii=False))
+        surface_shares = {f"surface_{name}": getattr(surface, name) for name in ("precision", "recall", "f1")}
+        print(json.dumps(found.to_dict() | surface_shares, ensure_ascii=False))
     else:
         print(found)
         print(
@@ -66,6 +71,19 @@ def run(args: argparse.Namespace) -> int:
     if args.errors:
         _print_errors(errors, args.errors)
     return 0
+
+
+def _write_confusion(args: argparse.Namespace, errors: Errors, score: Score) -> None:
+    from frostline.record import describe_run
+    from frostline.record.run_folder import ABOUT
+
+    described = (Path(args.run_folder) / ABOUT).exists()  # such as by the training of this tagger: stays
+    describe_run(
+        args.run_folder,
+        title=None if described else f"A tagger evaluated on {Path(args.file).name}",
+        facts=None if described else {"tagger": args.folder, "text": args.file, "F1": f"{100 * score.f1:.1f} %"},
+        confusion=errors.confusion_table(),
+    )
 
 
 def _print_errors(errors: Errors, most: int) -> None:

@@ -1,4 +1,4 @@
-"""What several actions of the tagger read from the command line."""
+"""Arguments that several actions of the tagger share, and stdout in UTF-8."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ if TYPE_CHECKING:
 
 
 def at_least(low: int, most: int = 2**63 - 1) -> Callable[[str], int]:
-    """Return a reader of whole numbers from `low` up, to `most`."""
+    """Return a parser of whole numbers from `low` to `most`."""
 
-    def whole_number(text: str) -> int:
+    def parse(text: str) -> int:
         try:
-            number = int(text)
+            value = int(text)
         except ValueError:
-            number = low - 1
-        if number > most:
+            value = low - 1
+        if value > most:
             raise argparse.ArgumentTypeError(f"{text!r} is too many. Pass a whole number from {low} to {most}.")
-        if number < low:
+        if value < low:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
-        return number
+        return value
 
-    return whole_number
+    return parse
 
 
-def speak_utf8() -> None:
-    """Write UTF-8 to stdout whatever the locale says: columns and JSON are UTF-8, and names have any letters.
+def use_utf8_stdout() -> None:
+    """Write UTF-8 to stdout whatever the locale says, since columns and JSON are UTF-8.
 
-    Names of files that are not UTF-8 are written as they are.
+    File names that are not UTF-8 are written byte by byte.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where to compute."""
+    """Add the option --device."""
     parser.add_argument("--device", metavar="NAME", default="cpu", help="where to compute, such as cuda (default cpu)")
 
 
 def device(args: argparse.Namespace) -> torch.device:
-    """Return what the option of `add_device` says; of several processes on "cuda" each has a GPU of its own.
+    """Return the device of --device; with "cuda" each process of torchrun gets a GPU of its own.
 
     Raises:
-        FrostlineError: There is no such device here.
+        FrostlineError: The device is not available.
     """
-    from frostline.tagger.config import usable
+    from frostline.tagger.config import check_device
 
-    own = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
-    return usable(f"cuda:{own}" if args.device == "cuda" else args.device)
+    local_rank = os.environ.get("LOCAL_RANK", "0")  # set by torchrun
+    return check_device(f"cuda:{local_rank}" if args.device == "cuda" else args.device)
 
 
 def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:
@@ -80,7 +80,7 @@ def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:
 
 
 def columns(args: argparse.Namespace) -> Columns:
-    """Return what the options of `add_columns` say."""
+    """Return the columns that the options of `add_columns` name."""
     from frostline.tagger import Columns
 
     return Columns(args.token_column, args.tag_column, args.separator, args.comments)
@@ -88,12 +88,12 @@ def columns(args: argparse.Namespace) -> Columns:
 
 def _column(text: str) -> int:
     try:
-        number = int(text)
+        column = int(text)
     except ValueError:
-        number = 0
-    if not number:
-        raise argparse.ArgumentTypeError(f"{text!r} is no column. The first is 1, the last -1.")
-    return number
+        column = 0
+    if not column:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a column. The first is 1, the last -1.")
+    return column
 
 
 def _characters(text: str) -> str:

@@ -7,16 +7,14 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from frostline.cli.tagger.arriving import Arriving
-from frostline.cli.tagger.options import add_columns, add_device, columns, device, speak_utf8
+from frostline.cli.tagger.options import add_columns, add_device, columns, device, use_utf8_stdout
 from frostline.errors import FrostlineError
 
 if TYPE_CHECKING:
-    from io import BufferedIOBase
-
     from frostline.tagger import Tagged, Tagger
 
 _EXAMPLES = """\
@@ -28,8 +26,11 @@ examples:
 Columns: one token, TAB, tag a line, an empty line after each sentence; with --tokens, the line as it was, and the tag.
 JSON: one object a line of text: text, tokens, tags, offsets and entities (type, text, start, end, token_start,
 token_end). start and end count characters (code points) of the line; text[start:end] is the entity as written.
-Words are split at blanks, punctuation off their ends, n't 's 'm 'd 're 've 'll off their backs; URLs, @names, #tags,
-smileys and abbreviations such as U.S. stay whole. Each line is answered as soon as no other is waiting."""
+Words are split at blanks; punctuation and n't 's 'm 'd 're 've 'll are split off; URLs, @names, #tags, smileys and
+abbreviations such as U.S. stay whole. Standard input is answered line by line; a file is read in batches, which is two
+to three times as fast."""
+_BATCH = 512  # sentences of a file in memory at a time
+Item = TypeVar("Item")
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -53,49 +54,66 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tag and print."""
     from frostline import tagger
+    from frostline.tagger.data.conll import decode_lines, read_tokens
 
     if not args.tokens and columns(args) != tagger.Columns():
         raise FrostlineError("--token-column, --separator and --comments are for --tokens: plain text has no columns.")
     loaded = tagger.Tagger.load(args.folder)
     loaded.model.to(device(args))
-    speak_utf8()
+    use_utf8_stdout()
     types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})
     with ExitStack() as stack:
         if args.file is None and sys.stdin is None:
             raise FrostlineError("stdin is closed, so there is no text. Name a file.")
-        opened = sys.stdin.buffer if args.file is None else stack.enter_context(Path(args.file).open("rb"))
-        file = Arriving(cast("BufferedIOBase", opened))
-        for lines, tagged in (_tagged_tokens if args.tokens else _tagged_text)(loaded, file, args):
-            if args.json:
-                print(json.dumps(tagged.to_dict(args.scheme), ensure_ascii=False))
-            elif args.color:
-                print(tagged.colored(types))
-            elif lines:
-                print("".join(f"{line}{tag}\n" for line, tag in zip(lines, tagged.written(args.scheme), strict=True)))
+        file = sys.stdin.buffer if args.file is None else stack.enter_context(Path(args.file).open("rb"))
+        size = 1 if args.file is None else _BATCH  # whoever writes a line to a pipe and waits gets its answer
+        name = args.file or "stdin"
+        lines = decode_lines(file, name)
+        if args.tokens:
+            sentences = read_tokens(lines, name, columns(args))
+            answers = (_tag_columns(loaded, batch) for batch in _batches(sentences, size))
+        else:
+            answers = (_tag_text(loaded, batch) for batch in _batches(lines, size))
+        for answer in answers:
+            for prefixes, sentence in answer:
+                _print(prefixes, sentence, types, args)
+            sys.stdout.flush()
     return 0
 
 
-def _tagged_text(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
-    """Yield, for each line of text, what stands before each tag in columns, and the tagged text."""
+def _print(prefixes: list[str], sentence: Tagged, types: list[str], args: argparse.Namespace) -> None:
+    """Print a sentence; `prefixes` are its columns before the tag, one string a token."""
+    if args.json:
+        print(json.dumps(sentence.to_dict(args.scheme), ensure_ascii=False))
+    elif args.color:
+        print(sentence.colored(types))
+    elif prefixes:
+        print("".join(f"{prefix}{tag}\n" for prefix, tag in zip(prefixes, sentence.tags_in(args.scheme), strict=True)))
+
+
+def _batches(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    while batch := list(islice(items, size)):
+        yield batch
+
+
+def _tag_text(loaded: Tagger, lines: list[str]) -> list[tuple[list[str], Tagged]]:
+    """Return for each line of text what `_print` takes."""
     from frostline.tagger import Tagged, tokenize
-    from frostline.tagger.data.conll import decoded
 
-    for chunk in file.chunks(decoded(file, args.file or "stdin")):
-        tokens = [tokenize(line) for line in chunk]
-        tags = loaded.predict([[token.text for token in sentence] for sentence in tokens])
-        for line, sentence, found in zip(chunk, tokens, tags, strict=True):
-            yield [f"{token.text}\t" for token in sentence], Tagged(line, sentence, found)
-        sys.stdout.flush()
+    tokens = [tokenize(line) for line in lines]
+    tags = loaded.predict([[token.text for token in sentence] for sentence in tokens])
+    return [
+        ([f"{token.text}\t" for token in sentence], Tagged(line, sentence, found))
+        for line, sentence, found in zip(lines, tokens, tags, strict=True)
+    ]
 
 
-def _tagged_tokens(loaded: Tagger, file: Arriving, args: argparse.Namespace) -> Iterator[tuple[list[str], Tagged]]:
-    """Yield the same for each sentence in columns."""
+def _tag_columns(loaded: Tagger, sentences: list[list[tuple[str, str]]]) -> list[tuple[list[str], Tagged]]:
+    """Return for each sentence in columns, as (line, token) pairs, what `_print` takes."""
     from frostline.tagger import Tagged
-    from frostline.tagger.data.conll import decoded, unlabelled
 
-    name = args.file or "stdin"
-    for chunk in file.chunks(unlabelled(decoded(file, name), name, columns(args))):
-        tags = loaded.predict([[token for _, token in sentence] for sentence in chunk])
-        for sentence, found in zip(chunk, tags, strict=True):
-            yield [line for line, _ in sentence], Tagged.of_tokens([token for _, token in sentence], found)
-        sys.stdout.flush()
+    tokens = [[token for _, token in sentence] for sentence in sentences]
+    return [
+        ([line for line, _ in sentence], Tagged.from_tokens(words, tags))
+        for sentence, words, tags in zip(sentences, tokens, loaded.predict(tokens), strict=True)
+    ]

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from frostline.cli.tagger.options import speak_utf8
+from frostline.cli.tagger.options import use_utf8_stdout
 
 _EXAMPLES = """\
 examples:
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Score and print."""
     from frostline import tagger
 
-    speak_utf8()
+    use_utf8_stdout()
     found = tagger.score_file(args.file)
     print(json.dumps(found.to_dict(), ensure_ascii=False) if args.json else found.conlleval())
     return 0

@@ -1,1 +1,1 @@
-"""From labelled text to batches of indices."""
+"""From labelled text to batches of indices: tags, files, tokens, vocabulary, spelling, batches."""

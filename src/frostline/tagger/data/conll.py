@@ -1,9 +1,8 @@
 """Labelled text in CoNLL columns: one token a line, its tag in another column, a blank line between sentences.
 
 The idea: only LF ends a line (a CR before it is dropped, one elsewhere refused), only TAB and SPACE separate, so every
-other character, Unicode blanks included, belongs to a token. Where a line holds a TAB, the TAB alone separates: a token
-may then hold blanks, or be empty, as it happens in real files. Whatever scheme the tags are in, they are given back in
-IOB2.
+other character, Unicode blanks included, belongs to a token. Where a line holds a TAB, only TABs separate: a token may
+then hold blanks, or be empty, as happens in real files. Tags of any scheme are returned in IOB2.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from frostline.errors import DataFileError
-from frostline.tagger.data import tags as schemes
+from frostline.tagger.data.tags import Scheme, detect_scheme, read_tags, write_tags
 
 _TAG = re.compile(r"O|[BIESLU]-.+")
 _BLANKS = " \t\r"
 _SHORT = reprlib.Repr()
-_SHORT.maxstring = 80  # in a message: a file that is no text may be one line of megabytes
+_SHORT.maxstring = 80  # in a message: a binary file may be one line of megabytes
 quoted = _SHORT.repr
 Parsed = TypeVar("Parsed")
 
@@ -35,24 +34,24 @@ class Sentence(NamedTuple):
 
 
 class Sentences(list[Sentence]):
-    """The sentences of a file; `scheme` is the one that their tags were written in."""
+    """The sentences of a file; `scheme` is the one their tags were written in."""
 
-    scheme: schemes.Scheme = "IOB2"
+    scheme: Scheme = "IOB2"
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a file keeps tokens and tags.
+    """Which columns of a file hold tokens and tags.
 
     Args:
         token: Column of the token: 1 is the first, -1 the last.
         tag: Column of the tag.
-        separator: What stands between columns, to the letter; every line must then have as many, since a separator
-            inside a token cannot be told from one beside it. None: the TAB in a line that has one, else blanks.
+        separator: The characters between columns. Every line must then have the same number of columns, since a
+            separator inside a token looks like any other. None: TAB in a line that has one, else blanks.
         comments: A line that begins with this is skipped. None: no line is, since `#` is a token like any other.
 
     Raises:
-        ValueError: column 0, or a separator or prefix without a character.
+        ValueError: column 0, or an empty separator or prefix.
     """
 
     token: int = 1
@@ -63,30 +62,38 @@ class Columns:
     def __post_init__(self) -> None:
         for name in ("token", "tag"):
             if getattr(self, name) == 0:
-                raise ValueError(f"{name}: there is no column 0. The first is 1, the last -1.")
+                raise ValueError(f"{name}: columns are counted from 1 (the first) or -1 (the last), got 0.")
         for name in ("separator", "comments"):
             if getattr(self, name) == "":
                 raise ValueError(f"{name}: empty. Pass at least one character, or None.")
 
-    def of(self, line: str) -> tuple[str, str]:
-        """Return token and tag of a line; ValueError says why there are none."""
+    def parse(self, line: str) -> tuple[str, str]:
+        """Return token and tag of a line.
+
+        Raises:
+            ValueError: the line has no valid token and tag.
+        """
         fields = self._fields(line)
         if len(fields) < 2:
             raise ValueError(
                 f"no tag beside {quoted(fields[0])}. Write token, TAB, tag; leave a line empty to end a sentence."
             )
-        token, tag = self.token_of(line), _field(fields, self.tag, line)
+        token, tag = self.parse_token(line), _field(fields, self.tag, line)
         if _index(self.token) % len(fields) == _index(self.tag) % len(fields):
             raise ValueError(f"column {self.token} is the token's and the tag's. Choose two columns.")
         if not _TAG.fullmatch(tag) or not tag.isprintable():
             raise ValueError(
                 f"tag {quoted(tag)} of {quoted(token)} is not O, B-type or I-type (nor E-, S-, L- or U-type), in "
-                f"letters that can be printed. Say which column holds the tag, and what begins a comment."
+                f"printable characters. Say which column holds the tag, and what begins a comment."
             )
         return token, tag
 
-    def token_of(self, line: str) -> str:
-        """Return the token of a line, which need not have a tag; ValueError says why there is none."""
+    def parse_token(self, line: str) -> str:
+        """Return the token of a line, which need not have a tag.
+
+        Raises:
+            ValueError: the line has no token.
+        """
         token = _field(self._fields(line), self.token, line)
         if not token and self.separator is None and "\t" not in line:
             raise ValueError(
@@ -95,11 +102,15 @@ class Columns:
         return token
 
     def is_comment(self, line: str) -> bool:
-        """Return whether a line is one; ValueError if it could be a token as well, which must not be lost."""
+        """Return whether a line is a comment.
+
+        Raises:
+            ValueError: the line could be a token as well, which must not be lost.
+        """
         if self.comments is None or not line.startswith(self.comments):
             return False
         try:
-            token, _ = self.of(line)
+            token, _ = self.parse(line)
         except ValueError:
             return True
         raise ValueError(
@@ -113,7 +124,7 @@ class Columns:
         line = line.rstrip(_BLANKS)
         return [field.strip(" ") for field in line.split("\t")] if "\t" in line else re.split(" +", line)
 
-    def open_end(self, line: str) -> str:
+    def end_with_separator(self, line: str) -> str:
         """Return a line with a separator at its end, ready for one more column."""
         if self.separator is not None:
             return line + self.separator
@@ -123,24 +134,24 @@ class Columns:
         return line + (" " if " " in line else "\t")
 
 
-def decoded(lines: Iterable[bytes], path: str) -> Iterator[str]:
-    """Yield each of `lines` (as a binary file gives them) as text without its line end.
+def decode_lines(lines: Iterable[bytes], path: str) -> Iterator[str]:
+    """Yield each line of a binary file as text without its line end.
 
     Raises:
         DataFileError: a line is not UTF-8; the message names path:line.
     """
-    for number, raw in enumerate(lines, start=1):
+    for line_number, raw in enumerate(lines, start=1):
         try:
             text = raw.decode("utf-8")
         except UnicodeDecodeError as error:
-            fix = "gunzip" if number == 1 and raw.startswith(b"\x1f\x8b") else "iconv -f latin1 -t utf-8"
+            fix = "gunzip" if line_number == 1 and raw.startswith(b"\x1f\x8b") else "iconv -f latin1 -t utf-8"
             raise DataFileError(
-                f"{path}:{number}: byte 0x{raw[error.start]:02x} is not UTF-8. Convert it first, for example: {fix}"
+                f"{path}:{line_number}: byte 0x{raw[error.start]:02x} is not UTF-8. Convert it first: {fix}"
             ) from None
-        yield text.removeprefix("\ufeff").rstrip("\r\n")  # files with a BOM, put together, have it in the middle
+        yield text.removeprefix("\ufeff").rstrip("\r\n")  # concatenated files with a BOM have one in the middle
 
 
-def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Sentences:
+def read_conll(path: str | os.PathLike[str], columns: Columns | None = None) -> Sentences:
     r"""Read the labelled sentences of a CoNLL file.
 
     Args:
@@ -148,13 +159,14 @@ def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Senten
         columns: Where tokens and tags are; by default the token is in the first column and the tag in the last.
 
     Returns:
-        The sentences in file order, none of them empty, a list with the attribute `scheme`: IOB1, IOB2, BIOES or BILOU,
-        found by looking at all tags. The tags given back are IOB2. `-DOCSTART-` lines separate and are not tokens.
+        The sentences in file order, none of them empty, their tags in IOB2: a list with the attribute `scheme`, the
+        one the file is written in (IOB1, IOB2, BIOES or BILOU), detected from all tags. `-DOCSTART-` lines separate
+        sentences and are not tokens.
 
     Raises:
-        DataFileError: a line without a tag, a tag of no scheme or of another than the rest, a BIOES or BILOU tag that
-            contradicts the one before, a line that could be a comment and a token, a CR inside a line, bytes that are
-            not UTF-8, or no sentence at all. The message names path:line.
+        DataFileError: a line without a tag, an invalid tag, BIOES beside BILOU, a BIOES or BILOU tag that contradicts
+            the one before, a line that could be a comment and a token, a CR inside a line, bytes that are not UTF-8,
+            or no sentence at all. The message names path:line.
         OSError: the file cannot be opened.
 
     Cost: one pass over the lines.
@@ -164,7 +176,7 @@ def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Senten
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "two.conll"
         ...     _ = path.write_text("New\tB-place\nYork\tE-place\n\nHi O\n", encoding="utf-8")
-        ...     sentences = read(path)
+        ...     sentences = read_conll(path)
         >>> [sentence.tags for sentence in sentences], sentences.scheme
         ([('B-place', 'I-place'), ('O',)], 'BIOES')
 
@@ -172,29 +184,29 @@ def read(path: str | os.PathLike[str], columns: Columns | None = None) -> Senten
     """
     columns = columns or Columns()
     with Path(path).open("rb") as file:
-        blocks = list(_blocks(decoded(file, str(path)), str(path), columns, columns.of))
+        blocks = list(_blocks(decode_lines(file, str(path)), str(path), columns, columns.parse))
     if not blocks:
         raise DataFileError(f"{path}: no labelled token in it. Expected one 'token<TAB>tag' a line.")
     sentences = Sentences()
     try:
-        sentences.scheme = schemes.detect([tag for _, _, (_, tag) in block] for block in blocks)
+        sentences.scheme = detect_scheme([tag for _, _, (_, tag) in block] for block in blocks)
     except ValueError as error:
         raise DataFileError(f"{path}:{_mixed(blocks)}: {error}") from None
     for block in blocks:
         tokens, tags = zip(*(labelled for _, _, labelled in block), strict=True)
         try:
-            entities = schemes.read(tags, sentences.scheme)
+            entities = read_tags(tags, sentences.scheme)
         except ValueError as error:
-            place, wrong = error.args
+            index, wrong = error.args
             raise DataFileError(
-                f"{path}:{block[place][0]}: tag {wrong}. Correct it; this file is {sentences.scheme}."
+                f"{path}:{block[index][0]}: tag {wrong}. Correct it; this file is {sentences.scheme}."
             ) from None
-        sentences.append(Sentence(tokens, tuple(schemes.write(entities, len(tokens)))))
+        sentences.append(Sentence(tokens, tuple(write_tags(entities, len(tokens)))))
     return sentences
 
 
-def unlabelled(lines: Iterable[str], path: str, columns: Columns) -> Iterator[list[tuple[str, str]]]:
-    """Yield the sentences of a file in columns that need not have tags.
+def read_tokens(lines: Iterable[str], path: str, columns: Columns) -> Iterator[list[tuple[str, str]]]:
+    """Yield the sentences of a file in columns, which need not have tags.
 
     Args:
         lines: Its lines, without their ends.
@@ -202,44 +214,44 @@ def unlabelled(lines: Iterable[str], path: str, columns: Columns) -> Iterator[li
         columns: Where the tokens are.
 
     Yields:
-        For each token its line, ready for one more column at its end, and the token itself.
+        For each token its line, which ends with a separator so that a column can be added, and the token itself.
 
     Raises:
         DataFileError: a line without a token; the message names path:line.
     """
-    for block in _blocks(lines, path, columns, columns.token_of):
-        yield [(columns.open_end(line), token) for _, line, token in block]
+    for block in _blocks(lines, path, columns, columns.parse_token):
+        yield [(columns.end_with_separator(line), token) for _, line, token in block]
 
 
 def _blocks(
     lines: Iterable[str], path: str, columns: Columns, parse: Callable[[str], Parsed]
 ) -> Iterator[list[tuple[int, str, Parsed]]]:
-    """Yield the sentences: number of each line, the line, and what `parse` makes of it."""
+    """Yield the sentences: for each token its line's number, the line, and the result of `parse`."""
     block: list[tuple[int, str, Parsed]] = []
     separators = None  # in the first line
-    for number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(lines, start=1):
         if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
             if block:
                 yield block
             block = []
             continue
         if "\r" in line:
-            raise DataFileError(f"{path}:{number}: a CR inside the line. End lines with LF, or with CR and LF.")
+            raise DataFileError(f"{path}:{line_number}: a CR inside the line. End lines with LF, or with CR and LF.")
         try:
             if columns.is_comment(line):
                 continue
             parsed = parse(line)
         except ValueError as error:
-            raise DataFileError(f"{path}:{number}: {error}") from None
+            raise DataFileError(f"{path}:{line_number}: {error}") from None
         if columns.separator is not None:
             found = line.count(columns.separator)
             separators = found if separators is None else separators
             if found != separators:
                 raise DataFileError(
-                    f"{path}:{number}: {found + 1} columns, where the first line has {separators + 1}. "
+                    f"{path}:{line_number}: {found + 1} columns, where the first line has {separators + 1}. "
                     f"Choose a separator that no token holds, such as TAB."
                 )
-        block.append((number, line, parsed))
+        block.append((line_number, line, parsed))
     if block:
         yield block
 
@@ -248,8 +260,8 @@ def _mixed(blocks: Iterable[list[tuple[int, str, tuple[str, str]]]]) -> int:
     """Return the first line that has a tag of BIOES or BILOU where one before it is of the other."""
     first: dict[str, int] = {}
     for block in blocks:
-        for number, _, (_, tag) in block:
-            first.setdefault(tag[0], number)
+        for line_number, _, (_, tag) in block:
+            first.setdefault(tag[0], line_number)
     return max(min(first[letter] for letter in letters if letter in first) for letters in ("ES", "LU"))
 
 

@@ -1,6 +1,6 @@
-"""One text with its tags, as columns, as a record for JSON, or in colour for a terminal.
+"""A tagged text: its entities, its tags in any scheme, as plain values for JSON, or in colour for a terminal.
 
-The idea: tokens keep their places in the text, so an entity is a piece of it: `text[start:end]`, as it was written.
+The idea: tokens keep their positions in the text, so an entity is a piece of it, `text[start:end]`, as it was written.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from frostline.tagger.data import tags as schemes
-from frostline.tagger.data.tags import spans
+from frostline.tagger.data.tags import Scheme, spans, write_tags
 from frostline.tagger.data.tokenizer import Token
 
 _COLORS = (36, 33, 35, 32, 34, 31)  # cyan, yellow, magenta, green, blue, red
@@ -36,14 +35,14 @@ class Tagged:
     tags: Sequence[str]
 
     @classmethod
-    def of_tokens(cls, tokens: Iterable[str], tags: Sequence[str]) -> Tagged:
-        """Return the same for text that came as tokens: they are joined by single blanks."""
-        placed: list[Token] = []
+    def from_tokens(cls, tokens: Iterable[str], tags: Sequence[str]) -> Tagged:
+        """Return the tagged text of tokens that came without their text: joined by single blanks."""
+        positioned: list[Token] = []
         start = 0
         for token in tokens:
-            placed.append(Token(token, start, start + len(token)))
+            positioned.append(Token(token, start, start + len(token)))
             start += len(token) + 1
-        return cls(" ".join(token.text for token in placed), placed, tags)
+        return cls(" ".join(token.text for token in positioned), positioned, tags)
 
     @property
     def entities(self) -> list[Entity]:
@@ -54,11 +53,11 @@ class Tagged:
             found.append(Entity(kind, self.text[start:end], start, end, first, past))
         return found
 
-    def written(self, scheme: schemes.Scheme) -> list[str]:
-        """Return the tags in another scheme, always legal there."""
-        return schemes.write(spans(self.tags), len(self.tags), scheme)
+    def tags_in(self, scheme: Scheme) -> list[str]:
+        """Return the tags in another scheme, always valid there."""
+        return write_tags(spans(self.tags), len(self.tags), scheme)
 
-    def to_dict(self, scheme: schemes.Scheme = "IOB2") -> dict[str, Any]:
+    def to_dict(self, scheme: Scheme = "IOB2") -> dict[str, Any]:
         """Return text, tokens, tags, offsets (start and end of each token) and entities, ready for JSON.
 
         Example:
@@ -69,23 +68,23 @@ class Tagged:
         return {
             "text": self.text,
             "tokens": [token.text for token in self.tokens],
-            "tags": self.written(scheme),
+            "tags": self.tags_in(scheme),
             "offsets": [[token.start, token.end] for token in self.tokens],
             "entities": [entity._asdict() for entity in self.entities],
         }
 
     def colored(self, types: Sequence[str]) -> str:
-        """Return the text with each entity in the colour of its type, and the type's name behind it.
+        """Return the text with each entity in the colour of its type, followed by the type's name.
 
         Args:
-            types: All types there are; the place of a type gives its colour, one of six.
+            types: All types there are; the index of a type gives its colour, one of six.
         """
         parts = []
-        place = 0
+        shown = 0  # characters
         for entity in self.entities:
             color = _COLORS[types.index(entity.type) % len(_COLORS)]
             parts.append(
-                f"{self.text[place : entity.start]}\x1b[1;{color}m{entity.text}\x1b[0;{color}m/{entity.type}\x1b[0m"
+                f"{self.text[shown : entity.start]}\x1b[1;{color}m{entity.text}\x1b[0;{color}m/{entity.type}\x1b[0m"
             )
-            place = entity.end
-        return "".join([*parts, self.text[place:]])
+            shown = entity.end
+        return "".join([*parts, self.text[shown:]])

@@ -1,1 +1,1 @@
-"""How well a tagger does, and what it gets wrong."""
+"""How good a tagger is (conlleval's figures) and what it gets wrong."""

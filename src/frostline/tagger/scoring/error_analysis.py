@@ -1,7 +1,8 @@
-"""What a tagger gets wrong: pairs of gold and predicted entities that overlap, and those that stand alone.
+"""What a tagger gets wrong: entities with a wrong type or wrong bounds, missed ones and invented ones.
 
-The idea: each gold entity is paired with the predicted one that shares most tokens with it; one without a partner was
-missed, and a predicted entity that touches no gold one was invented. So every error has one name and is counted once.
+The idea: each gold entity is paired with the predicted one that shares most tokens with it; a gold entity without a
+partner was missed, and a predicted entity that overlaps no gold one was invented. So every error has one kind and is
+counted once.
 """
 
 from __future__ import annotations
@@ -9,23 +10,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from frostline.tagger.data.tags import Span, spans
 from frostline.tagger.scoring.scores import Score
 
-NONE = ""  # the type of a partner that is not there
+_NO_PARTNER = ""  # the type where the gold or the predicted entity is missing
 
 
 class Pair(NamedTuple):
-    """A gold entity and its predicted partner; where one is not there its type and text are empty.
+    """A gold entity and its predicted partner; type and text are empty where there is none.
 
-    Args:
-        sentence: Number of the sentence, from 0.
+    Attributes:
+        sentence: Index of the sentence.
         gold, predicted: The types.
         gold_text, predicted_text: The tokens, joined by blanks.
-        tokens: How many the gold entity has; of an invented one, the predicted.
-        same_place: Both have the same tokens.
+        tokens: How many tokens the gold entity has, or the predicted one if it was invented.
+        same_bounds: Whether both have the same tokens.
     """
 
     sentence: int
@@ -34,18 +35,18 @@ class Pair(NamedTuple):
     gold_text: str
     predicted_text: str
     tokens: int
-    same_place: bool
+    same_bounds: bool
 
     @property
     def kind(self) -> str:
-        """Return right, type, bounds, both (of the two), missed or invented."""
-        if self.predicted == NONE:
+        """One of right, missed and invented, or what is wrong: type, bounds or both."""
+        if self.predicted == _NO_PARTNER:
             return "missed"
-        if self.gold == NONE:
+        if self.gold == _NO_PARTNER:
             return "invented"
         if self.gold == self.predicted:
-            return "right" if self.same_place else "bounds"
-        return "type" if self.same_place else "both"
+            return "right" if self.same_bounds else "bounds"
+        return "type" if self.same_bounds else "both"
 
     def __str__(self) -> str:
         if self.kind == "invented":
@@ -68,11 +69,29 @@ class Errors:
 
     @property
     def confusion(self) -> Counter[tuple[str, str]]:
-        """How many pairs there are of each (gold type, predicted type); the empty type stands for none."""
+        """How many pairs there are of each (gold type, predicted type); the type of a missing partner is empty."""
         return Counter((pair.gold, pair.predicted) for pair in self.pairs)
 
+    def confusion_table(self) -> dict[str, Any]:
+        """Return `confusion` as a table of plain values, which `frostline.record.describe_run` writes.
+
+        Returns:
+            `types`, T names in alphabetical order; `rows` and `columns`, "gold" and "predicted"; `counts`, T + 1 rows
+            of T + 1 counts, of which the last row is for invented entities and the last column for missed ones.
+
+        Example:
+            >>> errors = analyse([["Oz", "is"]], [["B-a", "O"]], [["B-b", "B-b"]])
+            >>> errors.confusion_table()["types"], errors.confusion_table()["counts"]
+            (['a', 'b'], [[0, 1, 0], [0, 0, 0], [0, 1, 0]])
+        """
+        counts = self.confusion
+        types = sorted({kind for pair in counts for kind in pair} - {_NO_PARTNER})
+        titles = [*types, _NO_PARTNER]
+        table = [[counts[gold, predicted] for predicted in titles] for gold in titles]
+        return {"types": types, "rows": "gold", "columns": "predicted", "counts": table}
+
     def frequent(self, most: int) -> list[tuple[int, Pair]]:
-        """Return the errors made most often, as (how often, the first of them); text counts as written."""
+        """Return the most frequent errors, as (how often, the first of them); texts are compared as written."""
         groups: dict[tuple[str, ...], list[Pair]] = {}
         for pair in self._wrong():
             groups.setdefault((pair.gold, pair.predicted, pair.gold_text, pair.predicted_text), []).append(pair)
@@ -94,8 +113,8 @@ def analyse(
 
     Args:
         tokens: The tokens of each sentence.
-        gold: Its right tags, in the scheme IOB2.
-        predicted: Its predicted tags.
+        gold: The right tags of each sentence, in the scheme IOB2.
+        predicted: The predicted tags.
 
     Example:
         >>> found = analyse([["New", "York", "is", "Oz"]], [["B-a", "I-a", "O", "O"]], [["O", "B-a", "O", "B-b"]])
@@ -103,8 +122,8 @@ def analyse(
         ["bounds    a: 'New York', found 'York'", "invented  b: 'Oz'"]
     """
     pairs: list[Pair] = []
-    for number, (words, right, guess) in enumerate(zip(tokens, gold, predicted, strict=True)):
-        pairs += _pairs(number, words, spans(right), spans(guess))
+    for sentence, (words, right, guess) in enumerate(zip(tokens, gold, predicted, strict=True)):
+        pairs += _pairs(sentence, words, spans(right), spans(guess))
     return Errors(pairs)
 
 
@@ -114,9 +133,9 @@ def surface_score(
     """Score the set of (type, text) that a tagger finds: an entity counts once, however often it occurs.
 
     Args:
-        tokens: The tokens of each sentence; the text of an entity is as written, its tokens joined by blanks.
-        gold: Its right tags, in the scheme IOB2.
-        predicted: Its predicted tags.
+        tokens: The tokens of each sentence; the text of an entity is its tokens as written, joined by blanks.
+        gold: The right tags of each sentence, in the scheme IOB2.
+        predicted: The predicted tags.
 
     Example:
         >>> surface_score([["Oz", "Oz"]], [["B-a", "B-a"]], [["B-a", "O"]]).f1
@@ -136,7 +155,7 @@ def surface_score(
 
 
 def unknown_types(known: Iterable[str], gold: Iterable[Sequence[str]]) -> Counter[str]:
-    """Return the entities whose type none of the `known` tags has, counted by type: no tagger of them can find these.
+    """Count the gold entities of types that `known` tags lack, by type: a tagger with these tags cannot find them.
 
     Example:
         >>> unknown_types(["O", "B-a", "I-a"], [["B-a", "B-b"]])
@@ -146,23 +165,23 @@ def unknown_types(known: Iterable[str], gold: Iterable[Sequence[str]]) -> Counte
     return Counter(span.type for tags in gold for span in spans(tags) if span.type not in types)
 
 
-def _pairs(number: int, words: Sequence[str], gold: list[Span], predicted: list[Span]) -> Iterator[Pair]:
-    touched: set[Span] = set()
+def _pairs(sentence: int, words: Sequence[str], gold: list[Span], predicted: list[Span]) -> Iterator[Pair]:
+    overlapping: set[Span] = set()
     for right in gold:
-        near = [guess for guess in predicted if _shared(right, guess)]
-        touched.update(near)
-        partner = max(near, key=lambda guess: (guess[1:] == right[1:], _shared(right, guess)), default=None)
+        near = [guess for guess in predicted if _shared_tokens(right, guess)]
+        overlapping.update(near)
+        partner = max(near, key=lambda guess: (guess[1:] == right[1:], _shared_tokens(right, guess)), default=None)
         text = _text(words, partner) if partner else ""
-        kind = partner.type if partner else NONE
+        kind = partner.type if partner else _NO_PARTNER
         same = partner is not None and partner[1:] == right[1:]
-        yield Pair(number, right.type, kind, _text(words, right), text, right.end - right.start, same)
+        yield Pair(sentence, right.type, kind, _text(words, right), text, right.end - right.start, same)
     for guess in predicted:
-        if guess not in touched:
-            yield Pair(number, NONE, guess.type, "", _text(words, guess), guess.end - guess.start, False)
+        if guess not in overlapping:
+            yield Pair(sentence, _NO_PARTNER, guess.type, "", _text(words, guess), guess.end - guess.start, False)
 
 
-def _shared(one: Span, other: Span) -> int:
-    return max(0, min(one.end, other.end) - max(one.start, other.start))
+def _shared_tokens(span: Span, other: Span) -> int:
+    return max(0, min(span.end, other.end) - max(span.start, other.start))
 
 
 def _text(words: Sequence[str], span: Span) -> str:

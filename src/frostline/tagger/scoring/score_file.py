@@ -1,6 +1,7 @@
 """Score the output of any tagger from a file, as conlleval does: gold and predicted tag in the last two columns.
 
-The idea: whatever conlleval reads is read the same; what it refuses, lines of different lengths, is refused by number.
+The idea: whatever conlleval reads is read the same; what it refuses, lines of different lengths, is refused, and the
+error names the line.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from frostline.errors import DataFileError
 from frostline.tagger.data.conll import quoted
-from frostline.tagger.scoring.scores import Counts, Score
+from frostline.tagger.scoring.conlleval import EntityCounts
+from frostline.tagger.scoring.scores import Score
 
 _BOUNDARY = "-X-"
 
@@ -29,11 +31,11 @@ def score_file(path: str | os.PathLike[str]) -> Score:
         The figures; `score.conlleval()` is what conlleval prints.
 
     Raises:
-        DataFileError: a line with fewer than two columns or another number of them than the first, a tag that is not
-            UTF-8, or no token at all. The message names path:line.
+        DataFileError: a line with fewer than two columns or with more or fewer than the first, a tag that is not UTF-8,
+            or no token at all. The message names path:line.
         OSError: the file cannot be opened.
 
-    Cost: one pass over the lines, 1 to 2 microseconds a token; nothing is held but the counts.
+    Cost: one pass over the lines, 1 to 2 microseconds a token; only counts are kept in memory.
 
     Example:
         >>> import tempfile
@@ -45,10 +47,10 @@ def score_file(path: str | os.PathLike[str]) -> Score:
         accuracy:  66.67%; precision:  50.00%; recall:  50.00%; FB1:  50.00
                     place: precision:  50.00%; recall:  50.00%; FB1:  50.00  2
 
-    Source: conlleval.pl of 2004-01-26. It differs in three things that cannot be seen in a file: a byte order mark,
-    a CR before the line end and blanks around a tag are dropped.
+    Source: conlleval.pl of 2004-01-26. The one difference: a byte order mark, a CR before the line end and blanks
+    around a tag are dropped.
     """
-    counts = Counts()
+    counts = EntityCounts()
     for pair in _pairs(Path(path)):
         if pair is None:
             counts.boundary()
@@ -56,17 +58,19 @@ def score_file(path: str | os.PathLike[str]) -> Score:
             counts.token(*pair)
     if not counts.tokens:
         raise DataFileError(f"{path}: no token in it. Expected a token, its gold tag and its predicted tag a line.")
-    return Score.of(counts.finish())
+    return Score.from_counts(counts.finish())
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str] | None]:
     """Yield gold and predicted tag of each token, and None for each boundary."""
     separator, columns = "", 0
     with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            line = (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).rstrip(b"\r\n \t")
+        for line_number, raw in enumerate(file, start=1):
+            line = (raw.removeprefix(b"\xef\xbb\xbf") if line_number == 1 else raw).rstrip(b"\r\n \t")
             if b"\r" in line:
-                raise DataFileError(f"{path}:{number}: a CR inside the line. End lines with LF, or with CR and LF.")
+                raise DataFileError(
+                    f"{path}:{line_number}: a CR inside the line. End lines with LF, or with CR and LF."
+                )
             text = line.decode("utf-8", errors="surrogateescape")
             if not text:
                 yield None
@@ -75,16 +79,14 @@ def _pairs(path: Path) -> Iterator[tuple[str, str] | None]:
             fields = text.split(separator)
             columns = columns or len(fields)
             if len(fields) != columns or columns < 2:
-                raise DataFileError(f"{path}:{number}: {_wrong_columns(fields, columns, separator)}")
+                raise DataFileError(f"{path}:{line_number}: {_wrong_columns(fields, columns, separator)}")
             if fields[0] == _BOUNDARY:
                 yield None
                 continue
             gold, predicted = fields[-2].strip(" "), fields[-1].strip(" ")
             for tag in (gold, predicted):
                 if not tag.isprintable():
-                    raise DataFileError(
-                        f"{path}:{number}: tag {quoted(tag)} holds what cannot be printed. Write it in UTF-8."
-                    )
+                    raise DataFileError(f"{path}:{line_number}: tag {quoted(tag)} is not printable. Write it in UTF-8.")
             yield gold, predicted
 
 

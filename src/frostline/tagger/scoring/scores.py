@@ -1,26 +1,21 @@
-"""Entity precision, recall and F1 by exact match.
+"""Precision, recall and F1 of entities by exact match.
 
-The idea: an entity is (type, first token, one past the last token), and it counts when all three agree. What the tags
-of an illegal sequence mean is conlleval's to say (see `chunks`): an I-type that continues nothing starts an entity.
-
-Count entities as conlleval counts them, whatever the tags.
-
-The idea: a machine that reads one gold and one predicted tag at a time. On legal tags it counts the entities that agree
-in type, first and last token; on illegal ones it does what the script does, so that its figures can be compared with
-published ones. A tag is a letter, a dash and a type; dashes after the first belong to the type.
+The idea: an entity is (type, first token, one past the last token), and it counts when all three agree. How invalid
+tags are read is conlleval's rule (see `conlleval.py`): an I-type that continues nothing starts an entity.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+
+from frostline.printing import text_table
+from frostline.tagger.scoring.conlleval import EntityCounts
 
 
 @dataclass(frozen=True)
 class Score:
-    """Counts of entities and of tokens, and the fractions (0 to 1) made of them; a fraction of nothing is 0.
+    """Counts of entities and of tokens, and the fractions (0 to 1) made of them; 0 / 0 counts as 0.
 
     Args:
         correct, predicted, gold: Entities found in both, in the predicted tags, in the gold ones.
@@ -36,8 +31,8 @@ class Score:
     right: int = 0
 
     @classmethod
-    def of(cls, counts: Counts) -> Score:
-        """Return the score of all that was counted."""
+    def from_counts(cls, counts: EntityCounts) -> Score:
+        """Return the score of what was counted."""
         types = sorted(counts.gold.keys() | counts.predicted.keys())
         per_type = {kind: cls(counts.correct[kind], counts.predicted[kind], counts.gold[kind]) for kind in types}
         correct, predicted, gold = (part.total() for part in (counts.correct, counts.predicted, counts.gold))
@@ -65,14 +60,19 @@ class Score:
 
     def __str__(self) -> str:
         """Return a table: a line for each type, then one for all."""
-        width = max([len("type"), *map(len, self.per_type)])
-        lines = [f"{'type':<{width}}  precision  recall      F1    gold  found"]
+        rows = [("type", "precision", "recall", "F1", "gold", "found")]
         for name, part in [*self.per_type.items(), ("all", self)]:
-            lines.append(
-                f"{name:<{width}}  {100 * part.precision:8.1f}%  {100 * part.recall:5.1f}%  {100 * part.f1:5.1f}%"
-                f"  {part.gold:6,}  {part.predicted:5,}"
+            rows.append(
+                (
+                    name,
+                    f"{part.precision:.1%}",
+                    f"{part.recall:.1%}",
+                    f"{part.f1:.1%}",
+                    f"{part.gold:,}",
+                    f"{part.predicted:,}",
+                )
             )
-        return "\n".join(lines)
+        return text_table(rows, right=range(1, 6), total=True)
 
     def conlleval(self) -> str:
         """Return the figures as the script conlleval prints them, to the last blank."""
@@ -82,11 +82,9 @@ class Score:
             f"accuracy: {100 * self.right / max(self.tokens, 1):6.2f}%; {self._percents()}",
         ]
         for kind, part in self.per_type.items():
-            padded = " " * (17 - len(kind.encode())) + kind  # it counts bytes
-            twice = (
-                2 if not kind and part.gold and part.predicted else 1
-            )  # a type without a name is listed by each side
-            lines += [f"{padded}: {part._percents()}  {part.predicted}"] * twice
+            padded = " " * (17 - len(kind.encode())) + kind  # the script counts bytes
+            times = 2 if not kind and part.gold and part.predicted else 1  # it lists an empty type once for each side
+            lines += [f"{padded}: {part._percents()}  {part.predicted}"] * times
         return "\n".join(lines)
 
     def _percents(self) -> str:
@@ -120,104 +118,17 @@ def score(gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> 
         A `Score` over all types, with one for each type that occurs on either side.
 
     Raises:
-        ValueError: another number of sentences, or a sentence of another length.
+        ValueError: the numbers of sentences, or the lengths of a sentence, differ.
 
     Example:
         >>> score([["B-a", "O", "B-b"]], [["B-a", "O", "O"]]).recall
         0.5
     """
-    counts = Counts()
-    for number, (right, guess) in enumerate(zip(gold, predicted, strict=True)):
+    counts = EntityCounts()
+    for index, (right, guess) in enumerate(zip(gold, predicted, strict=True)):
         if len(right) != len(guess):
-            raise ValueError(f"predicted: sentence {number} has {len(guess)} tags, its gold tags are {len(right)}.")
+            raise ValueError(f"predicted: sentence {index} has {len(guess)} tags, its gold tags are {len(right)}.")
         for pair in zip(right, guess, strict=True):
             counts.token(*pair)
         counts.boundary()
-    return Score.of(counts.finish())
-
-
-_OUTSIDE = ("O", "")
-_STARTS = {("B", "B"), ("I", "B"), ("O", "B"), ("O", "I"), ("E", "E"), ("E", "I"), ("O", "E")}
-_ENDS = {("B", "B"), ("B", "O"), ("I", "B"), ("I", "O"), ("E", "E"), ("E", "I"), ("E", "O")}
-
-Tag = tuple[str, str]  # letter and type
-
-
-class Counts:
-    """What was read so far. Call `token` for each token, `boundary` between sentences, then `finish`.
-
-    Attributes:
-        tokens, right: Tokens read, and those whose two tags are the same.
-        correct, predicted, gold: Entities of each type: found in both, in the predicted tags, in the gold ones.
-
-    Example:
-        >>> counts = Counts()
-        >>> for gold, predicted in [("B-a", "I-a"), ("I-a", "I-a"), ("O", "B-b")]:
-        ...     counts.token(gold, predicted)
-        >>> counts.finish().correct, counts.predicted
-        (Counter({'a': 1}), Counter({'a': 1, 'b': 1}))
-
-    Source: conlleval.pl of 2004-01-26, by Erik Tjong Kim Sang, for the shared tasks CoNLL-2000 to 2003.
-    """
-
-    def __init__(self) -> None:
-        self.tokens = self.right = 0
-        self.correct: Counter[str] = Counter()
-        self.predicted: Counter[str] = Counter()
-        self.gold: Counter[str] = Counter()
-        self._agree = False  # an entity is open in both, and the same so far
-        self._last: tuple[Tag, Tag] = (_OUTSIDE, _OUTSIDE)
-
-    def token(self, gold: str, predicted: str) -> None:
-        """Read the two tags of the next token."""
-        pair = _parts(gold), _parts(predicted)
-        self.tokens += 1
-        self.right += pair[0] == pair[1]
-        self._step(*pair)
-
-    def boundary(self) -> None:
-        """Read the end of a sentence, which is no token."""
-        self._step(_OUTSIDE, _OUTSIDE)
-
-    def finish(self) -> Counts:
-        """Close an entity that is open to the last token, and return the counts."""
-        if self._agree:
-            self.correct[self._last[0][1]] += 1
-            self._agree = False
-        return self
-
-    def _step(self, gold: Tag, predicted: Tag) -> None:
-        last_gold, last_predicted = self._last
-        self._last = gold, predicted
-        if self._agree:
-            ends = _ends(last_gold, gold), _ends(last_predicted, predicted)
-            if all(ends) and last_gold[1] == last_predicted[1]:
-                self.correct[last_gold[1]] += 1
-                self._agree = False
-            elif ends[0] != ends[1] or gold[1] != predicted[1]:
-                self._agree = False
-        starts = _starts(last_gold, gold), _starts(last_predicted, predicted)
-        if all(starts) and gold[1] == predicted[1]:
-            self._agree = True
-        if starts[0]:
-            self.gold[gold[1]] += 1
-        if starts[1]:
-            self.predicted[predicted[1]] += 1
-
-
-@lru_cache(maxsize=4096)
-def _parts(tag: str) -> Tag:
-    letter, _, kind = tag.partition("-")
-    return letter, kind
-
-
-@lru_cache(maxsize=4096)
-def _starts(last: Tag, tag: Tag) -> bool:
-    changes = tag[0] not in ("O", ".") and last[1] != tag[1]
-    return changes or tag[0] in ("[", "]") or (last[0], tag[0]) in _STARTS
-
-
-@lru_cache(maxsize=4096)
-def _ends(last: Tag, tag: Tag) -> bool:
-    changes = last[0] not in ("O", ".") and last[1] != tag[1]
-    return changes or last[0] in ("[", "]") or (last[0], tag[0]) in _ENDS
+    return Score.from_counts(counts.finish())

@@ -1,4 +1,4 @@
-"""One command in several processes, as torchrun starts them: they work together, and the first one speaks."""
+"""A command in several processes, as torchrun starts them: they work together, and only rank 0 prints."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 @contextmanager
-def processes() -> Iterator[tuple[int, int]]:
-    """Join the processes that torchrun started, and be silent in all but the first; yield its rank and their number."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+def torchrun_processes() -> Iterator[tuple[int, int]]:
+    """Join the process group of torchrun and silence stdout in all processes but rank 0; yield rank and world size."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
         yield 0, 1
         return
     import torch.distributed as dist
@@ -22,6 +22,6 @@ def processes() -> Iterator[tuple[int, int]]:
     rank = dist.get_rank()
     try:
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
-            yield rank, size
+            yield rank, world_size
     finally:
         dist.destroy_process_group()
