@@ -119,7 +119,7 @@ def test_what_two_processes_learned_merges_into_a_plain_model(folder: Path, untr
 
 def test_a_file_that_cannot_be_written_stops_every_process(folder: Path) -> None:
     first, second = ((folder / f"failed.{rank}.txt").read_text() for rank in (0, 1))
-    assert first.endswith("not a file in a folder that exists. Make the folder, and name a file in it.")
+    assert first.endswith("expected a file in a folder that exists. Make the folder, or name a file.")
     assert second.endswith("the first process could not write the file; its error says why.")
 
 

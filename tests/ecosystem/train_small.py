@@ -87,7 +87,7 @@ def train_kinds(folder: Path, name: str, wrap: Callable[[nn.Module], Any], share
         "convolution.weight": fl.rows([1, 4]),
         "convolution.bias": fl.rows([0]),
     }
-    plan = fl.train_only(model, learns, hold_statistics=True)
+    plan = fl.train_only(model, learns, freeze_running_stats=True)
     wrapped = wrap(model)
     optimizer = torch.optim.AdamW(plan.parameters(), lr=0.02, weight_decay=0.1)
     for _ in range(STEPS):

@@ -283,10 +283,10 @@ def test_plans_on_one_end_of_a_tie_are_refused_once_both_ends_are_partial():
 def test_released_statistics_go_back_to_the_mode_that_was_asked_for():
     model = nn.ModuleList([nn.BatchNorm1d(3), nn.Linear(3, 3)])
     model[0].eval()
-    fl.train_only(model, {"1.*": fl.everything}, hold_statistics=True)
+    fl.train_only(model, {"1.*": fl.everything}, freeze_running_stats=True)
     fl.merge(model)
     assert not model[0].training
-    fl.train_only(model, {"1.*": fl.everything}, hold_statistics=True)
+    fl.train_only(model, {"1.*": fl.everything}, freeze_running_stats=True)
     model.train()
     fl.train_only(model, {"1.*": fl.everything})
     assert model[0].training
@@ -349,7 +349,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, use):
 
 
 def test_selections_that_are_no_mapping_are_refused():
-    with pytest.raises(TypeError, match="selections: 'weight' is no mapping"):
+    with pytest.raises(TypeError, match="selections: expected a mapping, got 'weight'"):
         fl.train_only(nn.Linear(2, 2), "weight")
 
 

@@ -172,7 +172,7 @@ def test_output_is_as_before_and_gradient_is_the_dense_gradients_part(case):
     assert len(plan.parameters()) == len(masks)
     for name in masks:
         weight = model.get_parameter(name)
-        ids = weight.selected.places
+        ids = weight.learned_indices.index
         torch.testing.assert_close(weight.learned.grad, dense[name][ids], rtol=1e-5, atol=1e-6)
         assert weight.frozen.grad is None
         assert weight.learned.grad.abs().sum() > 0

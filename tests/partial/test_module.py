@@ -2,6 +2,8 @@
 
 import copy
 import io
+import pickle
+import pickletools
 
 import pytest
 import torch
@@ -230,6 +232,22 @@ def test_a_copy_of_the_tensor_itself_is_a_plain_tensor(tied):
     for plain in (twin, torch.load(file, weights_only=True)):
         assert type(plain) is torch.Tensor
         assert torch.equal(plain, full)
+
+
+def test_pickles_refer_to_the_package_and_to_no_file_in_it(tied, tmp_path):
+    torch.eye(4).numpy().tofile(tmp_path / "table")
+    tied.mapped = fl.mapped_embedding(tmp_path / "table", shape=(4, 4))
+    tied.norm = nn.BatchNorm1d(6)
+    selections = {"embed.weight": fl.rows([3]), "head.bias": fl.entries(torch.arange(12) > 8), "mapped.*": fl.rows([2])}
+    plan = fl.train_only(tied, selections, freeze_running_stats=True)
+    content = pickle.dumps((tied, plan, selections, fl.everything), protocol=2)  # in 2 a name is one argument
+    names = {argument for opcode, argument, _ in pickletools.genops(content) if opcode.name == "GLOBAL"}
+    ours = {name.rsplit(" ", 1)[0] for name in names if name.startswith("frostline")}
+    assert ours == {"frostline.partial"}
+    again, plan_again, _, _ = pickle.loads(content)
+    assert repr(plan_again) == repr(plan)
+    assert [type(module).__name__ for module in again.modules()] == [type(module).__name__ for module in tied.modules()]
+    assert all(torch.equal(value, tied.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 def test_moving_to_another_dtype_and_back_moves_both_parts(tied):

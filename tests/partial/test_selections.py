@@ -13,7 +13,7 @@ import frostline as fl
 def learns(selection, rows=12):
     module = nn.Embedding(rows, 2)
     fl.train_only(module, {"weight": selection})
-    return module.weight.selected.places[0].tolist() if isinstance(module.weight, fl.PartialTensor) else []
+    return module.weight.learned_indices.index[0].tolist() if isinstance(module.weight, fl.PartialTensor) else []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_entries_take_a_mask_with_negative_strides_and_keep_their_own_copy():
     mask[:] = True
     module = nn.Linear(4, 3)
     fl.train_only(module, {"weight": selection})
-    assert [place.tolist() for place in module.weight.selected.places] == [[2], [2]]
+    assert [place.tolist() for place in module.weight.learned_indices.index] == [[2], [2]]
 
 
 @pytest.mark.parametrize(
@@ -75,14 +75,14 @@ def test_entries_take_a_mask_with_negative_strides_and_keep_their_own_copy():
         (lambda: fl.rows(["the"]), fl.RowError, "expected integers, got ['the']"),
         (lambda: fl.rows(torch.tensor([1.0])), fl.RowError, "got torch.float32 of shape (1,)"),
         (lambda: fl.rows([[1, 2]]), fl.RowError, "of shape (1, 2)"),
-        (lambda: fl.rows(3), fl.RowError, "Pass rows([3]) for one row."),
+        (lambda: fl.rows(3), fl.RowError, "expected a list of row ids, a bool mask or a slice, got 3. Pass rows([3])"),
         (lambda: fl.rows(slice(5, 11)), fl.RowError, "the slice ends at 11, outside the table. The table has 10 rows."),
         (lambda: fl.rows(torch.ones(9) > 0), fl.ShapeError, "the mask has shape (9,), but the table has 10 rows."),
         (lambda: fl.entries(torch.ones(10, 3) > 0), fl.ShapeError, "the mask has shape (10, 3), the tensor (10, 4)."),
         (lambda: fl.rows([2]), fl.RowError, "row 2 is the padding row (padding_idx=2)"),
         (lambda: fl.rows(slice(None)), fl.RowError, "or pass rows(..., learn_padding=True)."),
         (lambda: fl.entries(torch.ones(10, 4) > 0), fl.ShapeError, "the mask is True in row 2, the padding row"),
-        (lambda: [1, 2], TypeError, "[1, 2] is no selection. Pass fl.everything, fl.nothing, fl.rows(ids) or"),
+        (lambda: [1, 2], TypeError, "expected a selection, got [1, 2]. Pass fl.everything, fl.nothing, fl.rows("),
     ],
 )
 def test_a_selection_that_cannot_be_meant_names_the_tensor_the_value_and_the_fix(selection, error, says):

@@ -123,7 +123,7 @@ def test_writing_one_row_keeps_the_float32_digits_of_the_others():
 
 def test_it_describes_itself_as_the_whole_tensor_without_joining_it(monkeypatch):
     module = partial()
-    monkeypatch.setattr(fl.PartialTensor, "joined", lambda self: pytest.fail("joined"))
+    monkeypatch.setattr(fl.PartialTensor, "merged", lambda self: pytest.fail("merged"))
     weight = module.weight
     assert weight.shape == (6, 4)
     assert (weight.size(0), weight.dim(), weight.numel(), len(weight)) == (6, 2, 24, 6)

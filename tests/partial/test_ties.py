@@ -60,7 +60,7 @@ def test_a_weight_held_over_a_new_plan_is_made_anew() -> None:
     held = model.embed.weight
     fl.train_only(model, {"embed.weight": fl.rows([0])})
     assert model.embed.weight is not held
-    assert model.embed.weight.selected.places[0].tolist() == [0]
+    assert model.embed.weight.learned_indices.index[0].tolist() == [0]
 
 
 def test_a_weight_first_seen_without_gradients_still_catches_a_lost_one() -> None:

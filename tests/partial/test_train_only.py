@@ -61,7 +61,7 @@ def test_a_tied_tensor_is_found_under_any_of_its_names(net, name):
     assert learning(net) == {"embed.weight_learned"}
 
 
-def test_the_same_selection_under_both_names_of_a_tied_tensor_is_no_contradiction(net):
+def test_the_same_selection_under_both_names_of_a_tied_tensor_may_be_given_twice(net):
     fl.train_only(net, {"embed.weight": fl.rows([3, 1]), "head.weight": fl.rows(torch.tensor([3, 1]))})
     assert learning(net) == {"embed.weight_learned"}
 
@@ -69,8 +69,8 @@ def test_the_same_selection_under_both_names_of_a_tied_tensor_is_no_contradictio
 @pytest.mark.parametrize(
     ("selections", "says"),
     [
-        ({"embed.wieght": fl.everything}, "'embed.wieght' fits no parameter. The nearest names are: embed.weight"),
-        ({"*": fl.everything, "decoder.*": fl.nothing}, "'decoder.*' fits no parameter. The nearest names are: "),
+        ({"embed.wieght": fl.everything}, "'embed.wieght' matches no parameter. The nearest names are: embed.weight"),
+        ({"*": fl.everything, "decoder.*": fl.nothing}, "'decoder.*' matches no parameter. The nearest names are: "),
         (
             {"embed.weight": fl.rows([1]), "head.weight": fl.everything},
             "embed.weight and head.weight are one tensor (tied), but they are given different selections: "
@@ -79,7 +79,7 @@ def test_the_same_selection_under_both_names_of_a_tied_tensor_is_no_contradictio
         ({"embed.weight": fl.rows([1]), "head.weight": fl.rows([2])}, "rows([1]) and rows([2])"),
     ],
 )
-def test_names_that_cannot_be_meant_are_refused_and_nothing_changes(net, selections, says):
+def test_invalid_names_raise_and_nothing_changes(net, selections, says):
     before = learning(net)
     with pytest.raises(fl.PatternError, match=re.escape(says)):
         fl.train_only(net, selections)
@@ -109,20 +109,20 @@ def test_integer_tensors_cannot_learn():
 def test_the_plan_prints_what_learns_and_what_adam_will_keep(net):
     plan = fl.train_only(net, {"embed.weight": fl.rows([3, 1]), "hidden.bias": fl.everything})
     assert str(plan).split("\n") == [
-        "tensor                        shape        what learns    numbers  at Adam",
-        "--------------------------------------------------------------------------",
-        "embed.weight (= head.weight)  12 x 6       2 of 12 rows        12       24",
-        "norm.weight                   6            nothing              0        0",
-        "norm.bias                     6            nothing              0        0",
-        "hidden.weight                 6 x 6        nothing              0        0",
-        "hidden.bias                   6            everything           6       12",
-        "--------------------------------------------------------------------------",
-        "total                         126 numbers  14.3 % learns       18       36",
-        "Running statistics still move in train mode: norm. train_only(..., hold_statistics=True) holds them.",
+        "tensor                        shape           what learns    parameters  Adam state",
+        "-----------------------------------------------------------------------------------",
+        "embed.weight (= head.weight)  12 x 6          2 of 12 rows           12          24",
+        "norm.weight                   6               nothing                 0           0",
+        "norm.bias                     6               nothing                 0           0",
+        "hidden.weight                 6 x 6           nothing                 0           0",
+        "hidden.bias                   6               everything              6          12",
+        "-----------------------------------------------------------------------------------",
+        "total                         126 parameters  14.3 % learns          18          36",
+        "Running statistics still change in train mode: norm. train_only(..., freeze_running_stats=True) freezes them.",
     ]
 
 
-def test_adam_really_keeps_the_numbers_that_the_plan_says(net):
+def test_adam_keeps_as_many_values_as_the_plan_says(net):
     plan = fl.train_only(net, {"embed.weight": fl.rows([3, 1]), "hidden.bias": fl.entries(torch.arange(6) > 3)})
     optimizer = torch.optim.Adam(plan.parameters())
     net(IDS).sum().backward()
@@ -153,7 +153,7 @@ def test_the_plan_as_plain_values_survives_json(net):
         "note": "",
     }
     assert (values["learned"], values["total"], values["adam"]) == (12, 126, 24)
-    assert values["statistics"] == {"moving": ["norm"], "held": []}
+    assert (values["moving_stats"], values["frozen_stats"]) == (["norm"], [])
 
 
 # Again, and back ------------------------------------------------------------------------------------------------------
@@ -244,26 +244,27 @@ def test_a_tied_tensor_planned_through_one_owner_is_whole_again_from_their_ances
 # Running statistics ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("hold", [False, True])
-def test_statistics_of_frozen_modules_move_unless_held(net, hold):
-    plan = fl.train_only(net, {"embed.weight": fl.rows([3])}, hold_statistics=hold)
-    assert (plan.moving, plan.held) == (((), ("norm",)) if hold else (("norm",), ()))
+@pytest.mark.parametrize("freeze", [False, True])
+def test_running_statistics_of_frozen_modules_change_unless_frozen(net, freeze):
+    plan = fl.train_only(net, {"embed.weight": fl.rows([3])}, freeze_running_stats=freeze)
+    assert (plan.moving_stats, plan.frozen_stats) == (((), ("norm",)) if freeze else (("norm",), ()))
     before = copy.deepcopy(net.norm.state_dict())
     net.train()
     net(IDS)
     same = all(torch.equal(value, before[name]) for name, value in net.norm.state_dict().items())
-    assert same == hold
-    assert net.norm.training != hold
+    assert same == freeze
+    assert net.norm.training != freeze
     assert net.hidden.training
-    assert f"Running statistics {'held' if hold else 'still move in train mode'}: norm" in str(plan)
+    says = "Frozen running statistics: norm" if freeze else "Running statistics still change in train mode: norm"
+    assert says in str(plan)
     fl.merge(net)
     assert net.norm.training
     assert type(net.norm) is nn.BatchNorm1d
 
 
-def test_statistics_of_modules_that_learn_are_not_held(net):
-    plan = fl.train_only(net, {"norm.weight": fl.everything}, hold_statistics=True)
-    assert plan.moving == plan.held == ()
+def test_running_statistics_of_modules_that_learn_are_not_frozen(net):
+    plan = fl.train_only(net, {"norm.weight": fl.everything}, freeze_running_stats=True)
+    assert plan.moving_stats == plan.frozen_stats == ()
     net.train()
     assert net.norm.training
 

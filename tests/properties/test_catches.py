@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.partial import lookups, module
-from frostline.partial.indices import Layout
+from frostline.partial.indices import LearnedIndices
 from frostline.partial.tensor import LOOKUPS
 
 from .cases import Picker, decode
@@ -45,15 +45,15 @@ def a_lookup_that_rescales_the_table(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_row_that_is_stuck(patch: pytest.MonkeyPatch) -> None:
-    of_rows = Layout.of_rows
+    from_rows = LearnedIndices.from_rows
 
-    def stuck(ids: Tensor, *args: Any) -> Layout:
-        layout = of_rows(ids, *args)
-        assert layout.slots is not None
-        layout.slots[ids[-1]] = -1
-        return layout
+    def stuck(ids: Tensor, *args: Any) -> LearnedIndices:
+        indices = from_rows(ids, *args)
+        assert indices.row_to_slot is not None
+        indices.row_to_slot[ids[-1]] = -1
+        return indices
 
-    patch.setattr(Layout, "of_rows", stuck)
+    patch.setattr(LearnedIndices, "from_rows", stuck)
 
 
 def a_bias_whose_gradient_is_lost(patch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def a_bias_whose_gradient_is_lost(patch: pytest.MonkeyPatch) -> None:
 def a_checkpoint_without_what_was_learned(patch: pytest.MonkeyPatch) -> None:
     def save(self: nn.Module, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         nn.Module._save_to_state_dict(self, destination, prefix, keep_vars)
-        for name in self._frostline.layouts:
+        for name in self._frostline.partial:
             destination.pop(f"{prefix}{name}_learned")
 
     patch.setattr(module.PartialModule, "_save_to_state_dict", save)

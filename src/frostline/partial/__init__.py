@@ -1,24 +1,16 @@
 """The core: a tensor of which only chosen rows or entries learn, and the plan that says which.
 
-layout.py       where the learned part belongs in the frozen one
-tensor.py       PartialTensor: both parts behind one tensor
-lookups.py      embedding, embedding_bag, linear without joining the parts
-module.py       a module that owns one: same object, same keys
-selections.py   everything, nothing, rows, entries
-plan.py         what a plan says and prints
-carry.py        an optimizer goes on under a new plan
-transfer.py     state of what learned of a tensor -> of what learns of it now
-fresh.py        the state that an optimizer begins with
-choose.py       names and patterns -> a plan carried out; merge
-files.py        what was learned, saved and loaded
-watch.py        an optimizer that no longer drives what learns is told so
+`train_only` turns selections (everything, nothing, rows, entries) into a Plan and carries it out: a tensor that learns
+in part becomes a PartialTensor, and its module's class a subclass of itself. `merge` undoes it.
 """
 
-from frostline.partial import lookups as lookups  # fills the table that tensor.py asks
+from frostline.partial import lookups as lookups  # fills the table that PartialTensor asks
+from frostline.partial.indices import LearnedIndices
 from frostline.partial.learned_file import load_learned, save_learned
-from frostline.partial.mapped import mapped_embedding
-from frostline.partial.plan import Plan
-from frostline.partial.selections import Selection, entries, everything, nothing, rows
+from frostline.partial.mapped import mapped_embedding, open_raw, open_safetensors
+from frostline.partial.module import MappedTable, State, new_partial_module
+from frostline.partial.plan import Line, Plan
+from frostline.partial.selections import All, Entries, Rows, Selection, entries, everything, nothing, rows
 from frostline.partial.tensor import PartialTensor
 from frostline.partial.train_only import merge, train_only
 
@@ -36,3 +28,11 @@ __all__ = [
     "save_learned",
     "train_only",
 ]
+
+# A pickle names a class or a function by its module. These occur in pickles of models, plans and selections, which must
+# outlive a move from one file of this folder to another; so they give the folder as their module.
+for _pickled in (
+    *(All, Entries, LearnedIndices, Line, MappedTable, Plan, Rows, State),
+    *(new_partial_module, open_raw, open_safetensors),
+):
+    _pickled.__module__ = __name__

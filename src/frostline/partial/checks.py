@@ -1,4 +1,4 @@
-"""Models and plans that would be silently wrong are refused, before the first tensor changes."""
+"""Checks of models and plans: each raises, before the first tensor changes, where training would be silently wrong."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from frostline.errors import PartialTensorError, SelectionError
-from frostline.partial.indices import Layout
-from frostline.partial.model_tensors import Found
+from frostline.partial.indices import LearnedIndices
+from frostline.partial.model_tensors import ModelTensor
 from frostline.partial.optimizer_guard import owners_of
 from frostline.partial.selections import Rows, Selection
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
 
 
-def refuse_for_mapped(one: Found, selection: Selection) -> None:
-    """A mapped file is never written to: its rows can start to learn, in memory, but not stop or learn as a whole."""
+def check_mapped_selection(model_tensor: ModelTensor, selection: Selection) -> None:
+    """Raise unless the selection of a mapped table, whose file is never written to, is one of rows."""
     if not isinstance(selection, Rows):
-        raise SelectionError(f"{one.names[0]}: a mapped table learns by rows. Pass fl.rows(ids), not {selection}.")
+        raise SelectionError(f"{model_tensor.name}: a mapped table learns by rows. Pass fl.rows(ids), not {selection}.")
 
 
-def refuse_to_forget(one: Found, layout: Layout | bool) -> None:
-    """Rows of a mapped table that learned live in memory alone, so a new plan has to go on with them."""
-    if not one.mapped or one.layout is None:
+def check_nothing_lost(model_tensor: ModelTensor, learns: LearnedIndices | bool) -> None:
+    """Raise if rows of a mapped table learned, and would not go on learning: they exist in memory only."""
+    if not model_tensor.mapped or model_tensor.indices is None:
         return
-    slots = layout.slots if isinstance(layout, Layout) else None
-    if slots is None or (slots[one.layout.places[0]] < 0).any():
+    row_to_slot = learns.row_to_slot if isinstance(learns, LearnedIndices) else None
+    if row_to_slot is None or (row_to_slot[model_tensor.indices.index[0]] < 0).any():
         raise PartialTensorError(
-            f"{one.names[0]}: the file is never written to, so rows of it that learned have nowhere to go. "
+            f"{model_tensor.name}: learned rows cannot be written back to the read-only file. "
             "Keep them in the new plan, or write a new table from state_dict()."
         )
 
 
-def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse a model that is already in the hands of something that counted its parameters."""
-    refuse_sharded(model)
+def check_not_wrapped(model: nn.Module) -> None:
+    """Raise if `model` is sharded, compiled to TorchScript or inside a wrapper that has recorded its parameters."""
+    check_not_sharded(model)
     for module in model.modules():
         if isinstance(module, nn.parallel.DistributedDataParallel):
             raise PartialTensorError(
@@ -51,8 +51,8 @@ def refuse_wrapped(model: nn.Module) -> None:
             raise PartialTensorError("model: a ScriptModule cannot be partly frozen. Use the Python module.")
 
 
-def refuse_sharded(model: nn.Module) -> None:
-    """Refuse a model whose tensors are spread over processes."""
+def check_not_sharded(model: nn.Module) -> None:
+    """Raise if FSDP2 has sharded the tensors of `model` over processes."""
     for name, parameter in model.named_parameters():
         if is_sharded(parameter):
             raise PartialTensorError(
@@ -61,37 +61,43 @@ def refuse_sharded(model: nn.Module) -> None:
             )
 
 
-def refuse_outside_ties(model: nn.Module, one: Found) -> None:
-    """Refuse to change one end of a tie: the modules outside `model` would be left with parts of their own."""
-    if one.learned is not None and (outside := owners_of(one.learned) - set(model.modules())):
+def check_ties(model: nn.Module, model_tensor: ModelTensor) -> None:
+    """Raise if a module outside `model` is tied to the tensor: it would keep parts that nothing else has."""
+    learned = model_tensor.learned
+    if learned is not None and (outside := owners_of(learned) - set(model.modules())):
         raise PartialTensorError(
-            f"{one.names[0]}: a {type(outside.pop()).__name__} outside this model is tied to it. "
+            f"{model_tensor.name}: a {type(outside.pop()).__name__} outside this model is tied to it. "
             "Call it on the whole model that holds both."
         )
 
 
-def refuse_unseen_uses(model: nn.Module, found: list[Found], partial: list[Found]) -> None:
-    """Refuse tensors reached by another way than their names: that use would never see what learns."""
+def check_unseen_uses(model: nn.Module, found: list[ModelTensor], partial: list[ModelTensor]) -> None:
+    """Raise if the memory of a tensor that is to become partial is also used in another way than by its names.
+
+    Code that reaches the memory through another Parameter, a buffer or an attribute would go on reading the frozen part
+    alone, and never see what was learned.
+    """
     if not partial:
         return
-    others: list[tuple[tuple[int, int], Found | None, str]] = [
-        (_span(one.tensor), one, f"{one.names[0]}, which is another Parameter") for one in found
+    others: list[tuple[tuple[int, int], ModelTensor | None, str]] = [
+        (_memory(other.tensor), other, f"{other.name}, which is another Parameter") for other in found
     ]
-    others += [(_span(tensor), None, where) for tensor, where in _kept_outside(model)]
-    for one in partial:
-        start, end = _span(one.tensor)
+    others += [(_memory(tensor), None, where) for tensor, where in _tensors_outside_parameters(model)]
+    for model_tensor in partial:
+        start, end = _memory(model_tensor.tensor)
         for (other_start, other_end), other, where in others:
-            if other is not one and start < other_end and other_start < end:
+            if other is not model_tensor and start < other_end and other_start < end:
                 raise PartialTensorError(
-                    f"{one.names[0]} shares its memory with {where}: that use would never see what learns. Tie "
+                    f"{model_tensor.name} shares its memory with {where}: that use would never see what learns. Tie "
                     "parameters by assigning the same one; make an attribute a property that reads the parameter."
                 )
 
 
-def _kept_outside(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
-    """Tensors that modules keep in attributes, containers and buffers, and where."""
+def _tensors_outside_parameters(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
+    """Yield the tensors that modules keep in attributes, containers and buffers, and where."""
     for path, module in model.named_modules():
         for attribute, value in vars(module).items():
+            # Recurrent modules keep lists of their Parameters; a partial one replaces these by a property.
             recurrent = isinstance(module, nn.RNNBase) and attribute in ("_flat_weights", "_flat_weight_refs")
             if attribute in ("_parameters", "_modules", "_frostline") or recurrent:
                 continue
@@ -100,8 +106,8 @@ def _kept_outside(model: nn.Module) -> Iterator[tuple[Tensor, str]]:
                     yield leaf, f"what {path or 'the model'} keeps in {attribute}"
 
 
-def _span(tensor: Tensor) -> tuple[int, int]:
-    """First and last address of a tensor's memory; (0, 0) where it has none, as on the meta device."""
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Return the first address of a tensor's memory and the one after its last; (0, 0) if it has no data."""
     if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided or is_sharded(tensor):
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))

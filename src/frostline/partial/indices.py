@@ -1,4 +1,4 @@
-"""Which entries of one tensor learn, and how its two parts fit together.
+"""Which elements of one tensor learn, and how its frozen and learned parts fit together.
 
 Letters used for shapes in this file:
     V  rows of the tensor         *  the rest of its shape
@@ -6,9 +6,9 @@ Letters used for shapes in this file:
 
 A tensor of shape (V, *) is kept as two parts that are never joined while it trains:
     frozen   (V, *)             the tensor as it was
-    learned  (R, *) or (n,)     the entries that learn
-What stands in `frozen` at the learned places stands for nothing: no result depends on it. A Layout says where `learned`
-belongs in `frozen`. It is immutable, and shared by every module that holds the tensor.
+    learned  (R, *) or (n,)     the elements that learn
+Values of `frozen` at learned positions are ignored: no result depends on them. LearnedIndices says which positions of
+`frozen` the elements of `learned` belong to. It is immutable, and shared by every module that holds the tensor.
 """
 
 from __future__ import annotations
@@ -20,104 +20,108 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
-    """The places of a tensor that learn.
+class LearnedIndices:
+    """The indices of the rows or entries of one tensor that learn.
 
     Attributes:
-        places: One index tensor a dimension indexed, int64: `(ids,)` of shape (R,) for rows, or one of shape (n,) for
-            every dimension for entries. `tensor[places]` is what learns.
-        slots: For rows, the map from a row's id to its place in `learned`: int32, shape (V,), -1 where the row is
-            frozen. The one thing of size V that a partial tensor adds; it is made once. None for entries.
-        read_only: Whether the frozen part is a mapped file.
+        index: One int64 tensor for each indexed dimension: `(ids,)` of shape (R,) for rows, or one of shape (n,) for
+            every dimension for entries. `tensor[index]` is what learns.
+        row_to_slot: For rows, the map from a row's id to its position in `learned`: int32, shape (V,), -1 where the
+            row is frozen. The only memory of size V that a partial tensor adds; it is made once. None for entries.
         learn_padding: Whether the row at `padding_idx` learns because the caller asked for it.
         padding: Ids of padding rows that are known to be frozen.
+        read_only: Whether the frozen part is a memory-mapped file.
     """
 
-    places: tuple[Tensor, ...]
-    slots: Tensor | None
+    index: tuple[Tensor, ...]
+    row_to_slot: Tensor | None
     learn_padding: bool = False
     padding: tuple[int, ...] = ()
     read_only: bool = False
 
     @classmethod
-    def of_rows(
+    def from_rows(
         cls,
         ids: Tensor,
         rows: int,
         device: torch.device,
         learn_padding: bool = False,
         padding: tuple[int, ...] = (),
-    ) -> Layout:
-        """The layout in which the rows `ids` (R,) of a tensor of `rows` rows learn."""
-        device = _real(device)
+    ) -> LearnedIndices:
+        """Return the indices with which the rows `ids` (R,) of a tensor of `rows` rows learn."""
+        device = _with_data(device)
         ids = ids.to(device)
-        slots = torch.full((rows,), -1, dtype=torch.int32, device=device)
-        slots[ids] = torch.arange(len(ids), dtype=torch.int32, device=device)
-        return cls((ids,), slots, learn_padding, padding)
+        row_to_slot = torch.full((rows,), -1, dtype=torch.int32, device=device)
+        row_to_slot[ids] = torch.arange(len(ids), dtype=torch.int32, device=device)
+        return cls((ids,), row_to_slot, learn_padding, padding)
 
     @classmethod
-    def of_entries(cls, mask: Tensor, device: torch.device) -> Layout:
-        """The layout in which the entries where `mask` is True learn."""
-        return cls(mask.to(_real(device)).nonzero(as_tuple=True), None)
+    def from_entries(cls, mask: Tensor, device: torch.device) -> LearnedIndices:
+        """Return the indices with which the entries where `mask` is True learn."""
+        return cls(mask.to(_with_data(device)).nonzero(as_tuple=True), None)
 
     @property
     def kind(self) -> str:
-        """The word for what learns: "rows" or "entries"."""
-        return "entries" if self.slots is None else "rows"
+        """What learns: "rows" or "entries"."""
+        return "entries" if self.row_to_slot is None else "rows"
 
     def __len__(self) -> int:
-        return len(self.places[0])
+        return len(self.index[0])
 
-    def __deepcopy__(self, memo: dict[int, object]) -> Layout:
+    def __deepcopy__(self, memo: dict[int, object]) -> LearnedIndices:
         return self  # immutable, so a copied model shares it
 
-    def to(self, device: torch.device) -> Layout:
-        """The same layout on `device`; itself when it is there already."""
-        device = _real(device)
-        if self.places[0].device == device:
+    def to(self, device: torch.device) -> LearnedIndices:
+        """Return the same indices on `device`; `self` if they are there already."""
+        device = _with_data(device)
+        if self.index[0].device == device:
             return self
-        slots = None if self.slots is None else self.slots.to(device)
-        return replace(self, places=tuple(place.to(device) for place in self.places), slots=slots)
+        row_to_slot = None if self.row_to_slot is None else self.row_to_slot.to(device)
+        return replace(self, index=tuple(index.to(device) for index in self.index), row_to_slot=row_to_slot)
 
-    def same_places(self, other: Layout) -> bool:
-        """Whether both choose the same entries, in the same order."""
-        mine, theirs = self.places, other.places
+    def same_entries(self, other: LearnedIndices) -> bool:
+        """Return whether both select the same elements, in the same order."""
+        mine, theirs = self.index, other.index
         return len(mine) == len(theirs) and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
-    def take(self, full: Tensor) -> Tensor:
-        """What stands in `full` (V, *) at the learned places: a copy, shape (R, *) or (n,)."""
-        return full[self.places]
+    def gather(self, full: Tensor) -> Tensor:
+        """Return a copy of the values of `full` (V, *) at the learned indices, shape (R, *) or (n,)."""
+        return full[self.index]
 
-    def join(self, frozen: Tensor, learned: Tensor) -> Tensor:
-        """The whole tensor, shape and dtype of `frozen`: a copy of it, through which `learned` gets its gradient."""
-        return frozen.index_put(self.places, learned.to(frozen.dtype))
+    def merged(self, frozen: Tensor, learned: Tensor) -> Tensor:
+        """Return a copy of `frozen` with `learned` at its indices; `learned` gets its gradient through it."""
+        return frozen.index_put(self.index, learned.to(frozen.dtype))
 
     @torch.no_grad()
     def update(self, learned: Tensor, full: Tensor) -> None:
-        """Take into `learned` what is new in `full` (V, *); the rest keeps digits that the dtype of `full` has not."""
-        learned.copy_(with_news(learned, self.take(full)))
+        """Copy into `learned` the values of `full` (V, *) that changed.
+
+        A value of `learned` that rounds to the one in `full` is kept: it may hold digits that the dtype of `full`
+        cannot represent.
+        """
+        learned.copy_(with_changes(learned, self.gather(full)))
 
     @torch.no_grad()
-    def put(self, full: Tensor, values: Tensor) -> None:
-        """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned places."""
-        full.index_put_(self.places, values.to(full.dtype))
+    def scatter_(self, full: Tensor, values: Tensor) -> None:
+        """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned indices."""
+        full.index_put_(self.index, values.to(full.dtype))
 
 
-def _real(device: torch.device) -> torch.device:
-    """Where a layout is kept for a tensor on `device`: a tensor may be without data (meta), its layout may not."""
+def _with_data(device: torch.device) -> torch.device:
+    """Return `device`, but the CPU for meta: a tensor may be without data, its indices may not."""
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def with_news(old: Tensor, new: Tensor) -> Tensor:
-    """`new` in the dtype of `old`; an entry that `old` rounds to keeps its digits. In one dtype, every bit of `new`."""
+def with_changes(old: Tensor, new: Tensor) -> Tensor:
+    """Return `new` in the dtype of `old`, keeping elements of `old` that round to it; in one dtype, just `new`."""
     return new if new.dtype == old.dtype else torch.where(new != old.to(new.dtype), new.to(old.dtype), old)
 
 
 def writable(tensor: Tensor) -> Tensor:
-    """The data of `tensor` where it can be written to.
+    """Return the data of `tensor` in memory that can be written to.
 
-    Memory that is not torch's own (numpy's, a mapped file's) may be read-only, where a write would crash; `tensor` is
-    then moved, once, into memory of torch's. Tensors tied to it are the same object and move with it.
+    Memory that torch did not allocate (numpy's, a mapped file's) may be read-only, and a write to it would crash. The
+    data of `tensor` is then copied, once, into memory of torch's own. Tied tensors are the same object and move too.
     """
     if tensor.device.type == "cpu" and not tensor.is_shared() and not tensor.untyped_storage().resizable():
         tensor.data = tensor.data.clone()

@@ -1,10 +1,10 @@
-"""Embedding, embedding_bag and linear on the two parts, never on the joined table.
+"""Embedding, embedding_bag and linear on the two parts, without merging them.
 
 Letters used for shapes in this file:
     V  rows of the table          D  width of a row
     R  rows that learn (R <= V)   *  any leading shape of ids or inputs
 
-Each function has the signature of its namesake in `torch.nn.functional`. Costs are those of the ids and of the R rows:
+Each function has the signature of its namesake in `torch.nn.functional`. The cost is that of the ids and of the R rows:
 nothing of size V x D is allocated, in the forward or in the backward.
 """
 
@@ -30,39 +30,42 @@ def embedding(
     sparse: bool = False,
 ) -> Any:
     """Look up in the frozen part, then overwrite the positions whose id learns: ids (*) -> (*, D)."""
-    _refuse_max_norm(max_norm)
+    _check_max_norm(max_norm)
     if not isinstance(weight, PartialTensor):
         return NotImplemented
-    known = padding_idx is None or padding_idx in weight.selected.padding or weight.selected.learn_padding
-    if weight.selected.slots is None or scale_grad_by_freq or not known:
-        # The gradient of a joined tensor is dense, and a padding row that the plan knows nothing of gets none.
-        return F.embedding(input, weight.joined(), padding_idx, scale_grad_by_freq=scale_grad_by_freq)
+    known = padding_idx is None or padding_idx in weight.learned_indices.padding or weight.learned_indices.learn_padding
+    if weight.learned_indices.row_to_slot is None or scale_grad_by_freq or not known:
+        # On the merged tensor: torch counts ids for `scale_grad_by_freq`, and skips a padding row that the plan did
+        # not know of, when it computes the gradient of the whole table. That gradient is dense.
+        return F.embedding(input, weight.merged(), padding_idx, scale_grad_by_freq=scale_grad_by_freq)
     return _look_up(input, weight, sparse)
 
 
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
-    found = F.embedding(ids, weight.frozen)  # (*, D)
-    assert weight.selected.slots is not None
-    slots = weight.selected.slots.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
+    """Return the rows `ids` (*) of the table, (*, D)."""
+    looked_up = F.embedding(ids, weight.frozen)  # (*, D)
+    assert weight.learned_indices.row_to_slot is not None
+    slots = weight.learned_indices.row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
     if sparse:
-        # Not as a decorator: that would import the compiler, a second, wherever frostline is imported.
-        overwritten: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(found, slots, weight.learned)
+        # Not a decorator: that would import the compiler, which takes a second, with every `import frostline`.
+        overwritten: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(looked_up, slots, weight.learned)
         return overwritten
     learns = (slots >= 0).view(*ids.shape, 1)
+    # Frozen rows look up slot 0, which `where` drops again: fixed shapes need no wait for the device, and no new graph.
     learned = F.embedding(slots.clamp(min=0).view(ids.shape), weight.learned)
-    return torch.where(learns, learned.to(found.dtype), found)
+    return torch.where(learns, learned.to(looked_up.dtype), looked_up)
 
 
-def _sparse_gradient_needs_eager(found: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
-    """Overwrite `found` where `slots` >= 0, so that only the rows in use get an entry in the sparse gradient.
+def _sparse_gradient_needs_eager(looked_up: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
+    """Return `looked_up` with learned rows where `slots` >= 0; only the rows in use appear in the sparse gradient.
 
-    A compiler would make the gradient dense, and a row optimizer would then move rows that no id named; so it is kept
-    out: `fullgraph=True` says so instead of training other rows.
+    Always runs eagerly. A compiler would make the gradient dense, and a row optimizer would then move rows that no id
+    named. Under `fullgraph=True` torch raises an error that shows the name of this function.
     """
     positions = (slots >= 0).nonzero().squeeze(1)
     values = F.embedding(slots[positions], learned, sparse=True)
-    flat = found.reshape(len(slots), -1)
-    return flat.index_copy(0, positions, values.to(found.dtype)).view_as(found)
+    flat = looked_up.reshape(len(slots), -1)
+    return flat.index_copy(0, positions, values.to(looked_up.dtype)).view_as(looked_up)
 
 
 def embedding_bag(
@@ -78,14 +81,14 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Any:
-    """Look the ids up, then reduce the looked-up rows, modes sum, mean and max: ids -> (bags, D)."""
-    _refuse_max_norm(max_norm)
+    """Look the ids up, then reduce the rows of each bag by sum, mean or max: ids -> (bags, D)."""
+    _check_max_norm(max_norm)
     if not isinstance(weight, PartialTensor):
         return NotImplemented
-    if weight.selected.slots is None or scale_grad_by_freq:
+    if weight.learned_indices.row_to_slot is None or scale_grad_by_freq:
         return F.embedding_bag(
             input,
-            weight.joined(),
+            weight.merged(),
             offsets,
             scale_grad_by_freq=scale_grad_by_freq,
             mode=mode,
@@ -94,13 +97,13 @@ def embedding_bag(
             padding_idx=padding_idx,
         )
     ids = input.reshape(-1)
-    places = torch.arange(len(ids), device=ids.device, dtype=ids.dtype)
-    if padding_idx is not None:  # the padding row is looked up last, and skipped there
+    positions = torch.arange(len(ids), device=ids.device, dtype=ids.dtype)
+    if padding_idx is not None:  # every padding id refers to one looked-up row, the last, which torch then skips
         padding = padding_idx % weight.shape[0]
-        places = torch.where(ids == padding, len(ids), places)
+        positions = torch.where(ids == padding, len(ids), positions)
         ids = torch.cat([ids, ids.new_full((1,), padding)])
     return F.embedding_bag(
-        places.view(input.shape),
+        positions.view(input.shape),
         _look_up(ids, weight, sparse),
         offsets,
         mode=mode,
@@ -111,22 +114,22 @@ def embedding_bag(
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """One product with the frozen part, one with the R learned rows put in its place: (*, D) -> (*, V)."""
+    """Multiply by the frozen part, then overwrite the columns of the R learned rows: (*, D) -> (*, V)."""
     if not _rows_learn(weight) or weight.ndim != 2 or isinstance(input, PartialTensor):
         return NotImplemented
     if isinstance(bias, PartialTensor):
-        bias = bias.joined()  # V numbers, as many as one output row
-    (ids,) = weight.selected.places
+        bias = bias.merged()  # (V,): cheap, and a compiler would lose the gradient of a bias passed on as it is
+    (ids,) = weight.learned_indices.index
     out = F.linear(input, weight.frozen, bias)
     learned = weight.learned.to(weight.frozen.dtype)
     return out.index_copy(-1, ids, F.linear(input, learned, None if bias is None else bias[ids]))
 
 
 def _rows_learn(weight: Tensor) -> TypeGuard[PartialTensor]:
-    return isinstance(weight, PartialTensor) and weight.selected.slots is not None
+    return isinstance(weight, PartialTensor) and weight.learned_indices.row_to_slot is not None
 
 
-def _refuse_max_norm(max_norm: float | None) -> None:
+def _check_max_norm(max_norm: float | None) -> None:
     if max_norm is not None:
         raise PartialTensorError(
             f"max_norm={max_norm} rewrites frozen rows in the forward. Set max_norm=None on the module that looks up."

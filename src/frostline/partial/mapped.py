@@ -1,10 +1,10 @@
-"""A table in a file: mapped, shared by all processes of a machine, never copied, never written to.
+"""An embedding over a memory-mapped file: shared by all processes of a machine, never copied, never written to.
 
 Letters used for shapes in this file:
     V  rows of the table          D  width of a row
 
-A mapped table is no Parameter. It is not among `parameters()`, so no optimizer, no DDP and no broadcast ever touches
-its pages; only the rows that `train_only` names are copied into memory, as the learned part, and learn there.
+A mapped table is not a Parameter. It is not among `parameters()`, so no optimizer, no DDP and no broadcast ever touches
+its pages. Only the rows that `train_only` names are copied into memory, as the learned part, and learn there.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ def mapped_embedding(
     padding_idx: int | None = None,
     sparse: bool = False,
 ) -> nn.Embedding:
-    """An nn.Embedding over a table that stays in its file.
+    """Return an nn.Embedding over a table that stays in its file.
 
     Nothing of it learns until `train_only` names rows: `{"embed.weight": fl.rows(ids, dtype=torch.float32)}` copies
-    those rows into memory, in float32 over a half-precision table if so asked.
+    those rows into memory, here in float32, whatever the dtype of the table.
 
     Args:
-        path: A .safetensors file, or a raw file of V x D numbers in the machine's byte order.
-        name: The tensor in a safetensors file; may be left out where there is only one of two dimensions.
+        path: A .safetensors file, or a raw file of V x D values in the machine's byte order.
+        name: The tensor in a safetensors file. May be left out if the file has only one with two dimensions.
         shape: (V, D) of a raw file; left out for safetensors.
         dtype: dtype of a raw file.
         padding_idx: As in nn.Embedding.
-        sparse: As in nn.Embedding: the gradient names only the learned rows that a step used.
+        sparse: As in nn.Embedding: the gradient holds only the learned rows that a step used.
 
     Returns:
         nn.Embedding(V, D), on the CPU, whose weight is not among its parameters until rows of it learn. It can be
@@ -49,11 +49,11 @@ def mapped_embedding(
         memory, once rows learn. Loading a checkpoint reaches the learned rows; frozen ones must equal the file's.
 
     Raises:
-        FileError: The file is not a safetensors file, has no such tensor, or its size does not fit `shape`.
-        ShapeError: The tensor has not two dimensions.
+        FileError: The file is not a safetensors file, has no such tensor, or its size does not match `shape`.
+        ShapeError: The tensor does not have two dimensions.
 
     Cost: opening costs the same whatever V; a step reads the pages of its rows; memory for the learned rows, and an
-        int32 map of V entries once rows learn. The file must stay as it is while it is mapped.
+        int32 map of V entries once rows learn. The file must not change while it is mapped.
 
     Example:
         >>> import frostline as fl, tempfile
@@ -68,7 +68,7 @@ def mapped_embedding(
         [((1, 4), torch.float32)]
     """
     path = Path(path).absolute()
-    table = _open_raw(path, shape, dtype) if shape is not None else _open_safetensors(path, name)
+    table = open_raw(path, shape, dtype) if shape is not None else open_safetensors(path, name)
     if table.tensor.ndim != 2:
         raise ShapeError(
             f"{path}: the tensor has shape {tuple(table.tensor.shape)}; an embedding needs two dimensions."
@@ -82,7 +82,8 @@ def mapped_embedding(
     return embedding
 
 
-def _open_safetensors(path: Path, name: str | None) -> MappedTable:
+def open_safetensors(path: Path, name: str | None) -> MappedTable:
+    """Map a tensor of a safetensors file; see `mapped_embedding`. Pickles of a MappedTable call this."""
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
@@ -93,15 +94,16 @@ def _open_safetensors(path: Path, name: str | None) -> MappedTable:
                 (name,) = tables
             if name not in names:
                 raise FileError(f"{path}: has no tensor {name!r}. Pass name=, one of {names}.")
-            return MappedTable(file.get_tensor(name), _open_safetensors, (path, name))
+            return MappedTable(file.get_tensor(name), open_safetensors, (path, name))
     except SafetensorError as error:
         raise FileError(f"{path}: not a safetensors file ({error}). Pass shape=(V, D) for a raw file.") from None
 
 
-def _open_raw(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> MappedTable:
+def open_raw(path: Path, shape: tuple[int, int], dtype: torch.dtype) -> MappedTable:
+    """Map a raw file; see `mapped_embedding`. Pickles of a MappedTable call this."""
     count = shape[0] * shape[1]
     size, expected = path.stat().st_size, count * dtype.itemsize
     if min(shape) < 1 or size != expected:
         raise FileError(f"{path}: {size:,} bytes, but {shape} of {dtype} takes {expected:,}. Correct shape or dtype.")
     tensor = torch.from_file(str(path), shared=False, size=count, dtype=dtype).view(shape)
-    return MappedTable(tensor, _open_raw, (path, shape, dtype))
+    return MappedTable(tensor, open_raw, (path, shape, dtype))

@@ -1,7 +1,7 @@
 """Every tensor of a model once, with all its names and the modules that own it.
 
-Tied tensors are one tensor; the learned part belongs to the tensor it is a part of; a table that stays in its file is
-found although it is no Parameter.
+Tied tensors are one tensor, a learned part belongs to the tensor that it is a part of, and a table in a mapped file is
+included although it is not a Parameter.
 """
 
 from __future__ import annotations
@@ -10,37 +10,51 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from frostline.partial.indices import Layout
+from frostline.partial.indices import LearnedIndices
 from frostline.partial.module import learned_name, parts, state_of
 
 
 @dataclass
-class Found:
-    """One tensor of a model: its names, the modules that own it, and its parts if it is partial now."""
+class ModelTensor:
+    """One tensor of a model.
+
+    Attributes:
+        tensor: The Parameter, or the frozen part if it is partial, or the tensor of a mapped file.
+        mapped: Whether it is the tensor of a mapped file.
+        names: All its names in the model, the first one first.
+        owners: The modules that have it, each with its name there.
+        learned: Its learned part, if it is partial now.
+        indices: Where that belongs.
+    """
 
     tensor: Tensor
     mapped: bool = False
     names: list[str] = field(default_factory=list)
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
     learned: nn.Parameter | None = None
-    layout: Layout | None = None
+    indices: LearnedIndices | None = None
+
+    @property
+    def name(self) -> str:
+        """Its first name in the model."""
+        return self.names[0]
 
 
-def find_tensors(model: nn.Module) -> list[Found]:
-    """Every parameter of `model`, tied names together, learned parts with the tensor they belong to."""
-    found: dict[int, Found] = {}
+def find_tensors(model: nn.Module) -> list[ModelTensor]:
+    """Return every parameter of `model` and every mapped table, in the model's order."""
+    found: dict[int, ModelTensor] = {}
     for prefix, module in model.named_modules(remove_duplicate=False):
         state = state_of(module)
-        layouts = {} if state is None else state.layouts
-        hidden = {learned_name(name) for name in layouts}
+        partial = {} if state is None else state.partial
+        hidden = {learned_name(name) for name in partial}
         mapped = {} if state is None else {name: table.tensor for name, table in state.mapped.items()}
         for name, parameter in [*module._parameters.items(), *mapped.items()]:
             if parameter is None or name in hidden:
                 continue
-            one = found.setdefault(id(parameter), Found(parameter, name in mapped))
-            one.names.append(f"{prefix}.{name}" if prefix else name)
-            if (module, name) not in one.owners:
-                one.owners.append((module, name))
-            if name in layouts:
-                one.learned, one.layout = parts(module, name)[1], layouts[name]
+            model_tensor = found.setdefault(id(parameter), ModelTensor(parameter, name in mapped))
+            model_tensor.names.append(f"{prefix}.{name}" if prefix else name)
+            if (module, name) not in model_tensor.owners:
+                model_tensor.owners.append((module, name))
+            if name in partial:
+                model_tensor.learned, model_tensor.indices = parts(module, name)[1], partial[name]
     return list(found.values())

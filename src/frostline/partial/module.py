@@ -1,17 +1,15 @@
-"""A module of which a tensor learns in part: same object, same name, same keys.
+"""A module that owns a partial tensor: the same object as before, with the same names and state-dict keys.
 
-The module's class becomes a subclass of itself, of the same name, with a property where the Parameter was. The two
+The module's class becomes a subclass of itself, of the same name, with a property in place of the Parameter. The two
 parts are ordinary Parameters of the module, so optimizers, DDP, FSDP2, `deepcopy`, `.to()` and `functional_call` see
 nothing unusual:
     _parameters["weight"]           the frozen part, requires_grad=False, under the tensor's own name
     _parameters["weight_learned"]   the part that learns
-The property builds the PartialTensor from them at each use, so it can never hold on to stale storage.
+The property makes the PartialTensor from them at each use, so it never refers to memory that a module no longer uses.
 
-Tied weights look tied, and can be tied again, although a partial tensor is made at each use.
-
-Libraries tell a tie by `head.weight is embed.weight`, and tie by `head.weight = embed.weight`. So while anything holds
-the partial tensor of two parts, it is handed out again; and where FSDP2 is given the raw frozen part instead, the part
-that learns with it is remembered.
+Libraries detect a tie by `head.weight is embed.weight`, and make one by `head.weight = embed.weight`. So that both go
+on working, a PartialTensor is cached while anything refers to it; and the learned part of a frozen part that FSDP2 was
+given alone is remembered.
 """
 
 from __future__ import annotations
@@ -28,16 +26,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
-from frostline.partial.indices import Layout
-from frostline.partial.sharded import check_agreement, is_sharded, shared_over
+from frostline.partial.indices import LearnedIndices
+from frostline.partial.sharded import check_agreement, is_sharded, note_mesh
 from frostline.partial.tensor import PartialTensor
 
-_CHECKED = 1 << 16  # rows of a checkpoint compared with a mapped file at a time
+_CHUNK = 1 << 16  # rows of a checkpoint that are compared with a mapped file at a time
 
 
 @dataclass(frozen=True, eq=False)
 class MappedTable:
-    """A tensor in a mapped file, and how to map it again: copies and pickles share the file, not the numbers."""
+    """A tensor in a mapped file, and how to map it again: copies and pickles refer to the file, not to its values."""
 
     tensor: Tensor
     reopen: Callable[..., MappedTable]
@@ -55,34 +53,34 @@ class State:
     """What frostline keeps on a module that owns parameters or running statistics.
 
     Attributes:
-        layouts: Name of each partial tensor -> its layout.
-        mapped: Name of each tensor that stays in a file -> the file's; it is not among the parameters.
+        partial: Name of each partial tensor -> its learned indices.
+        mapped: Name of each tensor in a mapped file -> that table, which is not among the parameters.
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
-        held: Whether running statistics are held, by keeping the module in eval mode.
-        training: The mode last asked for while they are held.
+        frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
+        training: The mode last asked for while they are frozen.
         assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
     """
 
-    layouts: dict[str, Layout] = field(default_factory=dict)
+    partial: dict[str, LearnedIndices] = field(default_factory=dict)
     mapped: dict[str, MappedTable] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
-    held: bool = False
+    frozen_stats: bool = False
     training: bool = True
     assigning: bool = False
 
 
 def state_of(module: nn.Module) -> State | None:
-    """What frostline keeps on `module`; None where no plan reached it."""
+    """Return what frostline keeps on `module`; None if no plan was made for it."""
     return module.__dict__.get("_frostline")
 
 
 def learned_name(name: str) -> str:
-    """The name of the learned part of the tensor `name`."""
+    """Return the name of the learned part of the tensor `name`."""
     return f"{name}_learned"
 
 
 class PartialModule(nn.Module):
-    """Mixed into the class of a module that owns a partial tensor, or whose running statistics are held."""
+    """Mixin for the class of a module that owns a partial tensor, or whose running statistics are frozen."""
 
     _frostline: State
     _plain_class: type[nn.Module]
@@ -91,17 +89,17 @@ class PartialModule(nn.Module):
         """Do nothing: the user's own hook has seen the plain class, and may refuse to see it twice."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make a plain module: `type(module)(...)` means another one like it."""
+        """Return a plain module: users write `type(module)(...)` for another module of the user's own class."""
         return cls._plain_class(*args, **kwargs)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Take the parts of a partial tensor (that is how weights are tied); refuse to lose one."""
+        """Accept both parts of a partial tensor, which ties weights; raise if the learned part would be lost."""
         state = self._frostline
-        if name not in state.layouts or state.assigning:
+        if name not in state.partial or state.assigning:
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
-            self._set_parts(name, param.frozen, param.learned, param.selected)
-        elif (tied := given_with(param)) is not None:
+            self._set_parts(name, param.frozen, param.learned, param.learned_indices)
+        elif (tied := parts_of_sharded(param)) is not None:
             self._set_parts(name, param, *tied)
         elif is_sharded(param):
             raise PartialTensorError(
@@ -114,31 +112,32 @@ class PartialModule(nn.Module):
                 f"Write values with `module.{name}.data = value`, or call fl.merge(model) first."
             )
 
-    def _set_parts(self, name: str, frozen: Tensor | None, learned: Tensor, layout: Layout) -> None:
+    def _set_parts(self, name: str, frozen: Tensor | None, learned: Tensor, indices: LearnedIndices) -> None:
         self._parameters[name] = cast(nn.Parameter, frozen)
         self._parameters[learned_name(name)] = cast(nn.Parameter, learned)
-        self._frostline.layouts[name] = layout
+        self._frostline.partial[name] = indices
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        layouts = self._frostline.layouts
-        for name, layout in layouts.items():
-            layouts[name] = layout.to(frozen_part(self, name).device)
+        partial = self._frostline.partial
+        for name, indices in partial.items():
+            partial[name] = indices.to(frozen_part(self, name).device)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         state = self._frostline
-        for name, layout in state.layouts.items():
+        # The full tensor without a copy: values of the frozen part at learned positions are ignored, so the learned
+        # ones are written there. A mapped file cannot be written to; there a merged copy is made.
+        for name, indices in state.partial.items():
             frozen, learned = parts(self, name)
-            if not (layout.read_only or frozen.is_meta):  # nothing depends on what stands there: learned values may
-                sharded.put(layout, frozen, sharded.whole(learned))
+            if not (indices.read_only or frozen.is_meta):
+                sharded.scatter_(indices, frozen, sharded.full_tensor(learned))
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, table in state.mapped.items():
-            whole = name not in state.layouts
-            destination[prefix + name] = (
-                table.tensor if whole else state.layouts[name].join(*parts(self, name)).detach()
-            )
-        for name in state.layouts:
+            learns = state.partial.get(name)
+            full = table.tensor if learns is None else learns.merged(*parts(self, name)).detach()
+            destination[prefix + name] = full
+        for name in state.partial:
             destination.pop(prefix + learned_name(name), None)
 
     def _load_from_state_dict(
@@ -146,86 +145,90 @@ class PartialModule(nn.Module):
     ) -> None:
         _, missing, _, errors = args
         state = self._frostline
-        given = dict(state_dict)  # the caller's stays as it is
-        wholes = {name: given.pop(prefix + name, None) for name in state.mapped}
-        for name, whole in wholes.items():
-            problem = self._differs_from_file(name, whole)
+        given = dict(state_dict)  # a copy: the caller's must not change
+        from_mapped = {name: given.pop(prefix + name, None) for name in state.mapped}
+        for name, full in from_mapped.items():
+            problem = self._differs_from_file(name, full)
             if problem == "missing":
                 missing.append(prefix + name)
             elif problem:
                 errors.append(f"{prefix}{name}: {problem}")
-                wholes[name] = None
-        # Load into the frozen parts alone, hooks of the user's and all. What then stands at learned places and did not
-        # stand there before is new. So a plain key that is missing or misshapen is reported once, under its own name.
-        # (What `torch.distributed.checkpoint` has read into `state_dict()` stands there already.)
-        for name, layout in state.layouts.items():
+                from_mapped[name] = None
+        # The checkpoint holds full tensors, and torch loads them into the frozen parts. Before, the learned values are
+        # written there; after, those that differ were loaded, and go to the learned part too. So the user's own hooks
+        # run, and a key that is missing or has another shape is reported once, under the tensor's own name, and leaves
+        # the learned part as it is. (`torch.distributed.checkpoint` reads into the memory of `state_dict()`: then the
+        # loaded values are in the frozen part already, and must not be overwritten.)
+        for name, indices in state.partial.items():
             frozen, learned = parts(self, name)
             key = prefix + learned_name(name)
-            if given.get(key, learned) is not learned:  # set_model_state_dict adds each process's own
-                errors.append(f"{key}: does not say of which {layout.kind}. Load {prefix}{name}, or use save_learned.")
+            if given.get(key, learned) is not learned:  # torch's set_model_state_dict passes the learned part itself
+                errors.append(f"{key}: does not say of which {indices.kind}. Load {prefix}{name}, or use save_learned.")
             given[key] = learned.detach()
-            values = sharded.whole(learned)  # asked for by every process, whatever it holds itself
-            if not (name in wholes or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
-                sharded.put(layout, frozen, values)
+            values = sharded.full_tensor(learned)  # by every process, even one that does not need it
+            if not (name in from_mapped or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
+                sharded.scatter_(indices, frozen, values)
         state.assigning = True
         try:
             super()._load_from_state_dict(given, prefix, local_metadata, *args)
         finally:
             state.assigning = False
-        for name, layout in state.layouts.items():
+        for name, indices in state.partial.items():
             frozen, learned = parts(self, name)
-            whole = wholes.get(name, frozen)
+            full = from_mapped.get(name, frozen)
             if learned.is_meta and not frozen.is_meta:
-                self._parameters[learned_name(name)] = sharded.like(learned, sharded.take(layout, frozen))
-            elif whole is not None:
-                sharded.update(layout, learned, whole)
+                loaded = sharded.gather(indices, frozen)
+                self._parameters[learned_name(name)] = sharded.parameter_like(learned, loaded)
+            elif full is not None:
+                sharded.update(indices, learned, full)
 
     def _differs_from_file(self, name: str, full: Tensor | None) -> str:
-        """Why `full` cannot be loaded over the mapped tensor `name`; empty if it can: only learned places differ."""
-        frozen, layout = frozen_part(self, name), self._frostline.layouts.get(name)
+        """Return why `full` cannot be loaded into the mapped tensor `name`; empty if only learned rows differ."""
+        frozen, indices = frozen_part(self, name), self._frostline.partial.get(name)
         if full is None:
             return "missing"
         if full.shape != frozen.shape:
             return f"shape {tuple(full.shape)} in the checkpoint, {tuple(frozen.shape)} in the mapped file"
-        for start in range(0, len(frozen), _CHECKED):
-            here = slice(start, start + _CHECKED)
-            same = (full[here] == frozen[here].to(full.device)).all(1)
-            if layout is not None and layout.slots is not None:
-                same |= (layout.slots[here] >= 0).to(same.device)
+        for start in range(0, len(frozen), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            same = (full[chunk] == frozen[chunk].to(full.device)).all(1)
+            if indices is not None and indices.row_to_slot is not None:
+                same |= (indices.row_to_slot[chunk] >= 0).to(same.device)
             if not same.all():
                 return "its frozen rows differ from the mapped file, which is never written to"
         return ""
 
     def train(self, mode: bool = True) -> PartialModule:
-        """Set training mode; held statistics stay in eval mode."""
+        """Set training mode; a module whose running statistics are frozen stays in eval mode."""
         self._frostline.training = mode
-        super().train(mode and not self._frostline.held)
+        super().train(mode and not self._frostline.frozen_stats)
         return self
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """Name the class by how it is made, because no import finds it."""
+        """Pickle how the class is made: it was made on the fly, and no import would find it."""
         cls: Any = type(self)
         _, _, *state = cast(tuple[Any, ...], super().__reduce_ex__(2))
-        return _unpickle, (cls._plain_class, cls._partial_names), *state
+        return new_partial_module, (cls._plain_class, cls._partial_names), *state
 
 
-def _unpickle(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+def new_partial_module(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    """Return an empty module in which the tensors `names` are partial, for a pickle to fill."""
     return object.__new__(partial_class(plain, names))
 
 
 def parts(module: nn.Module, name: str) -> tuple[Tensor, nn.Parameter]:
-    """The frozen and the learned part of the partial tensor `name` of `module`."""
+    """Return the frozen and the learned part of the partial tensor `name` of `module`."""
     return frozen_part(module, name), cast(nn.Parameter, module._parameters[learned_name(name)])
 
 
 def frozen_part(module: nn.Module, name: str) -> Tensor:
-    """The frozen part of the tensor `name` of `module`: a Parameter, or the tensor of a mapped file."""
+    """Return the frozen part of the tensor `name` of `module`: a Parameter, or the tensor of a mapped file."""
     mapped = module.__dict__["_frostline"].mapped
     return cast(Tensor, mapped[name].tensor if name in mapped else module._parameters[name])
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The class that `module` had before any plan."""
+    """Return the class that `module` had before any plan."""
     return getattr(type(module), "_plain_class", type(module))
 
 
@@ -233,7 +236,10 @@ _classes: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
-    """The subclass of `plain` in which the tensors `names` are partial; one class, so compiled code is reused."""
+    """Return the subclass of `plain` in which the tensors `names` are partial.
+
+    Always the same class, because torch.compile compiles again for another.
+    """
     if (plain, names) not in _classes:
         _classes[plain, names] = _make_partial_class(plain, names)
     return _classes[plain, names]
@@ -257,22 +263,22 @@ def _make_partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[
 
 def _partial_tensor(name: str) -> property:
     def get(module: nn.Module) -> Tensor:
-        # By `__dict__`, which raises KeyError: after an AttributeError `nn.Module` would hand out the frozen part.
-        layouts = module.__dict__["_frostline"].layouts
+        # `__dict__` raises KeyError. After an AttributeError `nn.Module.__getattr__` would return the frozen part.
+        indices = module.__dict__["_frostline"].partial.get(name)
         frozen = frozen_part(module, name)
-        if name not in layouts:  # a mapped table of which nothing learns
+        if indices is None:  # a mapped table of which nothing learns
             return frozen
         learned = parts(module, name)[1]
-        if is_sharded(frozen):  # FSDP2 asks for the Parameter that it has sharded
+        if is_sharded(frozen):  # FSDP2 asks for the Parameter that it shards; in a forward the parts are gathered
             if is_sharded(learned) and getattr(module, "sparse", False):
                 raise PartialTensorError(
                     f"{name}: fully_shard cannot reduce sparse gradients. Set sparse=False on its module; the gradient "
                     "holds only the rows that learn."
                 )
-            remember_given(frozen, learned, layouts[name])
-            shared_over(layouts[name], frozen)
+            remember_sharded(frozen, learned, indices)
+            note_mesh(indices, frozen)
             return frozen
-        if not (layouts[name].read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
+        if not (indices.read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             if not frozen.requires_grad:
                 raise PartialTensorError(
                     f"{name}: functional_call was given a tensor without gradient, which may be the whole or the "
@@ -281,11 +287,12 @@ def _partial_tensor(name: str) -> property:
                 )
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
-            check_agreement(name, layouts[name], frozen, learned)
-        return partial_tensor(frozen, learned, layouts[name])
+            check_agreement(name, indices, frozen, learned)
+        return partial_tensor(frozen, learned, indices)
 
     def set(module: nn.Module, value: object) -> None:
-        # Assigned values go through nn.Module.__setattr__; only what has taken the Parameter away comes here.
+        # `nn.Module.__setattr__` handles an assignment as long as the name is in `_parameters`. So a property is set
+        # only by code that has deleted the Parameter first, as FSDP1 does to put a plain tensor there.
         raise PartialTensorError(
             f"{name}: a partial tensor has two parts, and FullyShardedDataParallel or the like would set one. "
             "Use torch.distributed.fsdp.fully_shard."
@@ -295,45 +302,46 @@ def _partial_tensor(name: str) -> property:
 
 
 def _flat_weights(module: Any) -> list[Tensor | None]:
-    """A recurrent module's weights as they are now; the list it keeps itself would hold the frozen parts for ever.
+    """Return the weights of a recurrent module as they are now.
 
-    Partial ones are joined here, where the recurrence would join them: torch's compiler leaves recurrent modules alone,
-    but not the functions of this package that they call, and its graph of such a call has no backward.
+    The list that the module keeps itself would hold the frozen parts for ever. Partial weights are merged here, as the
+    recurrence would merge them anyway: torch.compile does not trace recurrent modules, but does trace
+    `__torch_function__` when they call it, and the gradient would be lost.
     """
     weights = [getattr(module, name, None) for name in module._flat_weights_names]
-    return [weight.joined() if isinstance(weight, PartialTensor) else weight for weight in weights]
+    return [weight.merged() if isinstance(weight, PartialTensor) else weight for weight in weights]
 
 
 def _ignore(module: nn.Module, *args: Any) -> None:
-    """Recurrent modules set or flatten their own list; ours is made at each use."""
+    """Do nothing: a recurrent module sets and flattens its own list of weights; `_flat_weights` makes ours."""
 
 
-_alive: WeakKeyDictionary[Layout, weakref.ref[PartialTensor]] = WeakKeyDictionary()  # the last one of each, if held
-_given: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, layout
+_cache: WeakKeyDictionary[LearnedIndices, weakref.ref[PartialTensor]] = WeakKeyDictionary()
+_sharded_parts: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, indices
 
 
-def partial_tensor(frozen: Tensor, learned: Tensor, layout: Layout) -> PartialTensor:
-    """The partial tensor of these parts: the one that somebody still holds, or else a new one."""
+def partial_tensor(frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> PartialTensor:
+    """Return the partial tensor of these parts: the last one made, if anything still refers to it, else a new one."""
     if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not isinstance(learned, nn.Parameter):
-        return PartialTensor.of(frozen, learned, layout)
-    last = _alive.get(layout)
-    held = None if last is None else last()
-    if held is not None and held.frozen is frozen and held.learned is learned and held.is_current():
-        return held
-    made = PartialTensor.of(frozen, learned, layout)
-    _alive[layout] = weakref.ref(made)
+        return PartialTensor.from_parts(frozen, learned, indices)
+    reference = _cache.get(indices)
+    last = None if reference is None else reference()
+    if last is not None and last.frozen is frozen and last.learned is learned and last.is_current():
+        return last
+    made = PartialTensor.from_parts(frozen, learned, indices)
+    _cache[indices] = weakref.ref(made)
     return made
 
 
-def remember_given(frozen: Tensor, learned: Tensor, layout: Layout) -> None:
-    """Note that `frozen`, which is sharded, is handed out alone."""
-    _given[frozen] = weakref.ref(learned), layout
+def remember_sharded(frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> None:
+    """Remember which learned part belongs to `frozen`, a sharded Parameter that FSDP2 is given without it."""
+    _sharded_parts[frozen] = weakref.ref(learned), indices
 
 
-def given_with(frozen: Tensor | None) -> tuple[nn.Parameter, Layout] | None:
-    """The learned part and the layout that belong to a sharded frozen part which was handed out alone; None if none."""
-    if frozen is None or frozen not in _given:
+def parts_of_sharded(frozen: Tensor | None) -> tuple[nn.Parameter, LearnedIndices] | None:
+    """Return the learned part and the indices that belong to a sharded frozen part; None if none were remembered."""
+    if frozen is None or frozen not in _sharded_parts:
         return None
-    reference, layout = _given[frozen]
+    reference, indices = _sharded_parts[frozen]
     learned = reference()
-    return None if learned is None else (learned, layout)
+    return None if learned is None else (learned, indices)

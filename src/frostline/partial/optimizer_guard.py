@@ -1,9 +1,9 @@
-"""An optimizer that no longer drives what learns is told so.
+"""Detect stale optimizers: raise before `step()` if the plan has changed.
 
-An optimizer keeps the Parameters it was made with. Made before `train_only`, it holds the frozen part of a partial
-tensor and not the learned one: training would go on and nothing would learn there, silently. A hook that torch runs
-before every optimizer step looks for that, for learned parts of an earlier plan, and for learned parts that something
-else has switched off since.
+An optimizer keeps the Parameters that it was made with. Made before `train_only`, it holds the frozen part of a partial
+tensor and not the learned one: training would go on, and nothing would learn there, silently. A hook that torch runs
+before every step of every optimizer checks for that, for learned parts of an earlier plan, and for learned parts of
+which other code has set `requires_grad=False` since.
 """
 
 from __future__ import annotations
@@ -24,54 +24,58 @@ _FIX = (
     "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...); or take it over with plan.carry(optimizer)."
 )
 
+# What plans did to tensors. Weak references, so that nothing here keeps a model or its memory alive.
 _learned_of: Any = WeakTensorKeyDictionary()  # frozen part -> weak reference to its learned part
 _owners_of: Any = WeakTensorKeyDictionary()  # learned part -> the modules that have it
 _undriven: Any = WeakTensorKeyDictionary()  # learned part that no optimizer has stepped -> weak reference to its model
-_retired: Any = WeakTensorKeyDictionary()  # learned part of an earlier plan -> weak reference to its tensor, places
+_replaced_parts: Any = WeakTensorKeyDictionary()  # learned part of an earlier plan -> weak reference to tensor, index
 
 
 def watch(frozen: Tensor, learned: Tensor, owners: Iterable[nn.Module], model: nn.Module) -> None:
-    """From now on, an optimizer with `frozen` must have `learned` too.
+    """From now on, raise before the step of an optimizer that has `frozen` but not `learned`.
 
-    `owners` are the modules that have both; `model` is the whole that the plan is for.
+    `owners` are the modules that have both; `model` is the whole model that the plan is for.
     """
-    _look_before_every_step()
+    _check_before_every_step()
     _owners_of[learned] = weakref.WeakSet(owners)
     _learned_of[frozen] = weakref.ref(learned)
     _undriven[learned] = weakref.ref(model)
 
 
 def owners_of(learned: Tensor) -> set[nn.Module]:
-    """The modules that were given `learned` by a plan and are still there; none for a copied model's."""
+    """Return the modules to which a plan gave `learned` and that still exist; none for the part of a copied model."""
     return set(_owners_of.get(learned, ()))
 
 
-def retire(frozen: Tensor, learned: Tensor, places: tuple[Tensor, ...]) -> None:
-    """`learned` has been written into `frozen`, at `places`, and drives nothing any more."""
+def mark_replaced(frozen: Tensor, learned: Tensor, index: tuple[Tensor, ...]) -> None:
+    """Note that `learned` was merged into `frozen`, at `index`, and that no module uses it any more."""
     _learned_of.pop(frozen, None)
     _undriven.pop(learned, None)
-    _retired[learned] = weakref.ref(frozen), places
+    _replaced_parts[learned] = weakref.ref(frozen), index
 
 
-def retired_part(learned: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]] | None:
-    """The tensor that `learned` was a part of under an earlier plan (None: it is gone), and its places there."""
-    if learned not in _retired:
+def replaced_part(learned: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]] | None:
+    """Return the tensor that `learned` was a part of under an earlier plan, and its index there.
+
+    None if it was not. The tensor is None if it no longer exists.
+    """
+    if learned not in _replaced_parts:
         return None
-    frozen, places = _retired[learned]
-    return frozen(), places
+    frozen, index = _replaced_parts[learned]
+    return frozen(), index
 
 
 def is_stale(tensor: Tensor) -> bool:
-    """Whether a plan has put other parts in the place of `tensor`, a Parameter or a learned part."""
-    return tensor in _retired or tensor in _learned_of
+    """Return whether a plan has replaced `tensor`, a Parameter or a learned part, by other parts."""
+    return tensor in _replaced_parts or tensor in _learned_of
 
 
 @functools.cache
-def _look_before_every_step() -> None:
-    register_optimizer_step_pre_hook(_look)
+def _check_before_every_step() -> None:
+    register_optimizer_step_pre_hook(_check)
 
 
-def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     ids = {id(parameter) for parameter in held}
     for parameter in held:
@@ -81,12 +85,12 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
                 f"optimizer: {type(optimizer).__name__} holds the frozen part of a partial tensor of shape "
                 f"{tuple(parameter.shape)} but not its learned part, so nothing would learn there. {_FIX}"
             )
-        if parameter in _retired:
+        if parameter in _replaced_parts:
             raise StaleOptimizerError(
                 f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} from "
                 f"an earlier plan, which no module uses any more. {_FIX}"
             )
-        if _left_behind(parameter):
+        if _replaced(parameter):
             raise StaleOptimizerError(
                 f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} that "
                 "fully_shard or load_state_dict(assign=True) has replaced, so nothing would learn there. "
@@ -95,7 +99,7 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     for learned, model in list(_undriven.items()):
         if id(learned) in ids:
             del _undriven[learned]
-        elif not learned.requires_grad and any(id(one) in ids for one in _parameters(model())):
+        elif not learned.requires_grad and any(id(parameter) in ids for parameter in _parameters(model())):
             raise StaleOptimizerError(
                 f"optimizer: {type(optimizer).__name__} trains this model, but the learned part of shape "
                 f"{tuple(learned.shape)} has been switched off since the plan (requires_grad=False, as get_peft_model "
@@ -103,10 +107,12 @@ def _look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
             )
 
 
-def _left_behind(learned: Tensor) -> bool:
-    """Whether a plan gave `learned` to modules that all have another Parameter in its place."""
+def _replaced(learned: Tensor) -> bool:
+    """Return whether a plan gave `learned` to modules that all have another Parameter now."""
     owners = owners_of(learned)
-    return bool(owners) and not any(learned is one for module in owners for one in module._parameters.values())
+    return bool(owners) and not any(
+        parameter is learned for module in owners for parameter in module._parameters.values()
+    )
 
 
 def _parameters(model: nn.Module | None) -> Iterable[nn.Parameter]:

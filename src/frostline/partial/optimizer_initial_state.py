@@ -1,9 +1,8 @@
-"""The state that an optimizer begins with, found by letting a copy of it begin.
+"""The initial state that an optimizer gives a parameter, found by running a copy of the optimizer.
 
-No optimizer says what its state is before its first step: Adagrad's sums begin at `initial_accumulator_value`, the
-steps of Rprop at `lr`, schedule-free optimizers with the values themselves. So a copy takes one step, with a gradient
-of zero, on a stand-in for the parameter; what it puts into its state is noted as it is put there, before the step goes
-on.
+No optimizer declares its initial state: the sums of Adagrad start at `initial_accumulator_value`, the step sizes of
+Rprop at `lr`, schedule-free optimizers keep the values themselves. So a copy takes one step with a gradient of zero on
+a stand-in for the parameter, and each value is recorded when it is first put into the state.
 """
 
 from __future__ import annotations
@@ -20,41 +19,42 @@ from torch.optim import Optimizer
 from frostline.errors import StaleOptimizerError
 
 
-def fresh_state(optimizer: Optimizer, group: Mapping[str, Any], values: Tensor) -> dict[str, Any]:
-    """The state that `optimizer` makes for a parameter that it has never seen.
+def initial_state(optimizer: Optimizer, group: Mapping[str, Any], values: Tensor) -> dict[str, Any]:
+    """Return the state that `optimizer` makes for a parameter that it has never seen.
 
     Args:
-        optimizer: It, its state, its groups and the random generators stay as they are; its hooks do not run.
-        group: Its group that the parameter would be in. Decay is left out: what begins is not to depend on it.
-        values: The values of the parameter; they stay as they are too.
+        optimizer: Any optimizer. Its state, its groups and the random generators are not changed; no hook runs.
+        group: The parameter group that the parameter would be in. Its weight decay is taken as 0, so that momentum
+            starts at 0 too.
+        values: The values of the parameter, which are not changed.
 
     Returns:
-        State key -> what the optimizer first puts there: tensors of its own, numbers, or anything else.
+        State key -> the first value that the optimizer puts there: a tensor, a number, or anything else.
 
     Raises:
-        StaleOptimizerError: The optimizer does not take a parameter of this shape and dtype.
+        StaleOptimizerError: The optimizer does not accept a parameter of this shape and dtype.
 
     Cost: one step of the optimizer on a copy of `values`.
     """
-    refusals = []
-    for sparse in (False, True):
+    errors = []
+    for sparse in (False, True):  # some optimizers take dense gradients only, some sparse ones only
         parameter = nn.Parameter(values.detach().clone())
-        parameter.grad = _no_gradient(parameter, sparse)
+        parameter.grad = _zero_gradient(parameter, sparse)
         other, state = _copy_of(optimizer, {**group, "params": [parameter]})
         try:
             with torch.random.fork_rng([values.device] if values.is_cuda else []):
                 _unhooked(type(optimizer).step)(other)
             return state.first
         except Exception as error:
-            refusals.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
+            errors.append(" ".join(f"{type(error).__name__}: {error}".split())[:200])
     raise StaleOptimizerError(
         f"optimizer: {type(optimizer).__name__} does not take what learns now, {values.dtype} of shape "
-        f"{tuple(values.shape)} ({refusals[0]}). Make a new optimizer from plan.parameters()."
+        f"{tuple(values.shape)} ({errors[0]}). Make a new optimizer from plan.parameters()."
     )
 
 
-class _Noted(dict[str, Any]):
-    """The state of one parameter, which keeps a copy of what each key was given first."""
+class _RecordingState(dict[str, Any]):
+    """The state of one parameter, which keeps a copy of the first value of each key."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,39 +74,39 @@ class _Noted(dict[str, Any]):
         return self[key]
 
 
-class _OneState(dict[Any, Any]):
-    """The `state` of an optimizer of one parameter; what is kept under other keys is a copy of the optimizer's own."""
+class _OptimizerState(dict[Any, Any]):
+    """The `state` of an optimizer with one parameter; values under keys that are not parameters are deep copies."""
 
-    def __init__(self, noted: _Noted, others: Mapping[Any, Any]) -> None:
-        super().__init__(deepcopy({key: value for key, value in others.items() if not isinstance(key, Tensor)}))
-        self.noted = noted
+    def __init__(self, recording: _RecordingState, original: Mapping[Any, Any]) -> None:
+        super().__init__(deepcopy({key: value for key, value in original.items() if not isinstance(key, Tensor)}))
+        self.recording = recording
 
     def __missing__(self, key: Any) -> Any:
-        return dict.setdefault(self, key, self.noted if isinstance(key, Tensor) else {})
+        return dict.setdefault(self, key, self.recording if isinstance(key, Tensor) else {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if isinstance(key, Tensor) and value is not self.noted:
-            self.noted.update(value)
-            value = self.noted
+        if isinstance(key, Tensor) and value is not self.recording:
+            self.recording.update(value)
+            value = self.recording
         super().__setitem__(key, value)
 
 
-def _copy_of(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Optimizer, _Noted]:
-    """`optimizer` over one group alone, with nothing that reaches back to the one it was copied from."""
-    group = {key: value if key == "params" else _apart(value) for key, value in group.items()}
+def _copy_of(optimizer: Optimizer, group: dict[str, Any]) -> tuple[Optimizer, _RecordingState]:
+    """Return a copy of `optimizer` over one group that shares nothing with it that a step changes."""
+    group = {key: value if key == "params" else _copied(value) for key, value in group.items()}
     if "weight_decay" in group:
         group["weight_decay"] = 0.0
-    noted = _Noted()
+    recording = _RecordingState()
     other = object.__new__(type(optimizer))
-    kept = {
-        name: OrderedDict() if name.endswith("_hooks") else _apart(value) for name, value in vars(optimizer).items()
+    attributes = {
+        name: OrderedDict() if name.endswith("_hooks") else _copied(value) for name, value in vars(optimizer).items()
     }
-    other.__dict__ = {**kept, "param_groups": [group], "state": _OneState(noted, optimizer.state)}
-    return other, noted
+    other.__dict__ = {**attributes, "param_groups": [group], "state": _OptimizerState(recording, optimizer.state)}
+    return other, recording
 
 
-def _apart(value: Any) -> Any:
-    """`value` so that a change in place does not reach the original."""
+def _copied(value: Any) -> Any:
+    """Return `value`, copied if a step might change it in place."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, torch.Generator):
@@ -115,13 +115,13 @@ def _apart(value: Any) -> Any:
 
 
 def _unhooked(step: Any) -> Any:
-    """The step itself: torch wraps it in one that runs hooks, some of them for every optimizer."""
+    """Return the step without the wrapper of torch that runs hooks, some of which are registered for all optimizers."""
     return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
-def _no_gradient(parameter: Tensor, sparse: bool) -> Tensor:
+def _zero_gradient(parameter: Tensor, sparse: bool) -> Tensor:
     if not sparse:
         return torch.zeros_like(parameter)
     ids = torch.empty(1, 0, dtype=torch.int64, device=parameter.device)
-    none = parameter.detach().new_empty(0, *parameter.shape[1:])
-    return torch.sparse_coo_tensor(ids, none, parameter.shape, check_invariants=False)
+    no_values = parameter.detach().new_empty(0, *parameter.shape[1:])
+    return torch.sparse_coo_tensor(ids, no_values, parameter.shape, check_invariants=False)

@@ -1,16 +1,16 @@
-"""The state of what learned of a tensor, entry by entry, as the state of what learns of it now.
+"""Transfer the optimizer state of what learned of a tensor to what learns of it now, entry by entry.
 
 Letters used for shapes in this file:
     V  rows of a tensor             *  the rest of its shape
     R  rows that learned            R' rows that learn now (n, n': single entries)
 
-Each entry of the new part has a place in the old one, from which its state comes, or none: it joins, and gets what the
-optimizer begins with.
+An entry that learned before keeps its state. An entry that did not is new, and gets the optimizer's initial state.
 
-No list of optimizers says which state belongs to entries. The optimizer itself does, in the state that it begins with
-for a stand-in: the rows in which something joins, and more, until the number of rows is like no other size. State of
-the stand-in's shape belongs to entries; of its length and one number wide, to rows; a single number, to the part as a
-whole. Any other state mixes entries (the factors of Adafactor) and is refused.
+No list of optimizers says whether state belongs to entries, to rows or to a tensor as a whole. It is inferred from the
+initial state for a stand-in: a tensor made of the rows in which something is new, and of more rows until the number of
+rows differs from all other sizes. State of the stand-in's shape belongs to entries; state of its length and one value
+per row, to rows; a single value, to the tensor as a whole. Any other state mixes entries (the factors of Adafactor),
+and transferring it raises an error.
 """
 
 from __future__ import annotations
@@ -24,148 +24,163 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from frostline.errors import StaleOptimizerError
-from frostline.partial.model_tensors import Found
-from frostline.partial.optimizer_initial_state import fresh_state
+from frostline.partial.model_tensors import ModelTensor
+from frostline.partial.optimizer_initial_state import initial_state
 
-ANEW = "Make a new optimizer from plan.parameters()."
+MAKE_NEW = "Make a new optimizer from plan.parameters()."
 
 
 @dataclass(frozen=True)
 class Part:
-    """What learns of one tensor: a Parameter, and where its entries belong; None: it is the whole tensor."""
+    """What learns of one tensor: a Parameter, and the index of its elements; None for the whole tensor."""
 
     parameter: Tensor
-    places: tuple[Tensor, ...] | None
+    index: tuple[Tensor, ...] | None
 
-    def by_rows(self, whole: Tensor) -> bool:
-        """Whether its dimension 0 counts rows of the tensor `whole`."""
-        return self.places is None or self.parameter.ndim == whole.ndim
+    def by_rows(self, full: Tensor) -> bool:
+        """Return whether its dimension 0 counts rows of the whole tensor `full`."""
+        return self.index is None or self.parameter.ndim == full.ndim
 
     def same_entries(self, other: Part) -> bool:
-        """Whether both are the same entries, in the same order and dtype."""
+        """Return whether both are the same entries, in the same order and dtype."""
         mine, theirs = self.parameter, other.parameter
         if mine is theirs:
             return True
-        if self.places is None or other.places is None or mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+        if self.index is None or other.index is None or mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             return False
-        pairs = zip(self.places, other.places, strict=True)
+        pairs = zip(self.index, other.index, strict=True)
         return all(torch.equal(a, b.to(a.device)) for a, b in pairs)
 
 
 def transferred(
-    one: Found, old: Part, new: Part, state: dict[str, Any], optimizer: Optimizer, options: Mapping[str, Any]
+    tensor: ModelTensor, old: Part, new: Part, state: dict[str, Any], optimizer: Optimizer, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The state of the old part as state of the new one; empty where no entry goes on."""
+    """Return the state of the old part as state of the new one; empty if no entry learns in both.
+
+    Args:
+        tensor: The tensor that both are parts of.
+        old: What learned of it.
+        new: What learns of it now.
+        state: What the optimizer keeps for `old`.
+        optimizer: The optimizer.
+        options: The parameter group that `new` will be in.
+
+    Raises:
+        StaleOptimizerError: State belongs neither to entries nor to rows nor to the tensor as a whole.
+    """
     if old.same_entries(new):
         return state
-    source = _source(one.tensor, old, new)
+    source = _source(tensor.tensor, old, new)
     if not bool((source >= 0).any()):
         return {}
-    joining = (source < 0).reshape(len(source), -1).any(1).nonzero().squeeze(1)
-    stand_in = _stand_in(new.parameter, joining)
-    begins = fresh_state(optimizer, options, stand_in)
-    who = f"optimizer: {type(optimizer).__name__}: {one.names[0]}"
-    by_rows = old.by_rows(one.tensor) and new.by_rows(one.tensor)
-    placing = _Placing(old.parameter, new.parameter, source, joining, stand_in.shape, by_rows)
-    return {key: placing.state(value, begins.get(key), f"{who}: its state {key!r}") for key, value in state.items()}
+    new_rows = (source < 0).reshape(len(source), -1).any(1).nonzero().squeeze(1)
+    stand_in = _stand_in(new.parameter, new_rows)
+    initial = initial_state(optimizer, options, stand_in)
+    who = f"optimizer: {type(optimizer).__name__}: {tensor.name}"
+    by_rows = old.by_rows(tensor.tensor) and new.by_rows(tensor.tensor)
+    transfer = _Transfer(old.parameter, new.parameter, source, new_rows, stand_in.shape, by_rows)
+    return {key: transfer.state(value, initial.get(key), f"{who}: its state {key!r}") for key, value in state.items()}
 
 
-def _source(whole: Tensor, old: Part, new: Part) -> Tensor:
-    """For each row of the new part (R',), or each of its entries, its place in the old part; -1 for one that joins."""
+def _source(full: Tensor, old: Part, new: Part) -> Tensor:
+    """Return for each row of the new part (R',), or each of its entries, its position in the old part; -1 if new."""
     device = new.parameter.device
-    if old.by_rows(whole) and new.by_rows(whole):
-        places = torch.arange(len(whole), device=device)
+    if old.by_rows(full) and new.by_rows(full):
+        positions = torch.arange(len(full), device=device)
     else:
-        places = torch.arange(whole.numel(), device=device).view(whole.shape)
-    was, now = (places if p.places is None else places[tuple(i.to(device) for i in p.places)] for p in (old, new))
-    slots = torch.full((places.numel(),), -1, device=device)
-    slots[was.flatten()] = torch.arange(was.numel(), device=device)
+        positions = torch.arange(full.numel(), device=device).view(full.shape)
+    before, now = (
+        positions if part.index is None else positions[tuple(index.to(device) for index in part.index)]
+        for part in (old, new)
+    )
+    slots = torch.full((positions.numel(),), -1, device=device)
+    slots[before.flatten()] = torch.arange(before.numel(), device=device)
     return slots[now]
 
 
-def _stand_in(part: Tensor, joining: Tensor) -> Tensor:
-    """The rows of a part (R', *) in which something joins, and more, so many that no other size is like theirs."""
-    rows = joining.tolist()
+def _stand_in(part: Tensor, new_rows: Tensor) -> Tensor:
+    """Return the new rows of a part (R', *), and more rows until their number differs from all other sizes."""
+    rows = new_rows.tolist()
     while len(rows) in (0, 1, *part.shape[1:]):
         rows.append(0)
     return part.detach()[torch.tensor(rows, device=part.device)]
 
 
 @dataclass(frozen=True)
-class _Placing:
-    """The way of state from an old part to a new one.
+class _Transfer:
+    """How state gets from an old part to a new one.
 
     Attributes:
-        old, new: The two parts.
+        old, new: The Parameters of the two parts.
         source: From `_source`; for rows if `by_rows`, else for entries.
-        joining: The rows of the new part in which something joins.
-        stand_in: Shape of the stand-in, whose first rows are these.
+        new_rows: The rows of the new part in which an entry is new.
+        stand_in: Shape of the stand-in, whose first rows are the new ones.
     """
 
     old: Tensor
     new: Tensor
     source: Tensor
-    joining: Tensor
+    new_rows: Tensor
     stand_in: torch.Size
     by_rows: bool
 
-    def state(self, value: Any, begins: Any, what: str) -> Any:
-        """One value of the old part's state as the new part's; `begins`: what the stand-in got under this key."""
+    def state(self, value: Any, initial: Any, what: str) -> Any:
+        """Return one value of the old part's state for the new part; `initial` is the stand-in's under that key."""
         if not isinstance(value, Tensor):
             if value is None or isinstance(value, bool | int | float | str):
                 return value
-        elif value.ndim == 0 or (value.numel() == 1 and isinstance(begins, Tensor) and begins.numel() == 1):
+        elif value.ndim == 0 or (value.numel() == 1 and isinstance(initial, Tensor) and initial.numel() == 1):
             return value
-        elif isinstance(begins, Tensor) and (moved := self._tensor(value, begins)) is not None:
+        elif isinstance(initial, Tensor) and (moved := self._tensor(value, initial)) is not None:
             return moved
-        raise StaleOptimizerError(f"{what} belongs to no single rows or entries and cannot follow them. {ANEW}")
+        raise StaleOptimizerError(f"{what} does not belong to single rows or entries, so it cannot follow. {MAKE_NEW}")
 
-    def _tensor(self, value: Tensor, begins: Tensor) -> Tensor | None:
-        of_entries = begins.shape == self.stand_in
-        of_rows = begins.ndim > 0 and begins.numel() == len(begins) == self.stand_in[0]
-        if begins.is_sparse or not (of_entries or of_rows):
+    def _tensor(self, value: Tensor, initial: Tensor) -> Tensor | None:
+        per_entry = initial.shape == self.stand_in
+        per_row = initial.ndim > 0 and initial.numel() == len(initial) == self.stand_in[0]
+        if initial.is_sparse or not (per_entry or per_row):
             return None
-        dtype = value.dtype if self.old.dtype == self.new.dtype else begins.dtype
-        result = begins.new_zeros(len(self.new), *begins.shape[1:], dtype=dtype)
-        result[self.joining] = begins[: len(self.joining)].to(dtype)
+        dtype = value.dtype if self.old.dtype == self.new.dtype else initial.dtype
+        result = initial.new_zeros(len(self.new), *initial.shape[1:], dtype=dtype)
+        result[self.new_rows] = initial[: len(self.new_rows)].to(dtype)
         value = value.to(result.device)
         if self.by_rows:
             if len(value) != len(self.old) or value.shape[1:] != result.shape[1:]:
                 return None
-            return self._rows_of_sparse(value, dtype) if value.is_sparse else _place(result, value, self.source)
+            return self._rows_of_sparse(value, dtype) if value.is_sparse else _copy(result, value, self.source)
         if value.is_sparse:
             return None
-        if not of_entries:
-            return self._in_common(result, value)
+        if not per_entry:
+            return self._entries_to_rows(result, value)
         if value.shape != self.old.shape:
             if value.numel() != len(self.old):
                 return None
             value = value.reshape(-1, *(1 for _ in self.old.shape[1:])).expand(self.old.shape)
-        return _place(result.flatten(), value.flatten(), self.source.flatten()).view(result.shape)
+        return _copy(result.flatten(), value.flatten(), self.source.flatten()).view(result.shape)
 
-    def _in_common(self, result: Tensor, value: Tensor) -> Tensor | None:
-        """What entries (n,) of each row kept, as what the row keeps, where they agree."""
-        goes_on = (self.source >= 0).flatten(1)
+    def _entries_to_rows(self, result: Tensor, value: Tensor) -> Tensor | None:
+        """Turn a value of each entry (n,) into one of each row; None if entries of a row have different ones."""
+        continues = (self.source >= 0).flatten(1)
         values = value[self.source.flatten(1).clamp(min=0)]
-        first = values.gather(1, goes_on.int().argmax(1, keepdim=True))
-        if bool((goes_on & (values != first)).any()):
+        first = values.gather(1, continues.int().argmax(1, keepdim=True))
+        if bool((continues & (values != first)).any()):
             return None
-        rows = goes_on.any(1)
+        rows = continues.any(1)
         result.view(-1)[rows] = first[rows, 0].to(result.dtype)
         return result
 
     def _rows_of_sparse(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """A sparse buffer of some rows (torch's SGD keeps one), its entries in the same order under new numbers."""
+        """Return a sparse buffer of some rows (torch's SGD keeps one) with the rows' new ids, in the same order."""
         slots = torch.full((len(value),), -1, device=value.device)
-        goes_on = self.source >= 0
-        slots[self.source[goes_on]] = goes_on.nonzero().squeeze(1)
+        continues = self.source >= 0
+        slots[self.source[continues]] = continues.nonzero().squeeze(1)
         ids = slots[value._indices()[0]]
         entries = value._values()[ids >= 0].to(dtype)
         shape = (len(self.new), *value.shape[1:])
         return torch.sparse_coo_tensor(ids[ids >= 0][None], entries, shape, check_invariants=False)
 
 
-def _place(result: Tensor, value: Tensor, source: Tensor) -> Tensor:
-    goes_on = source >= 0
-    result[goes_on] = value[source[goes_on]].to(result.dtype)
+def _copy(result: Tensor, value: Tensor, source: Tensor) -> Tensor:
+    continues = source >= 0
+    result[continues] = value[source[continues]].to(result.dtype)
     return result

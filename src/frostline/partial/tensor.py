@@ -1,15 +1,15 @@
-"""A tensor of which only chosen entries learn.
+"""A tensor of which only chosen elements learn.
 
 Letters used for shapes in this file:
     V  rows of the table          *  the rest of its shape
     R  rows that learn            n  single entries that learn
 
-A PartialTensor stands where a module's Parameter stood. It carries the two parts (see layout.py) and joins them only
-where it must:
-    embedding, embedding_bag, linear    never, under rows (lookups.py)
-    shape, dtype, device, ...           never: answered by the frozen part
+A PartialTensor takes the place of a module's Parameter. It carries a frozen and a learned part (see LearnedIndices),
+and merges them only where it must:
+    embedding, embedding_bag, linear    not merged, if rows learn (see LOOKUPS)
+    shape, dtype, device, ...           not merged: answered by the frozen part
     a write                             reaches both parts, through views too, or raises
-    anything else                       through the joined tensor, a copy: right, only slower
+    anything else                       runs on the merged tensor, a copy: correct, only slower
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
-from frostline.partial.indices import Layout, writable
+from frostline.partial.indices import LearnedIndices, writable
 
-_plain = torch._C.DisableTorchFunctionSubclass  # inside it, tensors behave as if they were no subclass
+_plain = torch._C.DisableTorchFunctionSubclass  # a context in which `__torch_function__` of subclasses is not called
 
-# Asked of the frozen part, so that looking at a shape copies no table.
+# Answered by the frozen part, so that reading a shape copies no table.
 # fmt: off
 _DESCRIPTIONS = {
     *(getattr(Tensor, name).__get__ for name in (
@@ -41,13 +41,13 @@ _DESCRIPTIONS = {
 }
 # fmt: on
 
-# The methods that write to a tensor, known by their names; asked while a compiler traces.
+# Methods that write in place, known by their names. Used under a compiler only: traced tensors count no versions.
 _WRITES = {Tensor.__setitem__} | {
     getattr(Tensor, name) for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")
 }
 
-# Functions that know the two parts, filled by lookups.py: they take the arguments as they came and return
-# NotImplemented where they must leave it to the joined tensor.
+# torch function -> the version that works on the two parts. It takes the same arguments, and returns NotImplemented
+# where only the merged tensor will do. Filled by the module of lookups, which imports this one.
 LOOKUPS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
@@ -55,13 +55,13 @@ class PartialTensor(Tensor):
     """A tensor in two parts: `frozen` (V, *), which keeps every bit, and `learned` (R, *) or (n,), which learns.
 
     Made by `train_only`, and found where the module's weight was: `model.embed.weight`. It has the shape, dtype and
-    device of the whole tensor and can be used as one. Its gradient is its learned part's: `weight.grad` is
+    device of the whole tensor and can be used as one. Its gradient is that of its learned part: `weight.grad` is
     `weight.learned.grad`. To look at the whole tensor take `weight.detach().clone()`, a copy.
 
     Attributes:
-        frozen: The tensor as it was. What stands in it at the learned places stands for nothing.
+        frozen: The tensor as it was. Values at learned positions are ignored.
         learned: The Parameter that learns, in the order of the ids that were given.
-        selected: The Layout, which says where `learned` belongs in `frozen`.
+        learned_indices: Where `learned` belongs in `frozen`.
 
     Example:
         >>> import frostline as fl
@@ -73,14 +73,16 @@ class PartialTensor(Tensor):
 
     frozen: Tensor
     learned: Tensor
-    selected: Layout
+    learned_indices: LearnedIndices
 
     _is_param = True  # isinstance(weight, nn.Parameter) holds, so `get_parameter` and tying by name work
 
     @staticmethod
-    def of(frozen: Tensor, learned: Tensor, layout: Layout) -> PartialTensor:
-        """The partial tensor of these parts; no memory is copied."""
+    def from_parts(frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> PartialTensor:
+        """Return the partial tensor of these parts; no memory is copied."""
         try:
+            # Not `_make_wrapper_subclass`, which torch.compile cannot trace. An alias of the frozen part has its shape,
+            # dtype and address, so C++ code that reads those without asking `__torch_function__` is right as well.
             tensor = frozen.detach().as_subclass(PartialTensor)
         except RuntimeError as error:
             if "FakeTensor" not in str(error):
@@ -88,37 +90,31 @@ class PartialTensor(Tensor):
             raise PartialTensorError(
                 "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
             ) from None
-        tensor.frozen, tensor.learned, tensor.selected = frozen, learned, layout
+        tensor.frozen, tensor.learned, tensor.learned_indices = frozen, learned, indices
         if not torch.compiler.is_compiling() and isinstance(learned, nn.Parameter):
             _guard(tensor)
         return tensor
 
     def is_current(self) -> bool:
-        """Whether one made now would be the same: over the same memory, and guarded where it has to be."""
+        """Return whether a new one would be the same: over the same memory, and guarded where it has to be."""
         with _plain():
             guarded = self.requires_grad or not (torch.is_grad_enabled() and self.learned.requires_grad)
             return guarded and self.data_ptr() == self.frozen.data_ptr() and self.shape == self.frozen.shape
 
-    def joined(self) -> Tensor:
-        """The whole tensor (V, *), a copy; gradients flow to `learned`."""
+    def merged(self) -> Tensor:
+        """Return the whole tensor (V, *), a copy through which `learned` gets its gradient."""
         with _plain():
-            return self.selected.join(self.frozen, self.learned)
+            return self.learned_indices.merged(self.frozen, self.learned)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         size = " x ".join(f"{n:,}" for n in self.shape) or "scalar"
-        whole = self.shape[0] if self.selected.kind == "rows" else self.numel()
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"PartialTensor({size}, {dtype}, {len(self.selected):,} of {whole:,} {self.selected.kind} learn)"
+        kind, learned = self.learned_indices.kind, len(self.learned_indices)
+        count = self.shape[0] if kind == "rows" else self.numel()
+        return f"PartialTensor({size}, {str(self.dtype).removeprefix('torch.')}, {learned:,} of {count:,} {kind} learn)"
 
     @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Run `func` on the parts where that is possible, else on the joined tensor."""
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func` on the parts where that is possible, else on the merged tensor."""
         kwargs = kwargs or {}
         lookup = LOOKUPS.get(func)
         if lookup is not None:
@@ -133,59 +129,60 @@ class PartialTensor(Tensor):
             with _plain():
                 return own(*args, **kwargs)
         if torch.compiler.is_compiling():
-            return _run_joined_in_graph(func, args, kwargs)
-        return _run_joined(func, args, kwargs)
+            return _run_merged_in_graph(func, args, kwargs)
+        return _run_merged(func, args, kwargs)
 
 
 class PartialView(Tensor):
-    """A live view of a partial tensor, such as `weight[1]`: reads and writes go through to both parts."""
+    """A view of a partial tensor, such as `weight[1]`: reads see both parts as they are now, writes reach both.
+
+    Its own memory is a view of an old merged copy, and only says which view it is (shape, strides, offset). Its values
+    may be out of date, so nothing reads them: each use takes the same view of a new merged copy.
+    """
 
     origin: PartialTensor
 
     @classmethod
-    def __torch_function__(
-        cls,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` on the same view of the tensor as it is now."""
-        return _run_joined(func, args, kwargs or {})
+        return _run_merged(func, args, kwargs or {})
 
-    def joined(self) -> Tensor:
-        """This view of the joined tensor as it is now."""
-        return self.over(self.origin.joined())
+    def merged(self) -> Tensor:
+        """Return this view of the merged tensor as it is now."""
+        return self.over(self.origin.merged())
 
-    def over(self, joined: Tensor) -> Tensor:
-        """The same view of `joined`, the whole tensor."""
+    def over(self, merged: Tensor) -> Tensor:
+        """Return the same view of `merged`, the whole tensor."""
         with _plain():
-            if joined.is_complex() and not self.is_complex():
-                joined = torch.view_as_real(joined)
-            elif self.dtype != joined.dtype:  # `weight.view(torch.int32)`: bits, without a gradient
-                joined = joined.view(self.dtype)
-            view = joined.as_strided(self.shape, self.stride(), self.storage_offset())
+            if merged.is_complex() and not self.is_complex():
+                merged = torch.view_as_real(merged)
+            elif self.dtype != merged.dtype:  # `weight.view(torch.int32)`: bits, without a gradient
+                merged = merged.view(self.dtype)
+            view = merged.as_strided(self.shape, self.stride(), self.storage_offset())
             view = view.conj() if self.is_conj() else view
             return torch._neg_view(view) if self.is_neg() else view
 
 
-def _joined(value: Any) -> Any:
-    return value.joined() if isinstance(value, PartialTensor | PartialView) else value
+def _merged(value: Any) -> Any:
+    return value.merged() if isinstance(value, PartialTensor | PartialView) else value
 
 
-def _run_joined_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func` on joined tensors while a compiler traces, where a write can be told by its name only."""
+def _run_merged_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run `func` on merged tensors while a compiler traces, which can tell a write by its name only."""
     if func in _WRITES or "out" in kwargs:
         raise PartialTensorError("a partial tensor cannot be written to in a compiled function. Write to it outside.")
     with _plain():
-        args, kwargs = tree_map(_joined, (args, kwargs))
+        args, kwargs = tree_map(_merged, (args, kwargs))
         return func(*args, **kwargs)
 
 
-def _run_joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`func` on joined copies. What it wrote goes back to both parts; views of a copy become live views."""
+def _run_merged(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run `func` on merged copies; write back to both parts what it wrote, and return views as PartialViews.
+
+    Writes are noticed by autograd's version counter, because `func` may write through an argument, `out=` or a view.
+    """
     grad = torch.is_grad_enabled()
-    joined: dict[int, tuple[PartialTensor, Tensor]] = {}  # one copy of each tensor, however many views of it there are
+    merged: dict[int, tuple[PartialTensor, Tensor]] = {}  # one copy of each tensor, however many views of it there are
     copies: dict[int, tuple[PartialTensor | PartialView, Tensor]] = {}
 
     def copy(value: Any) -> Any:
@@ -193,29 +190,28 @@ def _run_joined(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             return value
         origin = _origin(value)
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # an inference tensor counts no writes
-            if id(origin.frozen) not in joined:
-                joined[id(origin.frozen)] = origin, origin.joined()
-            whole = joined[id(origin.frozen)][1]
+            if id(origin.frozen) not in merged:
+                merged[id(origin.frozen)] = origin, origin.merged()
+            whole = merged[id(origin.frozen)][1]
             plain = whole if isinstance(value, PartialTensor) else value.over(whole)
         return copies.setdefault(id(value), (value, plain))[1]
 
     with _plain():
         plain_args, plain_kwargs = tree_map(copy, (args, kwargs))
-        before = {key: (whole._version, whole.grad_fn) for key, (_, whole) in joined.items()}
+        before = {key: (whole._version, whole.grad_fn) for key, (_, whole) in merged.items()}
         result = func(*plain_args, **plain_kwargs)
-        for key, (origin, whole) in joined.items():
+        for key, (origin, whole) in merged.items():
             version, grad_fn = before[key]
             if whole._version != version:
-                if whole.grad_fn is not grad_fn:  # autograd saw the write, as it would in a leaf
-                    raise PartialTensorError(
-                        "a partial tensor that learns is written to in place. Do it under `torch.no_grad()`."
-                    )
+                if whole.grad_fn is not grad_fn:  # autograd recorded the write; in a leaf torch would raise here too
+                    why = "a partial tensor that learns is written to in place. Do it under `torch.no_grad()`."
+                    raise PartialTensorError(why)
                 _write(origin, whole)
         return tree_map(lambda value: _with_origin(value, list(copies.values())), result)
 
 
 def _with_origin(value: Any, copies: list[tuple[PartialTensor | PartialView, Tensor]]) -> Any:
-    """`value`, an output computed from `copies`: if it shares memory with one, what stands for it outside."""
+    """Return the output `value`; but for one of `copies` its original, and for a view of one a PartialView."""
     if isinstance(value, np.ndarray):
         value.setflags(write=False)  # it may share memory with a copy, where a write would be lost
     if not isinstance(value, Tensor):
@@ -231,10 +227,11 @@ def _with_origin(value: Any, copies: list[tuple[PartialTensor | PartialView, Ten
 
 
 def _guard(weight: PartialTensor) -> None:
-    """Catch a gradient that arrives for the tensor as a whole.
+    """Raise in backward if a gradient arrives for the tensor as a whole.
 
-    What takes tensors past `__torch_function__` (`autograd.Function.apply`, reentrant checkpointing) would hand it a
-    gradient that reaches no part, and nothing would learn there, silently.
+    Code that gets past `__torch_function__` (`autograd.Function.apply`, reentrant checkpointing) uses the memory of the
+    frozen part. Its gradient would reach neither part, and nothing would learn, silently. So the alias requires a
+    gradient, and has a hook that runs if one arrives. (functorch's transforms allow no hook.)
     """
     learns = torch.is_grad_enabled() and weight.learned.requires_grad
     if learns and torch._C._functorch.peek_interpreter_stack() is None:
@@ -258,33 +255,34 @@ def _base(tensor: Tensor) -> Tensor:
 
 
 def _write(weight: PartialTensor, full: Tensor) -> None:
-    """Write the whole tensor `full` (V, *) into both parts of `weight`."""
+    """Write the whole tensor `full` (V, *) to both parts of `weight`."""
     if full.shape != weight.frozen.shape:
         raise PartialTensorError(
             f"the new value has shape {tuple(full.shape)}, the partial tensor {tuple(weight.frozen.shape)}. "
             "To change the shape, call fl.merge(model) first."
         )
-    if weight.selected.read_only:
+    if weight.learned_indices.read_only:
         raise PartialTensorError("a mapped file is never written to. Write to what learns: weight.learned.")
     if full.dtype != weight.frozen.dtype:
         raise PartialTensorError(
             f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
         )
     with torch.no_grad():
-        weight.selected.update(weight.learned, full)
+        weight.learned_indices.update(weight.learned, full)
         writable(weight.frozen)
         weight.frozen.copy_(full)
 
 
 def _detach(weight: PartialTensor) -> PartialTensor:
     _sync(weight)
-    return PartialTensor.of(weight.frozen, weight.learned.detach(), weight.selected)
+    # Its parts, not a merged copy: `weight.data.fill_(0)` and `weight.detach()[1] = 0` have to write through.
+    return PartialTensor.from_parts(weight.frozen, weight.learned.detach(), weight.learned_indices)
 
 
 def _sync(weight: PartialTensor) -> None:
-    """Let the learned values stand in the frozen part too, for what reads memory: safetensors, DLPack."""
-    if isinstance(weight.learned, nn.Parameter) and not weight.selected.read_only:
-        weight.selected.put(writable(weight.frozen), weight.learned.detach())
+    """Copy the learned values into the frozen part too, for code that reads its memory: safetensors, DLPack."""
+    if isinstance(weight.learned, nn.Parameter) and not weight.learned_indices.read_only:
+        weight.learned_indices.scatter_(writable(weight.frozen), weight.learned.detach())
 
 
 def _synced(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -307,7 +305,7 @@ def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> Partia
 
 
 def _grad_fn(weight: PartialTensor) -> Any:
-    with torch.enable_grad():  # never None: registering it as a Parameter of another module is refused
+    with torch.enable_grad():  # never None, so that nn.Module refuses to register it as a plain Parameter
         return weight.learned.view_as(weight.learned).grad_fn
 
 
@@ -315,21 +313,22 @@ def _set_data(weight: PartialTensor, value: Tensor) -> None:
     _write(_detach(weight), value)
 
 
-def _refuse(advice: str) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
+def _raising(advice: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
         raise PartialTensorError(advice)
 
-    return refuse
+    return run
 
 
-_refuse_hook = _refuse("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
+_no_hook = _raising("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
 
+# Attributes and methods of Tensor that must not see a merged copy, or whose result there would be wrong.
 _tensor: Any = Tensor
 _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
     _tensor.requires_grad.__set__: _requires_grad_,
     _tensor.requires_grad_: _requires_grad_,
-    _tensor.is_leaf.__get__: lambda weight: False,
+    _tensor.is_leaf.__get__: lambda weight: False,  # an optimizer given the whole by mistake then says so
     _tensor.grad_fn.__get__: _grad_fn,
     _tensor.grad.__get__: lambda weight: weight.learned.grad,
     _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),
@@ -342,10 +341,10 @@ _OWN: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.untyped_storage: _synced(Tensor.untyped_storage),
     _tensor.share_memory_: _share_memory_,
     _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
-    _tensor.__deepcopy__: lambda weight, memo: weight.joined().detach(),
-    _tensor.__reduce_ex__: lambda weight, protocol: weight.joined().detach().__reduce_ex__(protocol),
-    _tensor.register_hook: _refuse_hook,
-    _tensor.register_post_accumulate_grad_hook: _refuse_hook,
-    _tensor.set_: _refuse("set_ would replace the joined copy only. Call fl.merge(model) first."),
-    _tensor.resize_: _refuse("a partial tensor cannot be resized. Call fl.merge(model) first."),
+    _tensor.__deepcopy__: lambda weight, memo: weight.merged().detach(),
+    _tensor.__reduce_ex__: lambda weight, protocol: weight.merged().detach().__reduce_ex__(protocol),
+    _tensor.register_hook: _no_hook,
+    _tensor.register_post_accumulate_grad_hook: _no_hook,
+    _tensor.set_: _raising("set_ would replace the merged copy only. Call fl.merge(model) first."),
+    _tensor.resize_: _raising("a partial tensor cannot be resized. Call fl.merge(model) first."),
 }

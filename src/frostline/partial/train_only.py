@@ -1,6 +1,6 @@
-"""Names and patterns over a model's tensors -> what learns, carried out on the modules; and back again.
+"""Choose what learns in a model by names and patterns, and undo it.
 
-Three steps: find every tensor with all its names (tied names are one tensor), choose a selection for each, then carry
+Three steps: find every tensor with all its names (tied names are one tensor), resolve a selection for each, then carry
 all of it out. Everything that can be wrong is found before the first tensor changes.
 """
 
@@ -17,28 +17,22 @@ from torch import Tensor, nn
 
 from frostline.errors import FrostlineError, PatternError, SelectionError
 from frostline.partial.checks import (
-    refuse_for_mapped,
-    refuse_outside_ties,
-    refuse_sharded,
-    refuse_to_forget,
-    refuse_unseen_uses,
-    refuse_wrapped,
+    check_mapped_selection,
+    check_not_sharded,
+    check_not_wrapped,
+    check_nothing_lost,
+    check_ties,
+    check_unseen_uses,
 )
-from frostline.partial.indices import Layout, writable
-from frostline.partial.model_tensors import Found, find_tensors
-from frostline.partial.module import (
-    State,
-    learned_name,
-    partial_class,
-    plain_class,
-    state_of,
-)
-from frostline.partial.optimizer_guard import retire, watch
+from frostline.partial.indices import LearnedIndices, writable
+from frostline.partial.model_tensors import ModelTensor, find_tensors
+from frostline.partial.module import State, learned_name, partial_class, plain_class, state_of
+from frostline.partial.optimizer_guard import mark_replaced, watch
 from frostline.partial.plan import Line, Plan
 from frostline.partial.selections import All, Selection, nothing
 
 
-def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_statistics: bool = False) -> Plan:
+def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_running_stats: bool = False) -> Plan:
     """Let only the named tensors, rows or entries of `model` learn; everything else keeps every bit.
 
     Args:
@@ -47,18 +41,18 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
             model: a tie to a module outside `model` cannot be seen.
         selections: Name or pattern (`*`, `?`, `[..]`) over `model.named_parameters()` -> `everything`, `nothing`,
             `rows(...)` or `entries(...)`. An exact name beats a pattern; among patterns the last one wins; what is not
-            named is frozen. A tensor under several names (tied) is one tensor, and any of its names will do.
-        hold_statistics: Keep the running statistics (BatchNorm) of modules that do not learn, by keeping those modules
-            in eval mode even when `model.train()` is called.
+            named is frozen. A tensor under several names (tied) is one tensor; use any of its names.
+        freeze_running_stats: Freeze the running statistics (BatchNorm) of modules that do not learn, by keeping those
+            modules in eval mode even when `model.train()` is called.
 
     Returns:
-        The plan: print it, and give `plan.parameters()` to an optimizer. Make the optimizer anew: one made earlier
-        holds the frozen parts, and its next step raises StaleOptimizerError.
+        The plan: print it, and give `plan.parameters()` to a new optimizer. An optimizer made earlier holds the frozen
+        parts, and its next step raises StaleOptimizerError; `plan.carry(optimizer)` updates it.
 
     Raises:
-        PatternError: A name or pattern fits no parameter, or two exact names of one tensor contradict each other.
+        PatternError: A name or pattern matches no parameter, or two names of one tensor have different selections.
         SelectionError: A selection does not fit its tensor (RowError, ShapeError name the ids or the shapes).
-        PartialTensorError: The model cannot be partly frozen here without being silently wrong.
+        PartialTensorError: The model cannot be partly frozen in this state without training it wrongly.
 
     Cost: one copy of what learns; for rows an int32 map of V entries, made once. Called again, it starts from the
     values as they are now and clears every `.grad`.
@@ -69,50 +63,55 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, hold_st
         >>> learns = {"head.*": fl.everything, "head.bias": fl.nothing, "embed.weight": fl.rows([1, 4])}
         >>> plan = fl.train_only(model, learns)
         >>> print(plan)
-        tensor        shape       what learns    numbers  at Adam
-        ---------------------------------------------------------
-        embed.weight  5 x 2       2 of 5 rows          4        8
-        head.weight   3 x 2       everything           6       12
-        head.bias     3           nothing              0        0
-        ---------------------------------------------------------
-        total         19 numbers  52.6 % learns       10       20
+        tensor        shape          what learns    parameters  Adam state
+        ------------------------------------------------------------------
+        embed.weight  5 x 2          2 of 5 rows             4           8
+        head.weight   3 x 2          everything              6          12
+        head.bias     3              nothing                 0           0
+        ------------------------------------------------------------------
+        total         19 parameters  52.6 % learns          10          20
     """
     if not isinstance(selections, Mapping):
-        raise TypeError(f"selections: {selections!r} is no mapping. Pass {{'name or pattern': fl.rows(ids), ...}}.")
-    refuse_wrapped(model)
-    found = find_tensors(model)
-    _refuse_unmatched(selections, found)
-    wishes = [_wish(one, selections) for one in found]
-    refuse_unseen_uses(model, found, [one for one, wish in zip(found, wishes, strict=True) if wish.values is not None])
-    for one, wish in zip(found, wishes, strict=True):
-        refuse_outside_ties(model, one)
-        refuse_to_forget(one, wish.layout)
-    _make_classes(found, wishes)
-    frozen = {one.names[0] for one in found if one.learned is None and not one.tensor.requires_grad}
-    # From here on nothing is refused.
+        raise TypeError(
+            f"selections: expected a mapping, got {selections!r}. Pass {{'name or pattern': fl.rows(ids), ...}}."
+        )
+    check_not_wrapped(model)
+    tensors = find_tensors(model)
+    _check_patterns(selections, tensors)
+    choices = [_choose(tensor, selections) for tensor in tensors]
+    check_unseen_uses(
+        model, tensors, [tensor for tensor, choice in zip(tensors, choices, strict=True) if choice.values is not None]
+    )
+    for tensor, choice in zip(tensors, choices, strict=True):
+        check_ties(model, tensor)
+        check_nothing_lost(tensor, choice.learns)
+    _make_classes(tensors, choices)
+    frozen = {tensor.name for tensor in tensors if tensor.learned is None and not tensor.tensor.requires_grad}
+    # Nothing below raises.
     for module in model.modules():
-        _remember(module)
-    for one, wish in zip(found, wishes, strict=True):
-        _join(one)
-        one.tensor.grad = None
-        one.tensor.requires_grad_(wish.layout is True)
-        if isinstance(wish.layout, Layout) and wish.values is not None:
-            _split(model, one, wish.layout, wish.values)
-    norms = {name: module for name, module in model.named_modules() if _moves_though_frozen(module)}
-    _set_classes(model, held=set(norms.values()) if hold_statistics else set())
-    lines = [_line(one, wish.layout) for one, wish in zip(found, wishes, strict=True)]
-    begins = {line.name for line in lines if line.learns != "nothing"} & frozen
-    return Plan(model, lines, () if hold_statistics else tuple(norms), tuple(norms) if hold_statistics else (), begins)
+        _record_requires_grad(module)
+    for tensor, choice in zip(tensors, choices, strict=True):
+        _merge_parts(tensor)
+        tensor.tensor.grad = None
+        tensor.tensor.requires_grad_(choice.learns is True)
+        if isinstance(choice.learns, LearnedIndices) and choice.values is not None:
+            _split(model, tensor, choice.learns, choice.values)
+    norms = {name: module for name, module in model.named_modules() if _has_moving_stats(module)}
+    _set_classes(model, frozen_stats=set(norms.values()) if freeze_running_stats else set())
+    lines = [_line(tensor, choice.learns) for tensor, choice in zip(tensors, choices, strict=True)]
+    newly_learning = {line.name for line in lines if line.learns != "nothing"} & frozen
+    moving_stats, frozen_stats = ((), tuple(norms)) if freeze_running_stats else (tuple(norms), ())
+    return Plan(model, lines, moving_stats, frozen_stats, newly_learning)
 
 
 def merge(model: nn.Module) -> None:
-    """Make `model` a plain model again: its classes, its keys, `requires_grad` as before, learned values in place.
+    """Make `model` a plain model again: its classes, its keys, `requires_grad` as before, learned values merged in.
 
     Args:
-        model: A module that `train_only` changed, or any ancestor of one. A plain model is left as it is.
+        model: A module that `train_only` changed, or any ancestor of one. A plain model is not changed.
 
     Raises:
-        PartialTensorError: The model is sharded (FSDP2), where the parts cannot be joined in place; or rows of a mapped
+        PartialTensorError: The model is sharded (FSDP2), where the parts cannot be merged in place; or rows of a mapped
             table learned. A mapped table of which nothing learned stays mapped.
 
     Cost: one write of what learned; no copy of a table. A learned part in float32 is rounded to the table's dtype.
@@ -125,199 +124,210 @@ def merge(model: nn.Module) -> None:
         >>> type(embedding) is nn.Embedding, embedding.weight.requires_grad
         (True, True)
     """
-    refuse_sharded(model)
-    found = find_tensors(model)
-    for one in found:
-        refuse_outside_ties(model, one)
-        refuse_to_forget(one, False)
+    check_not_sharded(model)
+    tensors = find_tensors(model)
+    for tensor in tensors:
+        check_ties(model, tensor)
+        check_nothing_lost(tensor, False)
     for module in model.modules():
-        _remember(module)
-    for one in found:
-        _join(one)
-        if one.mapped:
-            continue
-        one.tensor.requires_grad_(any(cast(State, state_of(m)).requires_grad[name] for m, name in one.owners))
-    _set_classes(model, held=set())
+        _record_requires_grad(module)
+    for tensor in tensors:
+        _merge_parts(tensor)
+        if not tensor.mapped:
+            owners = [(cast(State, state_of(module)), name) for module, name in tensor.owners]
+            tensor.tensor.requires_grad_(any(state.requires_grad[name] for state, name in owners))
+    _set_classes(model, frozen_stats=set())
     for module in model.modules():
         if (state := state_of(module)) is not None and not state.mapped:
             del module.__dict__["_frostline"]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to learn of one tensor: all (True), none (False), or the places of a layout and their values."""
+class Choice:
+    """What of one tensor is to learn.
 
-    layout: Layout | bool
+    Attributes:
+        learns: All of it (True), none of it (False), or some indices.
+        values: The values at those indices, as they are now, in the dtype in which they will learn.
+    """
+
+    learns: LearnedIndices | bool
     values: Tensor | None = None
 
 
-def _wish(one: Found, selections: Mapping[str, Selection]) -> Wish:
-    selection, exact = _choose(one, selections)
-    layout = _resolve(one, selection, exact)
-    return Wish(layout, _learned_values(one, layout, selection) if isinstance(layout, Layout) else None)
+def _choose(tensor: ModelTensor, selections: Mapping[str, Selection]) -> Choice:
+    selection, exact = _find_selection(tensor, selections)
+    learns = _resolve(tensor, selection, exact)
+    return Choice(learns, _values(tensor, learns, selection) if isinstance(learns, LearnedIndices) else None)
 
 
-def _choose(one: Found, selections: Mapping[str, Selection]) -> tuple[Selection, bool]:
-    """The selection for one tensor, and whether it was named exactly."""
-    exact = [name for name in one.names if name in selections]
+def _find_selection(tensor: ModelTensor, selections: Mapping[str, Selection]) -> tuple[Selection, bool]:
+    """Return the selection for one tensor, and whether it was named exactly."""
+    exact = [name for name in tensor.names if name in selections]
     for name in exact[1:]:
-        if not _same(selections[exact[0]], selections[name], one):
+        if not _same(selections[exact[0]], selections[name], tensor):
             raise PatternError(
                 f"{exact[0]} and {name} are one tensor (tied), but they are given different selections: "
                 f"{selections[exact[0]]} and {selections[name]}. Name it once."
             )
     if exact:
         return selections[exact[0]], True
-    fitting = [pattern for pattern in selections if any(fnmatchcase(name, pattern) for name in one.names)]
-    return (selections[fitting[-1]], False) if fitting else (nothing, False)
+    matching = [pattern for pattern in selections if any(fnmatchcase(name, pattern) for name in tensor.names)]
+    return (selections[matching[-1]], False) if matching else (nothing, False)
 
 
-def _same(first: Selection, second: Selection, one: Found) -> bool:
-    a, b = _resolve(one, first, True), _resolve(one, second, True)
-    if isinstance(a, Layout) and isinstance(b, Layout):
-        return a.same_places(b)
+def _same(first: Selection, second: Selection, tensor: ModelTensor) -> bool:
+    a, b = _resolve(tensor, first, True), _resolve(tensor, second, True)
+    if isinstance(a, LearnedIndices) and isinstance(b, LearnedIndices):
+        return a.same_entries(b)
     return a is b
 
 
-def _refuse_unmatched(selections: Mapping[str, Selection], found: list[Found]) -> None:
-    names = [name for one in found for name in one.names]
+def _check_patterns(selections: Mapping[str, Selection], tensors: list[ModelTensor]) -> None:
+    names = [name for tensor in tensors for name in tensor.names]
     for pattern in selections:
         if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
             near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.3) or names[:4]
-            raise PatternError(f"{pattern!r} fits no parameter. The nearest names are: {', '.join(near) or 'none'}.")
+            raise PatternError(f"{pattern!r} matches no parameter. The nearest names are: {', '.join(near) or 'none'}.")
 
 
-def _resolve(one: Found, selection: Selection, exact: bool) -> Layout | bool:
-    """What of one tensor learns: all (True), none (False) or a Layout; errors name the tensor."""
-    name = one.names[0]
+def _resolve(tensor: ModelTensor, selection: Selection, exact: bool) -> LearnedIndices | bool:
+    """Return what of the tensor learns under `selection`; errors name the tensor."""
+    name = tensor.name
     if not isinstance(selection, Selection):
         raise TypeError(
-            f"{name}: {selection!r} is no selection. Pass fl.everything, fl.nothing, fl.rows(ids) or fl.entries(mask)."
+            f"{name}: expected a selection, got {selection!r}. "
+            "Pass fl.everything, fl.nothing, fl.rows(ids) or fl.entries(mask)."
         )
-    if isinstance(one.tensor, nn.UninitializedParameter):
+    if isinstance(tensor.tensor, nn.UninitializedParameter):
         raise SelectionError(f"{name}: the module is lazy and has no shape yet. Run one batch through the model first.")
-    if not (one.tensor.is_floating_point() or one.tensor.is_complex()):
+    if not (tensor.tensor.is_floating_point() or tensor.tensor.is_complex()):
         if exact and selection is not nothing:
-            raise SelectionError(f"{name}: {one.tensor.dtype} cannot learn. Choose fl.nothing for it.")
+            raise SelectionError(f"{name}: {tensor.tensor.dtype} cannot learn. Choose fl.nothing for it.")
         return False
-    if one.mapped and selection is not nothing and (exact or not isinstance(selection, All)):
-        refuse_for_mapped(one, selection)
-    elif one.mapped:
-        return False
-    padding = {index for module, _ in one.owners if isinstance(index := getattr(module, "padding_idx", None), int)}
-    if selection.dtype is not None and one.tensor.is_complex() and not selection.dtype.is_complex:
-        raise SelectionError(f"{name}: dtype: {selection.dtype} cannot hold {one.tensor.dtype}. Leave dtype out.")
+    if tensor.mapped:
+        if selection is nothing or (isinstance(selection, All) and not exact):  # "*": fl.everything passes it over
+            return False
+        check_mapped_selection(tensor, selection)
+    padding = {index for module, _ in tensor.owners if isinstance(index := getattr(module, "padding_idx", None), int)}
+    if selection.dtype is not None and tensor.tensor.is_complex() and not selection.dtype.is_complex:
+        raise SelectionError(f"{name}: dtype: {selection.dtype} cannot hold {tensor.tensor.dtype}. Leave dtype out.")
     try:
-        layout = selection.places(one.tensor, tuple(padding))
+        learns = selection.resolve(tensor.tensor, tuple(padding))
     except FrostlineError as error:
         raise type(error)(f"{name}: {error}") from None
-    if isinstance(layout, Layout):
-        layout = replace(layout, read_only=one.mapped)
-        for module, own in one.owners:
-            if getattr(module, "max_norm", None) is not None:
-                raise SelectionError(
-                    f"{name}: max_norm={module.max_norm} rewrites frozen rows in the forward. Set max_norm=None."
-                )
-            taken = learned_name(own)
-            if hasattr(module, taken) and one.layout is None:
-                raise SelectionError(f"{name}: its module already has an attribute {taken!r}. Rename that one.")
-    return layout
+    if not isinstance(learns, LearnedIndices):
+        return learns
+    for module, own_name in tensor.owners:
+        if getattr(module, "max_norm", None) is not None:
+            raise SelectionError(
+                f"{name}: max_norm={module.max_norm} rewrites frozen rows in the forward. Set max_norm=None."
+            )
+        attribute = learned_name(own_name)
+        if hasattr(module, attribute) and tensor.indices is None:
+            raise SelectionError(f"{name}: its module already has an attribute {attribute!r}. Rename that one.")
+    return replace(learns, read_only=tensor.mapped)
 
 
-def _remember(module: nn.Module) -> None:
-    """Note `requires_grad` as it was before the first plan."""
+def _record_requires_grad(module: nn.Module) -> None:
+    """Record `requires_grad` as it was before the first plan."""
     state = state_of(module)
     if state is None:
         state = module.__dict__["_frostline"] = State()
-    hidden = {learned_name(name) for name in state.layouts}
+    hidden = {learned_name(name) for name in state.partial}
     for name, parameter in module._parameters.items():
         if parameter is not None and name not in hidden:
             state.requires_grad.setdefault(name, parameter.requires_grad)
 
 
-def _learned_values(one: Found, layout: Layout, selection: Selection) -> Tensor:
-    """The values that `layout` selects, as they are now, in the dtype in which they will learn."""
-    dtype = selection.dtype or one.tensor.dtype
+def _values(tensor: ModelTensor, learns: LearnedIndices, selection: Selection) -> Tensor:
+    """Return the values at the indices as they are now, in the dtype in which they will learn."""
+    dtype = selection.dtype or tensor.tensor.dtype
     with torch.no_grad():
-        values = layout.take(one.tensor).to(dtype)
-        if one.layout is None or one.learned is None:
+        values = learns.gather(tensor.tensor).to(dtype)
+        if tensor.indices is None or tensor.learned is None:
             return values
-        if layout.slots is not None and one.layout.slots is not None:
-            slots = one.layout.slots[layout.places[0]]  # (R,) the row's place among those that learned so far, or -1
-            values[slots >= 0] = one.learned[slots[slots >= 0]].to(dtype)
+        # What learned so far is taken from the learned part: in float32 it has digits that the table's dtype has not.
+        if learns.row_to_slot is not None and tensor.indices.row_to_slot is not None:
+            slots = tensor.indices.row_to_slot[learns.index[0]]  # (R,), -1: did not learn so far
+            values[slots >= 0] = tensor.learned[slots[slots >= 0]].to(dtype)
             return values
-        full = one.tensor.to(dtype, copy=True)  # entries: once, at a change of plan
-        one.layout.put(full, one.learned)
-        return layout.take(full)
+        full = tensor.tensor.to(dtype, copy=True)  # for entries a full copy, once for each plan
+        tensor.indices.scatter_(full, tensor.learned)
+        return learns.gather(full)
 
 
-def _make_classes(found: Sequence[Found], wishes: Sequence[Wish]) -> None:
-    """Make the classes that the plan needs, while a class that cannot have a subclass can still be refused."""
+def _make_classes(tensors: Sequence[ModelTensor], choices: Sequence[Choice]) -> None:
+    """Make the classes that the plan needs, before anything changes: a class may not allow a subclass."""
     names: dict[nn.Module, list[str]] = {}
-    for one, wish in zip(found, wishes, strict=True):
-        for module, name in one.owners:
-            if isinstance(wish.layout, Layout) or one.mapped:
+    for tensor, choice in zip(tensors, choices, strict=True):
+        for module, name in tensor.owners:
+            if isinstance(choice.learns, LearnedIndices) or tensor.mapped:
                 names.setdefault(module, []).append(name)
     for module, partial_names in names.items():
         partial_class(plain_class(module), tuple(sorted(partial_names)))
 
 
-def _join(one: Found) -> None:
-    """Write the learned part into the frozen one and forget the parts."""
-    if one.layout is None or one.learned is None:
+def _merge_parts(tensor: ModelTensor) -> None:
+    """Write the learned part into the frozen part, and make the tensor a plain Parameter again."""
+    if tensor.indices is None or tensor.learned is None:
         return
-    if not one.mapped:
-        one.layout.put(writable(one.tensor), one.learned.detach())
-    one.tensor.grad = one.learned.grad = None
-    retire(one.tensor, one.learned, one.layout.places)
-    for module, name in one.owners:
-        if cast(State, state_of(module)).layouts.pop(name, None) is not None:
+    if not tensor.mapped:
+        tensor.indices.scatter_(writable(tensor.tensor), tensor.learned.detach())
+    tensor.tensor.grad = tensor.learned.grad = None
+    mark_replaced(tensor.tensor, tensor.learned, tensor.indices.index)
+    for module, name in tensor.owners:
+        if cast(State, state_of(module)).partial.pop(name, None) is not None:
             del module._parameters[learned_name(name)]
-    one.layout = one.learned = None
+    tensor.indices = tensor.learned = None
 
 
-def _split(model: nn.Module, one: Found, layout: Layout, values: Tensor) -> None:
+def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, values: Tensor) -> None:
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
-    if not (one.mapped or values.is_meta or values.isfinite().all()):  # NaN as a marker: in a product, 0 * NaN is NaN
-        layout.put(writable(one.tensor), torch.zeros_like(values))
-    watch(one.tensor, learned, [module for module, _ in one.owners], model)
-    for module, name in one.owners:
+    # `linear` multiplies by the whole frozen part before it overwrites the learned rows. A NaN there, which people use
+    # to mark missing rows, would reach gradients of the input (0 * NaN is NaN).
+    if not (tensor.mapped or values.is_meta or values.isfinite().all()):
+        indices.scatter_(writable(tensor.tensor), torch.zeros_like(values))
+    watch(tensor.tensor, learned, [module for module, _ in tensor.owners], model)
+    for module, name in tensor.owners:
         module._parameters[learned_name(name)] = learned
-        cast(State, state_of(module)).layouts[name] = layout
+        cast(State, state_of(module)).partial[name] = indices
 
 
-def _moves_though_frozen(module: nn.Module) -> bool:
-    """Whether `module` keeps running statistics of batches although none of its parameters learns."""
+def _has_moving_stats(module: nn.Module) -> bool:
+    """Return whether `module` updates running statistics in train mode although none of its parameters learns."""
     keeps = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
     return keeps and not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _set_classes(model: nn.Module, held: set[nn.Module]) -> None:
+def _set_classes(model: nn.Module, frozen_stats: set[nn.Module]) -> None:
+    """Give every module the class, and every norm the mode, that the new plan needs."""
     for module in model.modules():
         state = state_of(module)
         if state is None:
             continue
-        was_held, state.held = state.held, module in held
-        names = tuple(sorted({*state.layouts, *state.mapped}))
-        cls: Any = partial_class(plain_class(module), names) if names or state.held else plain_class(module)
+        had_frozen_stats, state.frozen_stats = state.frozen_stats, module in frozen_stats
+        names = tuple(sorted({*state.partial, *state.mapped}))
+        cls: Any = partial_class(plain_class(module), names) if names or state.frozen_stats else plain_class(module)
         if type(module) is not cls:
             module.__class__ = cls
-        if state.held and not was_held:
+        if state.frozen_stats and not had_frozen_stats:
             module.train(module.training)
-        elif was_held and not state.held:
+        elif had_frozen_stats and not state.frozen_stats:
             module.train(state.training)
         if isinstance(module, nn.RNNBase) and not names:
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
 
 
-def _line(one: Found, layout: Layout | bool) -> Line:
-    tensor = one.tensor
-    learns, count = ("everything" if layout else "nothing"), None
-    learned = tensor.numel() if layout is True else 0
-    if isinstance(layout, Layout):
-        learns, count = layout.kind, len(layout)
-        learned = count * (tensor[0].numel() if layout.slots is not None else 1)
-    note = "" if not one.mapped else "mapped"
-    note = note if tensor.is_floating_point() or tensor.is_complex() else f"{tensor.dtype} cannot learn"
-    return Line(one.names[0], tuple(one.names[1:]), tuple(tensor.shape), learns, count, learned, note)
+def _line(tensor: ModelTensor, learns: LearnedIndices | bool) -> Line:
+    values = tensor.tensor
+    kind, count, learned = "nothing", None, 0
+    if isinstance(learns, LearnedIndices):
+        kind, count = learns.kind, len(learns)
+        learned = count * (values[0].numel() if learns.kind == "rows" else 1)
+    elif learns:
+        kind, learned = "everything", values.numel()
+    note = "mapped" if tensor.mapped else ""
+    note = note if values.is_floating_point() or values.is_complex() else f"{values.dtype} cannot learn"
+    return Line(tensor.name, tuple(tensor.names[1:]), tuple(values.shape), kind, count, learned, note)

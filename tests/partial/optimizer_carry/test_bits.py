@@ -46,7 +46,7 @@ def learning(model):
         masks[name] = torch.full(weight.shape, weight.requires_grad)
         if isinstance(weight, fl.PartialTensor):
             masks[name] = torch.zeros(weight.shape, dtype=torch.bool).index_put_(
-                weight.selected.places, torch.tensor(True)
+                weight.learned_indices.index, torch.tensor(True)
             )
     return masks
 

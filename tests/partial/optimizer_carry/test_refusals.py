@@ -29,7 +29,7 @@ def test_a_wrong_optimizer_is_refused_and_left_as_it_was(make, says):
     with pytest.raises(fl.StaleOptimizerError, match=re.escape(says)):
         plan.carry(optimizer)
     assert_untouched(optimizer, before)
-    with pytest.raises(TypeError, match=re.escape("optimizer: int is no torch.optim.Optimizer")):
+    with pytest.raises(TypeError, match=re.escape("optimizer: expected a torch.optim.Optimizer, got int")):
         plan.carry(3)
 
 
@@ -57,7 +57,7 @@ def test_adafactor_goes_on_where_the_same_rows_learn_and_is_refused_where_others
     assert all(torch.equal(value, was[0][key]) for key, value in state.items())
     plan = fl.train_only(model, {"embed.weight": fl.rows([3, 7])})
     before = snapshot(optimizer)
-    with pytest.raises(fl.StaleOptimizerError, match=re.escape("Adafactor: embed.weight: its state 'col_var' belongs")):
+    with pytest.raises(fl.StaleOptimizerError, match="Adafactor: embed.weight: its state 'col_var' does not belong"):
         plan.carry(optimizer)
     assert_untouched(optimizer, before)
 
@@ -113,7 +113,7 @@ def test_entries_of_one_row_that_are_not_of_one_age_cannot_share_the_count_of_th
     steps(model, optimizer)
     fl.train_only(model, {"embed.weight": entries_of("embed.weight", 0, 1)}).carry(optimizer)
     plan = fl.train_only(model, {"embed.weight": fl.rows([0])})
-    with pytest.raises(fl.StaleOptimizerError, match=re.escape("RowAdamW: embed.weight: its state 'step' belongs")):
+    with pytest.raises(fl.StaleOptimizerError, match="RowAdamW: embed.weight: its state 'step' does not belong"):
         plan.carry(optimizer)
 
 

@@ -91,7 +91,7 @@ def test_rows_of_a_mapped_table_go_on(tmp_path):
                 optimizer.zero_grad()
                 (module(torch.arange(V)) ** 2).sum().backward()
                 optimizer.step()
-    after = embed.weight.joined()
+    after = embed.weight.merged()
     assert torch.equal(after[[7, 3]], dense.weight[[7, 3]])
     others = [0, 1, 2, 4, 6, 8, 9, 10, 11]
     assert torch.equal(after[others], start[others])
