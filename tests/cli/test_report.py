@@ -1,4 +1,4 @@
-"""`frostline report` from a run folder to a page or to TensorBoard's files, and what it says to wrong input."""
+"""`frostline report` writes a page or TensorBoard's files from a run folder, and answers wrong input in one line."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_the_page_lies_in_the_run_folder_and_its_path_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_in_the_run_folder_and_its_path_is_printed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("plotly", reason="the page's charts need plotly, of the extra report")
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     assert (run / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
-def test_the_page_goes_where_it_is_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_is_written_where_o_says(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("plotly", reason="the page's charts need plotly, of the extra report")
     assert main(["report", str(run), "-o", str(tmp_path / "own.html")]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'own.html'}\n"
@@ -49,12 +49,12 @@ def test_tensorboards_files_are_written_instead_of_a_page(
     ("files", "says"),
     [
         (None, "run: no such folder"),
-        ({}, "run: nothing of a run in it"),
-        ({"notes.txt": "hello"}, "run: nothing of a run in it"),
+        ({}, "run: no file of a run in it"),
+        ({"notes.txt": "hello"}, "run: no file of a run in it"),
         ({"plan.json": '{\n"tensors": oops}'}, "plan.json:2: damaged: "),
         ({"curves.jsonl": '{"step": 0}\n\n'}, "curves.jsonl:2: damaged: "),
         ({"record.safetensors": "short"}, "record.safetensors: damaged: "),
-        ({"movement.safetensors": "short"}, "movement.safetensors: damaged: "),
+        ({"row_changes.safetensors": "short"}, "row_changes.safetensors: damaged: "),
     ],
 )
 def test_wrong_input_gets_one_line_and_exit_code_2(

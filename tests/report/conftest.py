@@ -1,4 +1,4 @@
-"""Three run folders: one that a Recorder left, with hostile words; one of a tagger; one with an explanation."""
+"""Three run folders: of a Recorder, with hostile words; of a tagger; with an explanation and a confusion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 
 import frostline as fl
 from frostline import tagger
-from frostline.record import Movement, describe_run
+from frostline.record import RowChanges, describe_run
+from frostline.tagger.training.run_folder import write_run_folder
 from frostline.vectors import Vectors
 
 HOSTILE = [
@@ -68,14 +69,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vectors = Vectors(
         ["met", "today", "ada", "then"], torch.randn(4, 6, generator=torch.Generator().manual_seed(0)).numpy()
     )
-    run = tagger.train(sentences, sentences, vectors, epochs=3, options=tagger.Options(hidden=8, hide=0.0))
+    run = tagger.train(sentences, sentences, vectors, epochs=3, config=tagger.TaggerConfig(hidden=8, unk_dropout=0.0))
     run.tagger.save(folder)
-    tagger.leave(folder, run, title="A tagger", facts={"sentences": "4"})
+    write_run_folder(folder, run, title="A tagger", facts={"sentences": "4"})
     return folder
 
 
 class Explained:
-    """As an explanation says itself."""
+    """Stands in for an Explanation."""
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -92,11 +93,18 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before, after = torch.zeros(30, 3), torch.arange(90.0).reshape(30, 3)
     words = [f"word{row}" for row in range(30)]
     after[20:] = 0
+    counts = [[3, 1, 0], [0, 2, 1], [1, 0, 0]]
     describe_run(
         folder,
         explanation=Explained(),
         audit={"frozen_compared": 30, "frozen_moved": 2, "learned_rows": 20, "learned_rows_moved": 20},
+        confusion={
+            "types": ["LOC", "<b>"],
+            "rows": "gold",
+            "columns": "predicted",
+            "counts": counts,
+        },
         curves=[{"run": run, "epoch": epoch, "loss": 1 / epoch} for run in ("a", "b/..") for epoch in (1, 2, 3)],
-        movement=Movement.of(words, before, after, torch.arange(20), range(20, 30)),
+        row_changes=RowChanges.from_tables(words, before, after, torch.arange(20), range(20, 30)),
     )
     return folder

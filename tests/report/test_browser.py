@@ -1,7 +1,7 @@
-"""The page in a browser: no error, no request, a tree that opens, charts that draw, words that stay words.
+"""The page in a browser: no error, no request, a tree that opens, charts that draw, words shown literally.
 
-It needs chromium and chromedriver (Debian: `apt-get install chromium chromium-driver`). Without them the tests are left
-out, but not where CI runs: there they fail.
+Needs chromium and chromedriver (Debian: `apt-get install chromium chromium-driver`). Without them the tests are
+skipped, but in CI they fail.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ FLAGS = (
 DRAWN = """
 return [...document.querySelectorAll(".chart")].map(chart => ({
     svg: chart.querySelectorAll("svg.main-svg").length,
-    drawn: chart.querySelectorAll(".scatterlayer .js-line, .scatterlayer .point, .barlayer .point path").length,
+    drawn: chart.querySelectorAll(
+        ".scatterlayer .js-line, .scatterlayer .point, .barlayer .point path, .heatmaplayer image").length,
 }));
 """
 
@@ -33,8 +34,8 @@ return [...document.querySelectorAll(".chart")].map(chart => ({
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     found = shutil.which("chromium"), shutil.which("chromedriver")
     if None in found:
-        says = "chromium and chromedriver are not installed: apt-get install chromium chromium-driver"
-        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(says)
+        message = "chromium and chromedriver are not installed: apt-get install chromium chromium-driver"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(message)
     from selenium.webdriver import Chrome
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -63,7 +64,7 @@ def page(request: pytest.FixtureRequest, browser: Any, tmp_path: Path) -> Any:
 
 
 def until(driver: Any, holds: Callable[[Any], bool]) -> None:
-    """Wait for what the page does by itself; fail where it does not happen."""
+    """Wait until `holds`; fail after ten seconds."""
     from selenium.webdriver.support.wait import WebDriverWait
 
     WebDriverWait(driver, 10).until(holds)

@@ -1,10 +1,10 @@
-"""Charts hold the numbers that were recorded, and their words as text."""
+"""Charts hold the values that were recorded, and show words literally."""
 
 import numpy as np
 import pytest
 import torch
 
-from frostline.record import Movement, Recorded
+from frostline.record import Recorded, RowChanges
 
 charts = pytest.importorskip("frostline.report.charts")
 Curve = pytest.importorskip("frostline.report.contents").Curve
@@ -32,20 +32,20 @@ def test_of_a_very_long_curve_evenly_spread_points_are_drawn_and_the_last():
     assert set(np.diff(line.x)) == {51}
 
 
-def test_entries_are_lines_named_by_their_place():
-    one = Recorded("tensor", [0, 5], torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
-    figure = charts.entries("bias", one)
+def test_entries_are_lines_named_by_their_index():
+    recorded = Recorded("tensor", [0, 5], torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
+    figure = charts.entries("bias", recorded)
     assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
         ("[0, 0]", [0, 5], [1.0, 3.0]),
         ("[0, 1]", [0, 5], [2.0, 4.0]),
     ]
 
 
-def test_of_many_entries_those_that_went_furthest_are_drawn_though_they_came_back():
+def test_of_many_entries_those_that_moved_furthest_are_drawn_though_they_came_back():
     values = torch.zeros(3, 100)
     values[1, 60:] = torch.arange(40.0) + 1
     figure = charts.entries("big", Recorded("tensor", [0, 1, 2], values))
-    assert [line.name for line in figure.data] == [f"[{place}]" for place in range(60, 100)]
+    assert [line.name for line in figure.data] == [f"[{index}]" for index in range(60, 100)]
     assert "40 entries that moved furthest of 100" in figure.layout.title.text
 
 
@@ -62,24 +62,26 @@ def test_bars_have_the_furthest_word_on_top_and_at_most_25():
 
 
 def test_a_histogram_counts_every_row_that_has_a_finite_distance():
-    figure = charts.spread(np.array([0.0, 1.0, 1.0, 2.0, np.nan]))
+    figure = charts.histogram(np.array([0.0, 1.0, 1.0, 2.0, np.nan]))
     assert sum(figure.data[0].y) == 4
 
 
-def test_on_the_map_of_a_movement_frozen_rows_are_grey_and_moved_rows_begin_and_end():
+def test_on_the_map_frozen_rows_are_grey_and_moved_rows_have_a_start_and_an_end():
     before, after = torch.zeros(3, 3), torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 0]])
-    moved = Movement.of(["a", "b", "c"], before, after, torch.tensor([0, 1]), [2])
-    frozen, ways, start, end = charts.travel(moved).data
+    changes = RowChanges.from_tables(["a", "b", "c"], before, after, torch.tensor([0, 1]), [2])
+    frozen, paths, start, end = charts.map_of_changes(changes).data
     assert (frozen.name, list(frozen.text)) == ("frozen", ["c"])
-    assert len(ways.x) == 2 * 3
-    assert np.isnan(ways.x[2])
-    went = np.hypot(np.array(end.x) - start.x, np.array(end.y) - start.y)
-    assert went.tolist() == pytest.approx([2, 1])
+    assert len(paths.x) == 2 * 3
+    assert np.isnan(paths.x[2])
+    distances = np.hypot(np.array(end.x) - start.x, np.array(end.y) - start.y)
+    assert distances.tolist() == pytest.approx([2, 1])
     assert list(end.customdata) == ["a", "b"]
 
 
 def test_recorded_rows_that_never_moved_are_grey_on_the_map():
-    figure = charts.paths(rows([[[0, 0], [1, 1], [5, 0]], [[3, 4], [1, 1], [5, 1]]], ["far", "still", "near"]))
+    figure = charts.map_of_recorded(
+        rows([[[0, 0], [1, 1], [5, 0]], [[3, 4], [1, 1], [5, 1]]], ["far", "still", "near"])
+    )
     frozen, _, start, end = figure.data
     assert (list(frozen.text), list(end.customdata)) == (["still"], ["far", "near"])
     assert len(start.x) == 2
@@ -90,21 +92,22 @@ def test_recorded_rows_that_never_moved_are_grey_on_the_map():
 def test_any_recorded_rows_have_charts(shape, fill):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values[-1, 0] = fill
-    one = Recorded("rows", list(range(shape[0])), values, ["word"] * shape[1])
-    for figure in (charts.paths(one), charts.distances("w", one), charts.entries("w", one)):
+    recorded = Recorded("rows", list(range(shape[0])), values, ["word"] * shape[1])
+    for figure in (charts.map_of_recorded(recorded), charts.distances("w", recorded), charts.entries("w", recorded)):
         assert len(figure.data) >= 1
         assert "NaN" not in figure.to_json()
 
 
-def test_words_stand_as_text_and_no_tag_is_obeyed():
+def test_words_are_shown_literally_and_no_tag_takes_effect():
     hostile = "<b>bold</b><script>x</script>"
-    one = rows([[[0, 0]], [[1, 1]]], [hostile])
+    recorded = rows([[[0, 0]], [[1, 1]]], [hostile])
     far = np.array([1.0])
     figures = [
-        charts.paths(one),
-        charts.distances("w", one),
+        charts.map_of_recorded(recorded),
+        charts.distances("w", recorded),
         charts.furthest([hostile], far),
-        charts.entries(hostile, one),
+        charts.entries(hostile, recorded),
+        charts.confusion([hostile], "gold", "predicted", [[1, 0], [0, 0]]),
     ]
     figures.append(charts.curves([Curve(hostile, hostile, "step", [1, 2], [1.0, 2.0])]))
     for figure in figures:
@@ -113,11 +116,31 @@ def test_words_stand_as_text_and_no_tag_is_obeyed():
         assert "&lt;b&gt;" in text.encode().decode("unicode_escape")
 
 
-def test_a_word_that_is_no_unicode_does_no_harm():
+def test_a_word_that_is_not_valid_unicode_is_drawn():
     figure = charts.furthest(["caf\udce9"], np.array([1.0]))
     assert figure.layout.yaxis.ticktext == ("caf?",)
 
 
+def test_every_row_weighs_the_same_in_the_plane_of_movement():
+    before = np.zeros((4, 3))
+    after = np.array([[0, 1, 0], [0, 1, 0], [0, 1, 0], [100.0, 0, 0]])
+    plane = charts.plane_of_movement(before, after)
+    assert np.abs(plane[:, 0]).argmax() == 1
+    assert plane.T @ plane == pytest.approx(np.eye(2), abs=1e-6)
+
+
+def test_the_confusion_chart_shows_each_count_and_the_share_of_its_row():
+    figure = charts.confusion(["LOC", "PER"], "gold", "predicted", [[8, 1, 1], [0, 4, 0], [2, 0, 0]])
+    shade, text = figure.data
+    assert [list(row) for row in shade.z] == [[0.8, 0.1, 0.1], [0, 1, 0], [1, 0, 0]]
+    assert set(zip(text.x, text.y, text.text, strict=True)) == {
+        *((0, 0, "8"), (1, 0, "1"), (2, 0, "1"), (1, 1, "4"), (0, 2, "2")),
+    }
+    assert figure.layout.yaxis.ticktext == figure.layout.xaxis.ticktext == ("LOC", "PER", "nothing")
+    assert (figure.layout.yaxis.title.text, figure.layout.xaxis.title.text) == ("gold", "predicted")
+    assert figure.layout.yaxis.autorange == "reversed"  # the first row is on top
+
+
 def test_words_on_the_map_do_not_touch():
     ends = np.array([[0.5, 0.5], [0.51, 0.5], [0.5, 0.9], [0.0, 0.5]])
-    assert charts._with_room(ends, ["first", "near", "far", "outside"]) == {0, 2}
+    assert charts._without_overlap(ends, ["first", "near", "far", "outside"]) == {0, 2}

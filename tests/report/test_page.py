@@ -1,4 +1,4 @@
-"""The page is one file, says what is there and what is missing, and takes no word for a tag."""
+"""The page is one file, shows what is there, names what is missing, and escapes every word."""
 
 import html
 import json
@@ -17,7 +17,7 @@ pytest.importorskip("plotly", reason="the page's charts need plotly, of the extr
 
 
 def own(path):
-    """The page without plotly's script."""
+    """Return the page without plotly's script."""
     text = path.read_text(encoding="utf-8")
     return re.sub(r"<script>/\*\*.*?</script>", "", text, flags=re.S)
 
@@ -28,7 +28,7 @@ def words_of(path):
 
 
 class Tags(HTMLParser):
-    """Counts tags, and stops where one is not closed."""
+    """Collects tags and links, and asserts that every tag is closed."""
 
     def __init__(self, text):
         super().__init__()
@@ -61,7 +61,7 @@ def test_the_page_is_one_file_that_asks_for_no_other(written):
     assert [path.name for path in written.parent.iterdir()] == ["page.html"]
 
 
-def test_words_and_titles_of_the_run_are_text(written):
+def test_words_and_titles_of_the_run_are_escaped(written):
     tags = Tags(own(written))
     assert tags.seen.count("script") == 2  # the data of the charts and what draws them; plotly is left out here
     assert "Some <words> & a bias" in words_of(written)
@@ -75,20 +75,20 @@ def test_words_and_titles_of_the_run_are_text(written):
     assert not [tick for tick in ticks if "<" in tick]
 
 
-def test_the_figures_come_first_then_the_sections(written):
+def test_the_key_figures_come_first_then_the_sections(written):
     text = words_of(written)
-    places = [
+    positions = [
         text.index(part) for part in ("of the model learns", "What learns", "Curves", "How far rows moved", "Audit")
     ]
-    assert places == sorted(places)
-    assert "25.7 % of the model learns: 54 of 210 numbers" in text
+    assert positions == sorted(positions)
+    assert "25.7 % of the model learns: 54 of 210 parameters" in text
 
 
-def test_what_is_missing_is_said_in_one_line_each(tmp_path):
+def test_each_missing_file_is_named_in_one_line(tmp_path):
     describe_run(tmp_path, title="Nothing but a title")
     text = words_of(write_page(tmp_path, tmp_path / "page.html"))
     assert "Nothing but a title" in text
-    for says in ("No plan.json and no explanation.json here", "No curve here", "No rows here", "No audit.json here"):
+    for says in ("No plan.json and no explanation.json here", "No curves here", "No rows here", "No audit.json here"):
         assert says in text
 
 
@@ -96,22 +96,22 @@ def test_what_is_missing_is_said_in_one_line_each(tmp_path):
 def test_every_run_folder_has_a_page_with_its_charts(run, request, tmp_path):
     page = write_page(request.getfixturevalue(run), tmp_path / "page.html")
     text = own(page)
-    places = re.findall(r'class="chart" id="(.*?)"', text)
+    elements = re.findall(r'class="chart" id="(.*?)"', text)
     data = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
-    assert list(data) == places
-    assert len(places) >= 4
-    assert "No curve here" not in text
+    assert list(data) == elements
+    assert len(elements) >= 4
+    assert "No curves here" not in text
 
 
 def test_an_explanation_is_coloured_and_alarms_are_counted(explained, tmp_path):
     text = own(write_page(explained, tmp_path / "page.html"))
-    assert '<div class="bad"><b>1</b><span>tensors that hardly do what was meant</span></div>' in text
+    assert '<div class="bad"><b>1</b><span>tensors with an alarm</span></div>' in text
     assert '<div class="bad"><b>2 of 30</b>' in text
     assert "<code>model.py:31</code>" in text
     assert "detach &lt;here&gt;" in text
 
 
-def test_a_cut_that_explain_finds_stands_on_the_page_with_its_line(tmp_path):
+def test_a_cut_that_explain_finds_is_on_the_page_with_its_line(tmp_path):
     layers = torch.nn.ModuleDict({"first": torch.nn.Linear(2, 2), "second": torch.nn.Linear(2, 1)})
 
     def loss():
@@ -122,13 +122,13 @@ def test_a_cut_that_explain_finds_stands_on_the_page_with_its_line(tmp_path):
     describe_run(tmp_path, explanation=fl.explain(layers, loss, optimizer))
     page = write_page(tmp_path, tmp_path / "page.html")
     assert f"test_page.py:{line}</code>" in own(page)
-    assert "2 tensors that hardly do what was meant" in words_of(page)
+    assert "2 tensors with an alarm" in words_of(page)
     assert "2 cut 2 learns" in words_of(page)
 
 
-def test_a_trained_tagger_shows_that_no_frozen_number_moved(trained, tmp_path):
+def test_a_trained_tagger_shows_that_no_frozen_value_moved(trained, tmp_path):
     text = words_of(write_page(trained, tmp_path / "page.html"))
-    assert "0 of 30 frozen numbers moved, bit by bit" in text  # 4 known words and the padding row, 6 numbers each
+    assert "0 of 30 frozen values moved, bit by bit" in text  # 4 known words and the padding row, 6 values each
     assert "learns in part" in text
     assert "sentences 4" in text
 
@@ -139,7 +139,7 @@ def test_the_same_folder_gives_the_same_page(recorded, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["missing", "empty"])
-def test_what_is_no_run_folder_is_one_line(name, tmp_path):
+def test_a_folder_without_a_run_is_one_line(name, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").touch()
     with pytest.raises(fl.RunFolderError) as caught:
@@ -169,7 +169,7 @@ def test_rows_of_which_none_moved_have_no_map(tmp_path):
         recorder()
     text = words_of(write_page(tmp_path / "run", tmp_path / "page.html"))
     assert "How far rows moved" in text
-    assert "Where they went" not in text
+    assert "Where they moved" not in text
 
 
 def test_a_run_of_a_recorder_alone_has_the_name_of_its_folder(tmp_path):
@@ -177,4 +177,4 @@ def test_a_run_of_a_recorder_alone_has_the_name_of_its_folder(tmp_path):
         recorder(loss=1.0)
     text = words_of(write_page(tmp_path / "first", tmp_path / "page.html"))
     assert "The run in first" in text
-    assert "What was recorded" in text
+    assert "Recorded tensors" in text

@@ -1,4 +1,4 @@
-"""What TensorBoard is given, read back by TensorBoard's own reader."""
+"""The files for TensorBoard, read back by TensorBoard's own reader."""
 
 import sys
 
@@ -20,7 +20,7 @@ def read(folder):
     return found
 
 
-def test_scalars_are_the_numbers_of_the_record_at_their_steps(recorded, tmp_path):
+def test_scalars_are_those_of_the_record_at_their_steps(recorded, tmp_path):
     found = read(write_tensorboard(recorded, tmp_path / "logs"))
     record = read_record(recorded)
     for name in ("loss", "norm"):
@@ -69,15 +69,15 @@ def test_the_projector_has_a_word_for_each_row(recorded, trained, tmp_path):
 
 def test_the_last_rows_of_the_record_are_the_table_after(recorded, tmp_path):
     folder = write_tensorboard(recorded, tmp_path / "logs")
-    one = read_record(recorded)["words"]
+    words = read_record(recorded)["words"]
     tables = {table.parent.parent.name: table for table in folder.rglob("tensors.tsv")}
     assert sorted(tables) == ["00000", "00020"]
-    for step, values in (("00000", one.values[0]), ("00020", one.values[-1])):
-        rows = [[float(number) for number in line.split("\t")] for line in tables[step].read_text().splitlines()]
+    for step, values in (("00000", words.values[0]), ("00020", words.values[-1])):
+        rows = [[float(value) for value in line.split("\t")] for line in tables[step].read_text().splitlines()]
         assert torch.equal(torch.tensor(rows), values)
 
 
-def test_values_that_are_no_numbers_do_no_harm(tmp_path):
+def test_values_that_are_not_finite_are_left_out_of_histograms(tmp_path):
     value = torch.tensor([1.0, float("nan")])
     with fl.Recorder(tmp_path / "run", {"value": value, "rows": (value, {"a": 0, "b": 1})}) as recorder:
         recorder(loss=float("inf"))
@@ -88,11 +88,11 @@ def test_values_that_are_no_numbers_do_no_harm(tmp_path):
     assert found.Scalars("loss")[0].value == float("inf")
 
 
-def test_a_folder_that_holds_something_is_refused(recorded, tmp_path):
+def test_a_folder_that_is_not_empty_is_refused(recorded, tmp_path):
     (tmp_path / "notes").touch()
-    with pytest.raises(fl.RunFolderError, match="holds something already, which would be mixed up"):
+    with pytest.raises(fl.RunFolderError, match="not an empty folder, so the runs would be mixed up"):
         write_tensorboard(recorded, tmp_path)
-    with pytest.raises(fl.RunFolderError, match="holds something already"):
+    with pytest.raises(fl.RunFolderError, match="not an empty folder"):
         write_tensorboard(recorded, tmp_path / "notes")
 
 

@@ -1,4 +1,4 @@
-"""The tree shows each tensor once with its verdict, alarms open and first, and obeys no tag."""
+"""The tree shows each tensor once with its verdict, alarms open and first, and escapes every name."""
 
 import re
 
@@ -47,9 +47,9 @@ def test_an_explanation_has_the_last_word_and_the_plan_the_sizes():
     assert [leaf.name for leaf in rest] == ["a.b", "head"]
 
 
-def test_groups_of_rows_and_tied_names_are_reasons_but_no_note_is_said_twice():
-    said = {"verdict": "learns in part", "reason": "", "groups": {"learns": 1200, "zero gradient": 3}}
-    (leaf,) = leaves(None, {"a": said | {"notes": ["zero gradient", "tied"], "tied": ["b", "c"]}})
+def test_groups_of_rows_and_tied_names_are_reasons_and_no_note_is_repeated():
+    finding = {"verdict": "learns in part", "reason": "", "groups": {"learns": 1200, "zero gradient": 3}}
+    (leaf,) = leaves(None, {"a": finding | {"notes": ["zero gradient", "tied"], "tied": ["b", "c"]}})
     assert leaf.reason == "1,200 learns, 3 zero gradient; tied to b, c; zero gradient"
 
 
@@ -78,10 +78,10 @@ def test_the_legend_counts_verdicts_the_worst_first():
 
 
 def test_what_was_to_learn_and_does_not_is_not_counted_as_learning():
-    line = {"shape": [4], "learns": "everything", "count": None, "learned": 4, "total": 4}
-    plan = {"tensors": {"a.w": line, "a.b": line}}
-    assert "4 of 8 numbers learn, 1 alarm<" in tree(leaves(plan, EXPLAINED))
-    assert "8 of 8 numbers learn<" in tree(leaves(plan, None))
+    tensor = {"shape": [4], "learns": "everything", "count": None, "learned": 4, "total": 4}
+    plan = {"tensors": {"a.w": tensor, "a.b": tensor}}
+    assert "4 of 8 parameters learn, 1 alarm<" in tree(leaves(plan, EXPLAINED))
+    assert "8 of 8 parameters learn<" in tree(leaves(plan, None))
 
 
 def test_a_module_that_only_holds_another_is_one_line():
@@ -91,7 +91,7 @@ def test_a_module_that_only_holds_another_is_one_line():
 
 def test_names_and_reasons_are_escaped():
     hostile = "<script>alert('x')</script>"
-    said = {"verdict": hostile, "reason": hostile, "where": hostile, "notes": [hostile]}
-    html = tree(leaves(None, {f"{hostile}.a": said, f"a.{hostile}": said})) + legend(leaves(None, {"a": said}))
+    finding = {"verdict": hostile, "reason": hostile, "where": hostile, "notes": [hostile]}
+    html = tree(leaves(None, {f"{hostile}.a": finding, f"a.{hostile}": finding})) + legend(leaves(None, {"a": finding}))
     assert "<script" not in html
     assert html.count("&lt;script&gt;") > 5

@@ -1,11 +1,11 @@
-"""`frostline report`: one page of HTML from a run folder, or TensorBoard's files."""
+"""`frostline report`: one page of HTML from a run folder, or files for TensorBoard."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "one page of HTML from a run folder: what learned, curves, movement, audit"
+HELP = "one page of HTML from a run folder: what learned, curves, rows that moved, audit"
 
 _EXAMPLES = """\
 examples:
@@ -13,8 +13,8 @@ examples:
   frostline report model -o /tmp/model.html
   frostline report runs/first --tensorboard logs/first
 
-A run folder is what fl.Recorder, `frostline tagger train --out DIR` or `frostline demo` leaves behind. The page is one
-file that needs no network. It needs the extra: pip install 'frostline[report]'."""
+A run folder is written by fl.Recorder, `frostline tagger train --out DIR` or `frostline demo`. The page is one file
+that needs no network. Needs the extra: pip install 'frostline[report]'."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -23,12 +23,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_folder", metavar="RUN", type=Path, help="the run folder")
     parser.add_argument("-o", dest="out", metavar="FILE", type=Path, help="the page (default RUN/report.html)")
     parser.add_argument(
-        "--tensorboard", metavar="DIR", type=Path, help="write TensorBoard's files there instead of a page"
+        "--tensorboard", metavar="DIR", type=Path, help="write files for TensorBoard there instead of a page"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write what was asked for and say where it is; return 0."""
+    """Write the page or the files for TensorBoard and print the path; return 0."""
     from frostline.report import write_page, write_tensorboard
 
     if args.tensorboard is not None:

@@ -1,11 +1,10 @@
-"""What a run left behind, for people to look at: one page of HTML, or TensorBoard's files.
+"""Reports drawn from a run folder: one page of HTML, or files for TensorBoard.
 
-contents.py      everything that a run folder holds
+contents.py      read everything in a run folder
 tree.py          what learns: the modules of a model, coloured by verdict
-charts.py        curves, movement, maps, as plotly figures
-page.py          the page: one file, readable without a network
-style.css        how it looks
-page.js          draws the charts, follows the light and dark of the system
+charts.py        curves, maps, confusion, as plotly figures
+sections.py      the sections of the page
+page.py          the page: one file, readable without a network (style.css, page.js)
 tensorboard.py   the same for TensorBoard
 """
 

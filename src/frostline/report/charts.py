@@ -1,12 +1,12 @@
-"""The charts of a run as plotly figures: curves, what was recorded, movement, and maps of rows that moved.
+"""The charts of a run as plotly figures: curves, recorded values, distances, maps of rows that moved, confusion.
 
 Letters used for shapes in this file:
     P  points of a trajectory         D  width of a row
     R  rows that moved                N  rows on a map
 
-Figures carry no colours of background or text: the page sets them, light or dark. Words come from the run and stand in
-plotly's own small HTML, so they are escaped. Colours are near Okabe and Ito's, which people with any colour vision can
-tell apart, and can be seen on light and on dark.
+Figures set no background and no text colour: the page sets both, light or dark. Words come from the run, and plotly
+reads text as HTML, so they are escaped. The colours are close to Okabe and Ito's: distinct for people with any colour
+vision, visible on light and on dark.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from frostline.errors import MissingExtraError
-from frostline.record import Movement, Recorded
+from frostline.record import Recorded, RowChanges
 from frostline.report.contents import Curve
 
 if TYPE_CHECKING:
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 BLUE, ORANGE, GREEN, GREY = "#2F86C4", "#D55E00", "#009E73", "#8A949C"
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7A5C3E")
-_BARS, _LINES, _POINTS = 25, 40, 2000  # rows with a bar, lines of one chart, points of a curve
-_MAPPED, _NAMED = 150, 40  # rows on a map, words written on it
+_MOST_BARS, _MOST_LINES, _MOST_POINTS = 25, 40, 2000  # of one chart; points: of one curve
+_MOST_MAPPED, _MOST_LABELS = 150, 40  # rows on a map, words written on it
 
 
 def curves(lines: Sequence[Curve]) -> Figure:
-    """One quantity over epochs or steps, a line for each run; of more than 2,000 points evenly spread ones."""
+    """Draw one quantity over epochs or steps, a line per run; of more than 2,000 points evenly spread ones."""
     figure = _figure(lines[0].quantity)
     for line, colour in zip(lines, _colours(len(lines)), strict=True):
-        every = -(-len(line.x) // _POINTS)
+        every = -(-len(line.x) // _MOST_POINTS)
         figure.add_scatter(
             x=line.x[::-every][::-1], y=line.y[::-every][::-1], mode="lines" if len(line.x) > 1 else "markers",
             name=_text(line.run or line.quantity), line={"color": colour, "width": 2},
@@ -46,44 +46,44 @@ def curves(lines: Sequence[Curve]) -> Figure:
         )  # fmt: skip
     figure.update_layout(showlegend=len(lines) > 1, xaxis_title=lines[0].axis)
     if max(line.x[-1] - line.x[0] for line in lines) <= 10:
-        figure.update_xaxes(dtick=1)  # there is no half an epoch
+        figure.update_xaxes(dtick=1)  # no ticks between two epochs
     return figure
 
 
-def entries(name: str, one: Recorded) -> Figure:
-    """The entries of a small tensor over steps; of more than 40, those that moved furthest."""
-    values = _drawable(one.values.flatten(1))  # (P, n)
-    places = np.argsort(-_moved(values), kind="stable")[:_LINES]
-    left_out = values.shape[1] - len(places)
+def entries(name: str, recorded: Recorded) -> Figure:
+    """Draw the entries of a small tensor over steps; of more than 40, those that moved furthest."""
+    values = _finite(recorded.values.flatten(1))  # (P, n)
+    drawn = np.sort(np.argsort(-_ranges(values), kind="stable")[:_MOST_LINES])
+    left_out = values.shape[1] - len(drawn)
     figure = _figure(
-        name + (f": the {len(places)} entries that moved furthest of {values.shape[1]:,}" if left_out else "")
+        name + (f": the {len(drawn)} entries that moved furthest of {values.shape[1]:,}" if left_out else "")
     )
-    for place, colour in zip(sorted(places.tolist()), _colours(len(places)), strict=True):
-        index = ", ".join(str(int(part)) for part in np.unravel_index(place, one.values.shape[1:]))
+    for entry, colour in zip(drawn.tolist(), _colours(len(drawn)), strict=True):
+        index = ", ".join(str(int(part)) for part in np.unravel_index(entry, recorded.values.shape[1:]))
         figure.add_scatter(
-            x=one.steps, y=values[:, place], name=f"[{index}]", mode="lines", line={"color": colour, "width": 2},
+            x=recorded.steps, y=values[:, entry], name=f"[{index}]", mode="lines", line={"color": colour, "width": 2},
             hovertemplate="step %{x}: %{y:.6g}",
         )  # fmt: skip
-    figure.update_layout(showlegend=1 < len(places) <= 12, xaxis_title="step")
+    figure.update_layout(showlegend=1 < len(drawn) <= 12, xaxis_title="step")
     return figure
 
 
-def distance(one: Recorded) -> Floats:
-    """How far each recorded row is from where it began, at each point, shape (P, R)."""
-    values = _rows(one)  # (P, R, D)
+def distance(recorded: Recorded) -> Floats:
+    """Return the distance of each recorded row from its start, at each point, shape (P, R)."""
+    values = _rows(recorded)  # (P, R, D)
     found: Floats = np.linalg.norm(values - values[:1], axis=2)
     return found
 
 
-def distances(name: str, one: Recorded) -> Figure:
-    """How far each recorded row is from where it began, over steps; of more than 40, those that went furthest."""
-    far = distance(one)
-    furthest = np.argsort(-far[-1], kind="stable")[:_LINES]
+def distances(name: str, recorded: Recorded) -> Figure:
+    """Draw the distance of each recorded row from its start over steps; of more than 40, those that ended furthest."""
+    far = distance(recorded)
+    furthest = np.argsort(-far[-1], kind="stable")[:_MOST_LINES]
     figure = _figure(f"{name}: distance from the start")
-    words = one.words or []
+    words = recorded.words or []
     for row, colour in zip(furthest.tolist(), _colours(len(furthest)), strict=True):
         figure.add_scatter(
-            x=one.steps, y=far[:, row], name=_text(words[row]), mode="lines", line={"color": colour, "width": 2},
+            x=recorded.steps, y=far[:, row], name=_text(words[row]), mode="lines", line={"color": colour, "width": 2},
             hovertemplate="step %{x}: %{y:.4g}",
         )  # fmt: skip
     figure.update_layout(showlegend=len(furthest) <= 12, xaxis_title="step")
@@ -91,10 +91,10 @@ def distances(name: str, one: Recorded) -> Figure:
 
 
 def furthest(words: Sequence[str], far: Floats, name: str = "") -> Figure:
-    """A bar for each of the 25 words that moved furthest, the furthest on top; `far` has shape (R,)."""
-    order = np.argsort(-far, kind="stable")[:_BARS][::-1]
-    what = f"the {len(order)} rows that moved furthest" if len(order) < len(far) else "how far each row moved"
-    figure = _figure(f"{name}: {what}" if name else what)
+    """Draw a bar for each of the 25 words that moved furthest, the furthest on top; `far` has shape (R,)."""
+    order = np.argsort(-far, kind="stable")[:_MOST_BARS][::-1]
+    title = f"the {len(order)} rows that moved furthest" if len(order) < len(far) else "how far each row moved"
+    figure = _figure(f"{name}: {title}" if name else title)
     figure.add_bar(
         x=far[order], y=np.arange(len(order)), orientation="h", width=0.7, marker={"color": BLUE, "line": {"width": 0}},
         text=[_text(words[row]) for row in order.tolist()], textposition="none",
@@ -106,8 +106,8 @@ def furthest(words: Sequence[str], far: Floats, name: str = "") -> Figure:
     return figure
 
 
-def spread(far: Floats) -> Figure:
-    """How far all rows moved, as a histogram; `far` has shape (R,)."""
+def histogram(far: Floats) -> Figure:
+    """Draw how far all rows moved as a histogram; `far` has shape (R,)."""
     counts, edges = np.histogram(far[np.isfinite(far)], bins=min(40, max(8, len(far) // 8)))
     figure = _figure(f"all {len(far):,} rows that learn")
     spans = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges.tolist())]
@@ -119,74 +119,100 @@ def spread(far: Floats) -> Figure:
     return figure
 
 
-def travel(movement: Movement) -> Figure:
-    """The map of a movement: where rows began (rings), where they ended (dots), and the rows that stand still."""
-    learns = np.flatnonzero(movement.learns.numpy())[:_MAPPED]
-    rows = np.concatenate([learns, np.flatnonzero(~movement.learns.numpy())])
-    values = np.stack([_drawable(movement.before)[rows], _drawable(movement.after)[rows]])
-    return _map([movement.words[row] for row in rows.tolist()], values, len(learns))
+def map_of_changes(changes: RowChanges) -> Figure:
+    """Draw the map of rows before (rings) and after training (dots), and of frozen rows."""
+    learns = np.flatnonzero(changes.learns.numpy())[:_MOST_MAPPED]
+    rows = np.concatenate([learns, np.flatnonzero(~changes.learns.numpy())])
+    values = np.stack([_finite(changes.before)[rows], _finite(changes.after)[rows]])
+    return _map([changes.words[row] for row in rows.tolist()], values, len(learns))
 
 
-def paths(one: Recorded) -> Figure:
-    """The map of recorded rows: the whole way of each that moved; of many, the 150 that went furthest."""
-    values, far = _rows(one), distance(one)
-    order = np.argsort(-far[-1], kind="stable")[:_MAPPED]
+def map_of_recorded(recorded: Recorded) -> Figure:
+    """Draw the map of recorded rows: the path of each that moved; of many, the 150 that ended furthest."""
+    values, far = _rows(recorded), distance(recorded)
+    order = np.argsort(-far[-1], kind="stable")[:_MOST_MAPPED]
     stood = (far[:, order] == 0).all(axis=0)
     rows = np.concatenate([order[~stood], order[stood]])
-    words = one.words or []
+    words = recorded.words or []
     return _map([words[row] for row in rows.tolist()], values[:, rows], int((~stood).sum()))
 
 
-def plane(before: Floats, after: Floats) -> Floats:
-    """The two directions, at right angles, along which rows moved most; every row that moved has the same say.
+def plane_of_movement(before: Floats, after: Floats) -> Floats:
+    """Return the two orthogonal directions along which rows moved most; all rows that moved weigh the same.
 
     Args:
         before: Rows before, shape (R, D).
         after: The same rows after.
 
     Returns:
-        A plane of shape (D, 2), its second column 0 where there is one direction only. On the map `rows @ plane` a row
-        that stood still stands still exactly.
+        A plane of shape (D, 2); its second column is 0 if all moved along one direction. On the map `rows @ plane` a
+        row that did not move has exactly the same position before and after.
 
     Example:
         >>> before, after = np.zeros((3, 3)), np.array([[0.0, 5, 0], [0, -1, 0], [0, 0, 1]])
-        >>> abs(plane(before, after)).T.round(6).tolist()
+        >>> abs(plane_of_movement(before, after)).T.round(6).tolist()
         [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    ways = after - before
-    ways = ways[np.isfinite(ways).all(axis=1)]
-    ways = ways / np.maximum(np.linalg.norm(ways, axis=1, keepdims=True), 1e-300)
-    flat = np.zeros((before.shape[1], 2))
-    if len(ways):
-        _, _, directions = np.linalg.svd(ways, full_matrices=False)
-        found: Floats = directions[:2].T
-        flat[:, : found.shape[1]] = found
-    return flat
+    steps = after - before
+    steps = steps[np.isfinite(steps).all(axis=1)]
+    steps = steps / np.maximum(np.linalg.norm(steps, axis=1, keepdims=True), 1e-300)
+    found = np.zeros((before.shape[1], 2))
+    if len(steps):
+        _, _, directions = np.linalg.svd(steps, full_matrices=False)
+        found[:, : len(directions[:2])] = directions[:2].T
+    return found
+
+
+def confusion(types: Sequence[str], rows: str, columns: str, counts: Sequence[Sequence[int]]) -> Figure:
+    """Draw which type was taken for which: the count in each cell; its shade is the share of the row.
+
+    Args:
+        types: The names of T types.
+        rows, columns: What the rows and the columns are, such as "gold" and "predicted".
+        counts: T + 1 rows of T + 1 counts; the last row and the last column count entities without a partner.
+    """
+    labels = [_text(_short(name)) for name in (*types, "nothing")]
+    shares = [[count / max(sum(row), 1) for count in row] for row in counts]
+    cells = [(x, y, count) for y, row in enumerate(counts) for x, count in enumerate(row) if count]
+    figure = _figure("")
+    figure.add_heatmap(
+        z=shares, zmin=0, zmax=1, colorscale=[[0, "rgba(47,134,196,0)"], [1, "rgba(47,134,196,0.75)"]], showscale=False,
+        xgap=2, ygap=2, customdata=counts, hovertemplate="%{customdata:,} (%{z:.1%} of the row)<extra></extra>",
+    )  # fmt: skip
+    figure.add_scatter(  # a heatmap's own text would not follow the page's colour
+        x=[x for x, _, _ in cells], y=[y for _, y, _ in cells], text=[f"{count:,}" for _, _, count in cells],
+        mode="text", hoverinfo="skip", showlegend=False,
+    )  # fmt: skip
+    ticks = {"tickvals": list(range(len(labels))), "ticktext": labels, "showgrid": False}
+    figure.update_xaxes(title=_text(columns), side="top", **ticks)
+    figure.update_yaxes(title=_text(rows), autorange="reversed", **ticks)
+    figure.update_layout(height=150 + 36 * len(labels))
+    return figure
 
 
 def _map(words: Sequence[str], values: Floats, moved: int) -> Figure:
-    """The map of N rows at P times, `values` (P, N, D): the first `moved` of them learned, the others are grey."""
+    """Draw the map of N rows at P times, `values` (P, N, D): the first `moved` of them in colour, the others grey."""
     figure = _figure("")
-    places = values @ plane(values[0, :moved], values[-1, :moved])  # (P, N, 2)
-    ways, still = places[:, :moved], places[0, moved:]
+    points = values @ plane_of_movement(values[0, :moved], values[-1, :moved])  # (P, N, 2)
+    paths, still = points[:, :moved], points[0, moved:]
     if len(still):
         figure.add_scatter(
             x=still[:, 0], y=still[:, 1], mode="markers", name="frozen", marker={"color": GREY, "size": 5}, opacity=0.5,
             text=[_text(word) for word in words[moved:]], hovertemplate="%{text}, frozen<extra></extra>",
         )  # fmt: skip
-    gap = np.full((1, moved, 2), np.nan)  # ends the way of one row before that of the next
-    lines = np.concatenate([ways, gap]).transpose(1, 0, 2).reshape(-1, 2)
+    gap = np.full((1, moved, 2), np.nan)  # ends the path of one row before that of the next
+    lines = np.concatenate([paths, gap]).transpose(1, 0, 2).reshape(-1, 2)
     figure.add_scatter(
         x=lines[:, 0], y=lines[:, 1], mode="lines", line={"color": BLUE, "width": 1.2}, opacity=0.5, hoverinfo="skip",
         showlegend=False,
     )  # fmt: skip
-    low, high = _bounds(ways)
-    named = _with_room((ways[-1] - low) / (high - low), [_short(word) for word in words[:moved]])
+    low, high = _bounds(paths)
+    labelled = _without_overlap((paths[-1] - low) / (high - low), [_short(word) for word in words[:moved]])
     for time, name, symbol, colour in ((0, "before", "circle-open", ORANGE), (-1, "after", "circle", BLUE)):
         figure.add_scatter(
-            x=ways[time, :, 0], y=ways[time, :, 1], name=name, mode="markers+text" if time else "markers",
+            x=paths[time, :, 0], y=paths[time, :, 1], name=name, mode="markers+text" if time else "markers",
             marker={"color": colour, "size": 6, "symbol": symbol}, textposition="top center",
-            text=[_text(_short(word)) if row in named else "" for row, word in enumerate(words[:moved])],
+            text=[_text(_short(word)) if row in labelled else "" for row, word in enumerate(words[:moved])],
             customdata=[_text(word) for word in words[:moved]], hovertemplate=f"%{{customdata}}, {name}<extra></extra>",
         )  # fmt: skip
     figure.update_layout(height=600, showlegend=True, hovermode="closest", legend_y=-0.02)
@@ -195,24 +221,24 @@ def _map(words: Sequence[str], values: Floats, moved: int) -> Figure:
     return figure
 
 
-def _bounds(ways: Floats) -> tuple[Floats, Floats]:
-    """The lower left and the upper right corner of a map that holds `ways` (P, R, 2) and words beside their ends."""
-    points = ways.reshape(-1, 2)
+def _bounds(paths: Floats) -> tuple[Floats, Floats]:
+    """Return the lower left and upper right corner of a map that fits `paths` (P, R, 2) and their words."""
+    points = paths.reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
     low, high = (points.min(axis=0), points.max(axis=0)) if len(points) else (np.zeros(2), np.ones(2))
-    room = np.maximum((high - low) * np.array([0.09, 0.07]), 1e-9)
-    return low - room, high + room
+    margin = np.maximum((high - low) * np.array([0.09, 0.07]), 1e-9)
+    return low - margin, high + margin
 
 
-def _with_room(ends: Floats, words: Sequence[str]) -> set[int]:
-    """Which words can be written over their `ends`, (R, 2) from 0 to 1, without touching: the first ones first."""
-    named: dict[int, tuple[float, float, float]] = {}  # row -> centre, height, half a width
+def _without_overlap(ends: Floats, words: Sequence[str]) -> set[int]:
+    """Return the words that fit over their `ends`, (R, 2) from 0 to 1, without overlap; earlier words come first."""
+    labelled: dict[int, tuple[float, float, float]] = {}  # row -> centre, height, half of the width
     for row, (x, y) in enumerate(ends.tolist()):
         half = 0.004 * len(words[row]) + 0.008
-        clear = all(abs(x - a) > half + b or abs(y - c) > 0.035 for a, c, b in named.values())
-        if clear and half <= x <= 1 - half and len(named) < _NAMED:
-            named[row] = x, y, half
-    return set(named)
+        clear = all(abs(x - a) > half + b or abs(y - c) > 0.035 for a, c, b in labelled.values())
+        if clear and half <= x <= 1 - half and len(labelled) < _MOST_LABELS:
+            labelled[row] = x, y, half
+    return set(labelled)
 
 
 def _figure(title: str) -> Figure:
@@ -234,29 +260,30 @@ def _figure(title: str) -> Figure:
     return figure
 
 
-def _rows(one: Recorded) -> Floats:
-    """The recorded rows as (P, R, D), whatever the shape of a row."""
-    return _drawable(one.values.flatten(2) if one.values.ndim > 2 else one.values.unsqueeze(2))
+def _rows(recorded: Recorded) -> Floats:
+    """Return the recorded rows as (P, R, D), whatever the shape of a row."""
+    values = recorded.values
+    return _finite(values.flatten(2) if values.ndim > 2 else values.unsqueeze(2))
 
 
-def _drawable(values: Tensor) -> Floats:
-    """The values as float64, NaN for infinity: neither has a place in a chart."""
+def _finite(values: Tensor) -> Floats:
+    """Return the values as float64, with NaN for infinity: a chart leaves a gap at NaN."""
     found: Floats = values.double().numpy()
     return np.where(np.isfinite(found), found, np.nan)
 
 
-def _moved(values: Floats) -> Floats:
-    """How far each entry went, whatever the way back, shape (n,), from (P, n); what left the numbers went furthest."""
+def _ranges(values: Floats) -> Floats:
+    """Return maximum - minimum of each entry, shape (n,), from (P, n); infinity for an entry with a NaN."""
     found: Floats = np.nan_to_num(values.max(axis=0) - values.min(axis=0), nan=np.inf)
     return found
 
 
 def _colours(count: int) -> list[str]:
-    return [COLOURS[place % len(COLOURS)] for place in range(count)]
+    return [COLOURS[index % len(COLOURS)] for index in range(count)]
 
 
 def _text(word: str) -> str:
-    """A word as plotly shows it as it is: no tag of it is obeyed, and no blank line breaks a label."""
+    """Return a word as HTML that plotly shows literally, on one line."""
     shown = " ".join(word.encode("utf-8", "replace").decode().split()) or "(blank)"
     return escape(shown, quote=False) if word else ""
 

@@ -1,4 +1,4 @@
-"""Everything that a run folder holds, whoever left it there."""
+"""Everything a run folder holds: the files of `describe_run` and the record of a Recorder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from frostline.record.record_file import FILE
 
 
 class Curve(NamedTuple):
-    """One line of a chart: a quantity of a run over epochs or steps."""
+    """A line of a chart: a quantity of a run over epochs or steps."""
 
     quantity: str
     run: str
@@ -25,23 +25,23 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """What was found in `folder`: files that describe the run, and the record of a Recorder."""
+    """What was found in `folder`."""
 
     folder: Path
     run: Run
     record: dict[str, Recorded]
 
     def curves(self) -> list[Curve]:
-        """Every number over time: of curves.jsonl first, then the scalars of the record."""
+        """Return every scalar over time: those of curves.jsonl first, then those of the record."""
         found: dict[tuple[str, str, str], Curve] = {}
         for quantity, run, axis, x, y in self._points():
             curve = found.setdefault((quantity, run, axis), Curve(quantity, run, axis, [], []))
             curve.x.append(x)
             curve.y.append(y)
         recorded = [
-            Curve(name, "", "step", one.steps, one.values.tolist())
-            for name, one in self.record.items()
-            if one.kind == "scalar"
+            Curve(name, "", "step", trajectory.steps, trajectory.values.tolist())
+            for name, trajectory in self.record.items()
+            if trajectory.kind == "scalar"
         ]
         return [*found.values(), *recorded]
 
@@ -53,18 +53,18 @@ class Contents:
                     yield name, str(point.get("run", "")), axis, point[axis], float(value)
 
 
-def read_contents(folder: str | os.PathLike[str]) -> Contents:
+def read_contents(run_folder: str | os.PathLike[str]) -> Contents:
     """Read a run folder.
 
     Raises:
-        RunFolderError: There is no such folder, nothing of a run in it, or a damaged file, which is named.
+        RunFolderError: The folder is missing or holds none of a run's files, or a file in it is damaged.
     """
-    folder = Path(folder)
+    folder = Path(run_folder)
     run = read_run(folder)
     record = read_record(folder) if (folder / FILE).exists() else {}
     if run == Run() and not record:
         raise RunFolderError(
-            f"{folder}: nothing of a run in it. Name a folder that fl.Recorder, `frostline tagger train` or "
+            f"{folder}: no file of a run in it. Name a folder that fl.Recorder, `frostline tagger train` or "
             "`frostline demo` wrote."
         )
     return Contents(folder, run, record)

@@ -1,5 +1,5 @@
 "use strict";
-// Draws every chart of the page, and again when the system changes between light and dark.
+// Draws every chart of the page; draws again when the system changes between light and dark.
 const figures = JSON.parse(document.getElementById("figures").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
@@ -16,8 +16,8 @@ function themed(layout) {
 
 function draw() {
   const options = { displayModeBar: false, responsive: true };  // drag to zoom, double click to go back
-  for (const [place, figure] of Object.entries(figures)) {
-    Plotly.react(place, figure.data, themed(figure.layout), options);
+  for (const [id, figure] of Object.entries(figures)) {
+    Plotly.react(id, figure.data, themed(figure.layout), options);
   }
 }
 

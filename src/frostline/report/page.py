@@ -1,36 +1,36 @@
-"""One self-contained page of HTML: opened from a disk, without a network, it shows all that a run folder holds.
+"""One self-contained page of HTML that shows everything in a run folder, without a network.
 
-plotly's own script is part of the file (some 5 MB), the page asks nobody for anything, and a policy in its head forbids
-it to. What the run brings, words above all, is data from somewhere: it is escaped wherever it stands.
+plotly's script is part of the file (about 5 MB). The page loads nothing, and its Content-Security-Policy forbids it to.
+Text from the run is not trusted: it is escaped everywhere.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 
 from frostline.errors import MissingExtraError, RunFolderError
+from frostline.files import replacing
 from frostline.report.contents import read_contents
 from frostline.report.sections import body, title
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
-def write_page(run_folder: str | os.PathLike[str], file: str | os.PathLike[str]) -> Path:
+def write_page(run_folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> Path:
     """Write the page of a run folder.
 
     Args:
-        run_folder: What `fl.Recorder`, `describe_run`, `frostline tagger train` or `frostline demo` left.
-        file: Where to write, conventionally `report.html`; written beside it first, then renamed.
+        run_folder: What `fl.Recorder`, `describe_run`, `frostline tagger train` or `frostline demo` wrote.
+        path: The file to write, conventionally `report.html`; an existing one is replaced at once.
 
     Returns:
-        The path of the file.
+        `path`.
 
     Raises:
-        RunFolderError: It is no run folder, a file in it is damaged, or the page cannot be written.
+        RunFolderError: `run_folder` is not a run folder, a file in it is damaged, or the page cannot be written.
         MissingExtraError: plotly is not installed.
 
     Cost: a second or two; 5 MB, nearly all of it plotly.
@@ -40,8 +40,8 @@ def write_page(run_folder: str | os.PathLike[str], file: str | os.PathLike[str])
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise MissingExtraError("the page's charts need plotly. Install it: pip install 'frostline[report]'") from None
-    text_of_it, charts = body(contents)
-    own = files("frostline.report")
+    sections, charts = body(contents)
+    package = files("frostline.report")
     text = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -51,26 +51,23 @@ def write_page(run_folder: str | os.PathLike[str], file: str | os.PathLike[str])
 <title>{escape(title(contents))}</title>
 <link rel="icon" href="data:,">
 <style>
-{own.joinpath("style.css").read_text(encoding="utf-8")}</style>
+{package.joinpath("style.css").read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <main>
-{text_of_it}
+{sections}
 </main>
 <script type="application/json" id="figures">{charts}</script>
 <script>{get_plotlyjs()}</script>
 <script>
-{own.joinpath("page.js").read_text(encoding="utf-8")}</script>
+{package.joinpath("page.js").read_text(encoding="utf-8")}</script>
 </body>
 </html>
 """
-    path = Path(file)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    path = Path(path)
     try:
-        temporary.write_bytes(text.encode("utf-8", "replace"))
-        temporary.replace(path)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(text.encode("utf-8", "replace"))
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be written: {error.strerror}. Name another file with -o.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}. Name another file (-o FILE).") from None
     return path

@@ -1,6 +1,6 @@
-"""What the page says, section by section: the figures first; where something is missing, one line says what.
+"""The sections of the page: the key figures first; where a file is missing, one line says which.
 
-Every piece of text that comes from the run passes through `escape`.
+Every text that comes from the run passes through `escape`.
 """
 
 from __future__ import annotations
@@ -17,48 +17,49 @@ from frostline.report.tree import leaves, legend, tree
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-_SHOWN = 24  # charts of one section
+_MOST_CHARTS = 24  # of one section
 
 
 class _Charts:
-    """The charts of a page: their places in its text, and their data for its end."""
+    """The charts of a page: empty elements in its text, and their data for its end."""
 
     def __init__(self) -> None:
         self._figures: list[str] = []
 
-    def place(self, figures: Iterable[Figure], wide: bool = False) -> str:
-        """The places of some charts, side by side where there is room, or each as wide as the page."""
-        places = []
+    def add(self, figures: Iterable[Figure], wide: bool = False) -> str:
+        """Return the elements of some charts, side by side if the page is wide enough, or each as wide as the page."""
+        elements = []
         for figure in figures:
-            places.append(f'<div class="chart" id="chart{len(self._figures)}"></div>')
+            elements.append(f'<div class="chart" id="chart{len(self._figures)}"></div>')
             self._figures.append(figure.to_json())
-        return f'<div class="charts{" wide" if wide else ""}">{"".join(places)}</div>' if places else ""
+        return f'<div class="charts{" wide" if wide else ""}">{"".join(elements)}</div>' if elements else ""
 
     def data(self) -> str:
-        """All figures as one JSON object; plotly writes it so that it cannot end the script element it stands in."""
-        return "{" + ",".join(f'"chart{number}":{figure}' for number, figure in enumerate(self._figures)) + "}"
+        """Return all figures as one JSON object; plotly escapes `<`, so no word can close the script element."""
+        return "{" + ",".join(f'"chart{index}":{figure}' for index, figure in enumerate(self._figures)) + "}"
 
 
 def title(contents: Contents) -> str:
-    """What the run was, in a few words."""
+    """Return the title of the run, by default the name of its folder."""
     return str((contents.run.about or {}).get("title") or f"The run in {contents.folder.resolve().name}")
 
 
 def body(contents: Contents) -> tuple[str, str]:
-    """The page's text as HTML, and the data of its charts as JSON."""
+    """Return the text of the page as HTML, and the data of its charts as JSON."""
     page = _Charts()
     sections = [
         ("What learns", _what_learns(contents)),
         ("Curves", _curves(contents, page)),
-        ("How far rows moved", _movement(contents, page)),
-        ("Where they went", _maps(contents, page)),
-        ("What was recorded", _tensors(contents, page)),
+        ("How far rows moved", _distances(contents, page)),
+        ("Where they moved", _maps(contents, page)),
+        ("Recorded tensors", _tensors(contents, page)),
+        ("Confusion", _confusion(contents, page)),
         ("Audit", _audit(contents)),
     ]
     parts = [
         f"<h1>{escape(title(contents))}</h1>",
         f'<p class="soft">{escape(str(contents.folder))}</p>',
-        _figures_first(contents),
+        _key_figures(contents),
         _facts(contents),
         *(f"<section><h2>{heading}</h2>\n{text}</section>" for heading, text in sections if text),
         "<footer>Written by <code>frostline report</code>. Everything is in this file.</footer>",
@@ -66,46 +67,48 @@ def body(contents: Contents) -> tuple[str, str]:
     return "\n".join(part for part in parts if part), page.data()
 
 
-def _figures_first(contents: Contents) -> str:
-    cells: list[tuple[str, str, str]] = []  # kind, figure, what it is
-    audit, movement = contents.run.audit, contents.run.movement
+def _key_figures(contents: Contents) -> str:
+    cells: list[tuple[str, str, str]] = []  # kind, figure, label
+    audit, changes = contents.run.audit, contents.run.row_changes
     found = leaves(contents.run.plan, contents.run.explanation)
     if audit is not None:
         moved, compared = audit.get("frozen_moved", 0), audit.get("frozen_compared", 0)
-        cells.append(("bad" if moved else "good", f"{moved:,} of {compared:,}", "frozen numbers moved, bit by bit"))
+        cells.append(("bad" if moved else "good", f"{moved:,} of {compared:,}", "frozen values moved, bit by bit"))
     if contents.run.explanation is not None:
         alarms = sum(leaf.alarm for leaf in found)
-        cells.append(("bad" if alarms else "good", f"{alarms:,}", "tensors that hardly do what was meant"))
+        cells.append(("bad" if alarms else "good", f"{alarms:,}", "tensors with an alarm"))
     if total := sum(leaf.total for leaf in found):
         learned = sum(leaf.learned for leaf in found)
-        cells.append(("", f"{100 * learned / total:.3g} %", f"of the model learns: {learned:,} of {total:,} numbers"))
-    if movement is not None and len(movement.distances):
-        went = int((movement.distances > 0).sum())
-        cells.append(("", f"{went:,} of {len(movement.distances):,}", "rows that learn moved"))
+        label = f"of the model learns: {learned:,} of {total:,} parameters"
+        cells.append(("", f"{100 * learned / total:.3g} %", label))
+    if changes is not None and len(changes.distances):
+        rows_moved = int((changes.distances > 0).sum())
+        cells.append(("", f"{rows_moved:,} of {len(changes.distances):,}", "rows that learn moved"))
     drawn = contents.curves()
     first = [curve for curve in drawn if curve.run == drawn[0].run]
     for curve in sorted(first, key=lambda curve: "loss" not in curve.quantity.lower())[:2]:
-        what = f"{curve.quantity}, {curve.axis} {curve.x[0]} to {curve.x[-1]}" + (f": {curve.run}" if curve.run else "")
-        cells.append(("", f"{curve.y[0]:.3g} → {curve.y[-1]:.3g}", what))
-    made = "".join(
-        f'<div class="{kind}"><b>{value}</b><span>{escape(what)}</span></div>' for kind, value, what in cells
+        run = f": {curve.run}" if curve.run else ""
+        label = f"{curve.quantity}, {curve.axis} {curve.x[0]} to {curve.x[-1]}{run}"
+        cells.append(("", f"{curve.y[0]:.3g} → {curve.y[-1]:.3g}", label))
+    html = "".join(
+        f'<div class="{kind}"><b>{value}</b><span>{escape(label)}</span></div>' for kind, value, label in cells
     )
-    return f'<div class="figures">{made}</div>' if made else ""
+    return f'<div class="figures">{html}</div>' if html else ""
 
 
 def _facts(contents: Contents) -> str:
     facts = (contents.run.about or {}).get("facts") or {}
-    listed = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(text))}</dd>" for name, text in facts.items())
-    return f"<dl>{listed}</dl>" if listed else ""
+    items = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(text))}</dd>" for name, text in facts.items())
+    return f"<dl>{items}</dl>" if items else ""
 
 
 def _what_learns(contents: Contents) -> str:
     plan, explanation = contents.run.plan, contents.run.explanation
     if plan is None and explanation is None:
-        return _missing("No plan.json and no explanation.json here. Leave one: describe_run(folder, plan=plan).")
+        return _missing("No plan.json and no explanation.json here. Write one: describe_run(run_folder, plan=plan).")
     found = leaves(plan, explanation)
-    source = "As <code>fl.explain</code> found it" if explanation is not None else "As the plan has it"
-    return f'<p class="soft">{source}. Modules open on a click.</p>{legend(found)}{tree(found)}'
+    source = "Found by <code>fl.explain</code>" if explanation is not None else "From the plan"
+    return f'<p class="soft">{source}. Click a module to open it.</p>{legend(found)}{tree(found)}'
 
 
 def _curves(contents: Contents, page: _Charts) -> str:
@@ -113,59 +116,70 @@ def _curves(contents: Contents, page: _Charts) -> str:
     for curve in contents.curves():
         groups.setdefault((curve.quantity, curve.axis), []).append(curve)
     if not groups:
-        return _missing("No curve here. Record one: recorder(loss=loss) at each step.")
-    return page.place(charts.curves(lines) for lines in list(groups.values())[:_SHOWN]) + _rest(len(groups))
+        return _missing("No curves here. Record one: recorder(loss=loss) at each step.")
+    return page.add(charts.curves(lines) for lines in list(groups.values())[:_MOST_CHARTS]) + _rest(len(groups))
 
 
-def _movement(contents: Contents, page: _Charts) -> str:
-    parts, movement = [], contents.run.movement
-    if movement is not None and len(movement.distances):
-        far = (movement.after.double() - movement.before.double()).norm(dim=1)[movement.learns].numpy()
-        words = [word for word, learns in zip(movement.words, movement.learns.tolist(), strict=True) if learns]
-        parts.append(page.place([charts.furthest(words, far), charts.spread(movement.distances.double().numpy())]))
-    for name, one in _rows(contents):
-        bars = charts.furthest(one.words or [], charts.distance(one)[-1], name)
-        parts.append(page.place([bars, charts.distances(name, one)]))
-    return "".join(parts) or _missing("No rows here. Record some: fl.Recorder(folder, {name: (table, ids)}).")
+def _distances(contents: Contents, page: _Charts) -> str:
+    parts, changes = [], contents.run.row_changes
+    if changes is not None and len(changes.distances):
+        far = (changes.after.double() - changes.before.double()).norm(dim=1)[changes.learns].numpy()
+        words = [word for word, learns in zip(changes.words, changes.learns.tolist(), strict=True) if learns]
+        parts.append(page.add([charts.furthest(words, far), charts.histogram(changes.distances.double().numpy())]))
+    for name, recorded in _rows(contents):
+        bars = charts.furthest(recorded.words or [], charts.distance(recorded)[-1], name)
+        parts.append(page.add([bars, charts.distances(name, recorded)]))
+    return "".join(parts) or _missing("No rows here. Record some: fl.Recorder(run_folder, {name: (table, ids)}).")
 
 
 def _maps(contents: Contents, page: _Charts) -> str:
-    parts, movement = [], contents.run.movement
-    if movement is not None and movement.distances.any():
-        parts.append(page.place([charts.travel(movement)], wide=True))
-    for name, one in _rows(contents):
-        if not charts.distance(one).any():
-            continue  # nothing moved, so there is no direction to look along
-        parts.append(f"<h3>{escape(name)}</h3>{page.place([charts.paths(one)], wide=True)}")
+    parts, changes = [], contents.run.row_changes
+    if changes is not None and changes.distances.any():
+        parts.append(page.add([charts.map_of_changes(changes)], wide=True))
+    for name, recorded in _rows(contents):
+        if charts.distance(recorded).any():  # if no row moved, the map has no direction
+            parts.append(f"<h3>{escape(name)}</h3>{page.add([charts.map_of_recorded(recorded)], wide=True)}")
     if not parts:
         return ""
     about = (
-        "Seen along the two directions in which they moved most. A ring is where a row began, a dot where it ended; "
-        "rows that are frozen are grey. Point at one to read its word."
+        "The two axes are the directions in which rows moved most. A ring is a row before training, a dot after it; "
+        "frozen rows are grey. Point at one to read its word."
     )
     return f'<p class="soft">{about}</p>{"".join(parts)}'
 
 
 def _tensors(contents: Contents, page: _Charts) -> str:
-    found = [(name, one) for name, one in contents.record.items() if one.kind == "tensor"]
-    return page.place(charts.entries(name, one) for name, one in found[:_SHOWN]) + _rest(len(found))
+    found = [(name, recorded) for name, recorded in contents.record.items() if recorded.kind == "tensor"]
+    return page.add(charts.entries(name, recorded) for name, recorded in found[:_MOST_CHARTS]) + _rest(len(found))
+
+
+def _confusion(contents: Contents, page: _Charts) -> str:
+    confusion = contents.run.confusion
+    if confusion is None or not any(map(any, confusion["counts"])):
+        return ""
+    about = (
+        "Entities by type. The shade is the share of the row. The row “nothing” counts what was invented, "
+        "the column “nothing” what was missed."
+    )
+    chart = charts.confusion(confusion["types"], confusion["rows"], confusion["columns"], confusion["counts"])
+    return f'<p class="soft">{about}</p>{page.add([chart], wide=True)}'
 
 
 def _audit(contents: Contents) -> str:
     audit = contents.run.audit
     if audit is None:
-        return _missing("No audit.json here. Compare what was frozen and leave one: describe_run(folder, audit=...).")
-    lines = [
-        ("frozen numbers", audit.get("frozen_compared", 0), audit.get("frozen_moved", 0)),
+        return _missing("No audit.json here. Compare frozen values and write one: describe_run(run_folder, audit=...).")
+    counts = [
+        ("frozen values", audit.get("frozen_compared", 0), audit.get("frozen_moved", 0)),
         ("rows that learn", audit.get("learned_rows", 0), audit.get("learned_rows_moved", 0)),
     ]
-    rows = "".join(f"<tr><td>{name}</td><td>{of:,}</td><td>{moved:,}</td></tr>" for name, of, moved in lines)
+    rows = "".join(f"<tr><td>{name}</td><td>{total:,}</td><td>{moved:,}</td></tr>" for name, total, moved in counts)
     head = "<tr><th></th><th>compared</th><th>moved</th></tr>"
-    return f"<p>Every bit before training against every bit after it.</p><table>{head}{rows}</table>"
+    return f"<p>Compared bit by bit, before and after training.</p><table>{head}{rows}</table>"
 
 
 def _rows(contents: Contents) -> list[tuple[str, Recorded]]:
-    return [(name, one) for name, one in contents.record.items() if one.kind == "rows"]
+    return [(name, recorded) for name, recorded in contents.record.items() if recorded.kind == "rows"]
 
 
 def _missing(text: str) -> str:
@@ -173,4 +187,4 @@ def _missing(text: str) -> str:
 
 
 def _rest(count: int) -> str:
-    return _missing(f"{count - _SHOWN} more are not drawn.") if count > _SHOWN else ""
+    return _missing(f"{count - _MOST_CHARTS} more are not drawn.") if count > _MOST_CHARTS else ""

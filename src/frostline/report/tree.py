@@ -1,7 +1,7 @@
-"""What learns, as a tree of modules that opens on click: each tensor with its verdict, a cut with its line.
+"""What learns, as a tree of modules that open on a click: each tensor with its verdict, reason and line of code.
 
-The verdicts come from an explanation (`fl.explain`) where there is one, else from the plan, which knows what was meant
-to learn. Everything is text from the run and is escaped.
+The verdicts come from the explanation (`fl.explain`) if the run folder has one, else from the plan. All text from the
+run is escaped.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
-from frostline.probe.explain.verdicts import BY_PLAN, FROZEN, IN_PART, LEARNS, TIED
+from frostline.probe.explain.verdicts import FROZEN, FROZEN_BY_PLAN, LEARNS, LEARNS_IN_PART, TIED
 
-_QUIET = (LEARNS, IN_PART, BY_PLAN, FROZEN)  # in the order of the legend, after the alarms
+_QUIET = (LEARNS, LEARNS_IN_PART, FROZEN_BY_PLAN, FROZEN)  # in the order of the legend, after the alarms
 _SMALL = 30  # a model with no more tensors than this is shown open
 
 
@@ -31,7 +31,7 @@ class Leaf:
 
     @property
     def alarm(self) -> bool:
-        """Whether what happens to it can hardly be meant."""
+        """Whether it does not train as it stands."""
         return self.verdict not in _QUIET
 
 
@@ -46,7 +46,7 @@ class _Module:
 
 
 def leaves(plan: dict[str, Any] | None, explanation: dict[str, Any] | None) -> list[Leaf]:
-    """The tensors of a plan, an explanation, or both, the plan's order first.
+    """Return the tensors of a plan, an explanation, or both, in the plan's order first.
 
     Args:
         plan: `Plan.to_dict()`.
@@ -58,16 +58,16 @@ def leaves(plan: dict[str, Any] | None, explanation: dict[str, Any] | None) -> l
         [('w', 'learns in part', '3 of 9 rows')]
     """
     planned: dict[str, Any] = (plan or {}).get("tensors", {})
-    explained = explanation or {}
+    findings = explanation or {}
     found = []
-    for name in dict.fromkeys([*planned, *explained]):
+    for name in dict.fromkeys([*planned, *findings]):
         leaf = _planned(name, planned[name]) if name in planned else Leaf(name, "")
-        found.append(_explained(leaf, explained[name]) if name in explained else leaf)
+        found.append(_explained(leaf, findings[name]) if name in findings else leaf)
     return found
 
 
 def tree(found: list[Leaf]) -> str:
-    """The tree as HTML."""
+    """Return the tree as HTML."""
     root = _Module()
     for leaf in found:
         *path, last = leaf.name.split(".")
@@ -79,40 +79,40 @@ def tree(found: list[Leaf]) -> str:
 
 
 def legend(found: list[Leaf]) -> str:
-    """The verdicts that occur and how often, worst first, as HTML."""
+    """Return the verdicts that occur and how often, worst first, as HTML."""
     counts = Counter(leaf.verdict for leaf in found)
     order = sorted(counts, key=lambda verdict: _QUIET.index(verdict) if verdict in _QUIET else -1)
     items = (f'<span class="key">{_dot(verdict)}{counts[verdict]:,} {escape(verdict)}</span>' for verdict in order)
     return f'<p class="legend">{"".join(items)}</p>'
 
 
-def _planned(name: str, line: dict[str, Any]) -> Leaf:
-    shape, learns = line.get("shape", []), line.get("learns", "")
-    whole = shape[0] if learns == "rows" and shape else line.get("total", 0)
-    verdict = {"everything": LEARNS, "nothing": BY_PLAN}.get(learns, IN_PART)
+def _planned(name: str, tensor: dict[str, Any]) -> Leaf:
+    shape, learns = tensor.get("shape", []), tensor.get("learns", "")
+    most = shape[0] if learns == "rows" and shape else tensor.get("total", 0)
+    verdict = {"everything": LEARNS, "nothing": FROZEN_BY_PLAN}.get(learns, LEARNS_IN_PART)
     reasons = [
-        f"{line['count']:,} of {whole:,} {learns}" if line.get("count") is not None else "",
-        _tied(line),
-        line.get("note", ""),
+        f"{tensor['count']:,} of {most:,} {learns}" if tensor.get("count") is not None else "",
+        _tied(tensor),
+        tensor.get("note", ""),
     ]
     sizes = " × ".join(f"{size:,}" for size in shape) or "scalar"
     reason = "; ".join(reason for reason in reasons if reason)
-    return Leaf(name, verdict, reason, "", sizes, line.get("learned", 0), line.get("total", 0))
+    return Leaf(name, verdict, reason, "", sizes, tensor.get("learned", 0), tensor.get("total", 0))
 
 
-def _explained(leaf: Leaf, said: dict[str, Any]) -> Leaf:
-    """`leaf` as the explanation has it: its verdict and reason, then how many rows share it, and what holds as well."""
-    groups = [f"{count:,} {verdict}" for verdict, count in (said.get("groups") or {}).items()]
-    notes = [note for note in said.get("notes") or [] if note != TIED]
-    reasons = [said.get("reason"), ", ".join(groups), _tied(said), *notes]
+def _explained(leaf: Leaf, finding: dict[str, Any]) -> Leaf:
+    """Return `leaf` with the verdict of a finding; its reason, the verdicts of groups of rows, tied names and notes."""
+    groups = [f"{count:,} {verdict}" for verdict, count in (finding.get("groups") or {}).items()]
+    notes = [note for note in finding.get("notes") or [] if note != TIED]
+    reasons = [finding.get("reason"), ", ".join(groups), _tied(finding), *notes]
     reason = "; ".join(str(reason) for reason in reasons if reason)
-    verdict = str(said["verdict"])
-    learned = leaf.learned if verdict in (LEARNS, IN_PART) else 0  # what was to learn, and does
-    return replace(leaf, verdict=verdict, reason=reason, where=str(said.get("where") or ""), learned=learned)
+    verdict = str(finding["verdict"])
+    learned = leaf.learned if verdict in (LEARNS, LEARNS_IN_PART) else 0  # as the plan has it, if true
+    return replace(leaf, verdict=verdict, reason=reason, where=str(finding.get("where") or ""), learned=learned)
 
 
-def _tied(said: dict[str, Any]) -> str:
-    return f"tied to {', '.join(map(str, said['tied']))}" if said.get("tied") else ""
+def _tied(tensor: dict[str, Any]) -> str:
+    return f"tied to {', '.join(map(str, tensor['tied']))}" if tensor.get("tied") else ""
 
 
 def _children(module: _Module, small: bool, top: bool = False) -> str:
@@ -121,8 +121,8 @@ def _children(module: _Module, small: bool, top: bool = False) -> str:
 
 
 def _node(name: str, module: _Module, small: bool, top: bool) -> str:
-    """A module and what is in it: open in a small model, at the top, and where there is an alarm."""
-    while len(module.modules) == 1 and not module.leaves:  # a module that only holds another one
+    """Return a module and its content: open in a small model, at the top, and around an alarm."""
+    while len(module.modules) == 1 and not module.leaves:  # a chain of modules is shown as one
         ((inner, module),) = module.modules.items()
         name = f"{name}.{inner}"
     found = module.all()
@@ -130,7 +130,7 @@ def _node(name: str, module: _Module, small: bool, top: bool) -> str:
     learned, total = sum(leaf.learned for leaf in found), sum(leaf.total for leaf in found)
     verdicts = list(dict.fromkeys(leaf.verdict for leaf in (alarms or found)))
     dots = "".join(_dot(verdict) for verdict in verdicts)
-    says = f"{learned:,} of {total:,} numbers learn" if total else f"{len(found)} tensors"
+    says = f"{learned:,} of {total:,} parameters learn" if total else f"{len(found)} tensors"
     if alarms:
         says += f", {len(alarms)} alarm{'s' * (len(alarms) > 1)}"
     share = 100 * learned / total if total else 0.0
