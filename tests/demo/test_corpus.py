@@ -1,4 +1,4 @@
-"""The labels come from the markup, and nothing of the markup stays in the text."""
+"""The labels come from the markup, and no markup is left in the text."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_quotes_that_cannot_be_paired_safely_drop_the_sentence(text: str) -> Non
     assert corpus.label(text) is None
 
 
-def test_the_same_words_get_the_same_tokens_marked_or_not() -> None:
+def test_markup_does_not_change_the_tokens() -> None:
     marked, plain = corpus.label('call "x.pop(1)" on it'), corpus.label("call x.pop(1) on it")
     assert marked is not None
     assert plain is not None
@@ -112,18 +112,18 @@ def test_topics_that_share_a_paragraph_are_a_family() -> None:
     assert corpus.families(texts) == [["a", "c"], ["b"], ["d"]]
 
 
-def test_no_sentence_is_in_two_parts_and_none_is_there_twice(parts: corpus.Parts) -> None:
+def test_no_sentence_is_in_two_parts_or_twice_in_one(parts: corpus.Parts) -> None:
     tokens = [sentence.tokens for part in parts for sentence in part]
     assert len(tokens) == len(set(tokens))
     assert all(parts)
 
 
 def test_a_family_is_never_divided(topics: dict[str, str], parts: corpus.Parts) -> None:
-    part_of = {sentence.tokens: number for number, part in enumerate(parts) for sentence in part}
+    part_of = {sentence.tokens: index for index, part in enumerate(parts) for sentence in part}
     parts_of_family, first_at = [], {}
-    for number, names in enumerate(corpus.families(topics)):
-        mine = {s.tokens for name in names for s in corpus.sentences(topics[name])}
-        new = {tokens for tokens in mine if first_at.setdefault(tokens, number) == number}
+    for family, names in enumerate(corpus.families(topics)):
+        own = {s.tokens for name in names for s in corpus.sentences(topics[name])}
+        new = {tokens for tokens in own if first_at.setdefault(tokens, family) == family}
         parts_of_family.append({part_of[tokens] for tokens in new})
     assert max(len(found) for found in parts_of_family) == 1
     assert set().union(*parts_of_family) == {0, 1, 2}

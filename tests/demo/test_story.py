@@ -1,7 +1,9 @@
-"""The whole demo at a small scale: what it prints, writes and promises."""
+"""The whole demo at a small scale: what it prints and writes."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -12,11 +14,11 @@ import pytest
 
 import frostline as fl
 from frostline.cli import demo, main
-from frostline.demo import words
 from frostline.demo.story import Scale, tell
+from frostline.demo.train_vectors import train_vectors
 from frostline.record import read_run
 
-for extra in ("gensim", "matplotlib", "plotly"):
+for extra in ("gensim", "matplotlib", "plotly", "rich"):
     pytest.importorskip(extra, reason=f"the demo needs {extra}, of the extra demo")
 
 SMALL = Scale(dimension=16, vector_epochs=2, epochs=8, seeds=(0, 1), docstrings=1500, sentences=120)
@@ -25,14 +27,12 @@ SMALL = Scale(dimension=16, vector_epochs=2, epochs=8, seeds=(0, 1), docstrings=
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
     out = tmp_path_factory.mktemp("story") / "new" / "folder"
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *parts, **_: printed.append(" ".join(map(str, parts))))
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         results = tell(out, SMALL)
-    return results, out, "\n".join(printed)
+    return results, out, printed.getvalue()
 
 
-def test_no_frozen_number_moves_and_the_missing_words_do(told: tuple[dict[str, Any], Path, str]) -> None:
+def test_no_frozen_value_moves_and_the_missing_words_do(told: tuple[dict[str, Any], Path, str]) -> None:
     audit = told[0]["audit"]
     assert audit["frozen_moved"] == 0
     assert audit["frozen_compared"] == SMALL.dimension * (told[0]["vectors"]["words"] + 1)  # with the padding row
@@ -66,32 +66,37 @@ def test_the_output_tells_the_story_in_order_and_in_plain_lines(told: tuple[dict
         "Entity F1",
         "4. Audit",
     ]
-    places = [text.index(landmark) for landmark in [*landmarks, "frozen numbers moved", "moved furthest", "travel.png"]]
-    assert places == sorted(places)
+    landmarks += ["frozen values moved", "moved furthest", "travel.png"]
+    positions = [text.index(landmark) for landmark in landmarks]
+    assert positions == sorted(positions)
     assert "\x1b" not in text
     assert "\r" not in text
+    assert text.count(" epochs, loss ") == 6  # one line for each run
+    assert max(map(len, text.splitlines())) < 120
 
 
-def test_pictures_and_results_lie_in_the_folder_and_nothing_else(told: tuple[dict[str, Any], Path, str]) -> None:
+def test_pictures_results_and_the_run_are_in_the_folder_and_no_more(
+    told: tuple[dict[str, Any], Path, str],
+) -> None:
     results, out, _ = told
     assert sorted(path.name for path in out.iterdir()) == [
-        *("about.json", "audit.json", "curves.jsonl", "curves.png", "movement.safetensors", "plan.json"),
-        *("report.html", "results.json", "travel.png"),
+        *("about.json", "audit.json", "curves.jsonl", "curves.png", "plan.json", "report.html", "results.json"),
+        *("row_changes.safetensors", "travel.png"),
     ]
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == results
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in ("curves.png", "travel.png"))
 
 
-def test_the_run_folder_holds_the_curves_of_all_three_ways_and_the_words_that_moved(
+def test_the_run_folder_holds_the_curves_of_all_three_regimes_and_the_words_that_moved(
     told: tuple[dict[str, Any], Path, str],
 ) -> None:
     results, out, text = told
     run = read_run(out)
     assert {point["run"] for point in run.curves} == {"missing words learn", "all words frozen", "all words learn"}
     assert len(run.curves) == 3 * SMALL.epochs
-    assert run.movement is not None
+    assert run.row_changes is not None
     furthest = [found["word"] for found in results["moved_furthest"]]
-    assert [word for word in run.movement.words if word != "<unk>"][: len(furthest)] == furthest
+    assert [word for word in run.row_changes.words if word != "<unk>"][: len(furthest)] == furthest
     assert str(out / "report.html") in text
 
 
@@ -107,21 +112,27 @@ def test_without_plotly_the_demo_says_what_to_install_and_ends_well(
 
 
 def test_the_same_seed_gives_the_same_vectors() -> None:
-    text = [["one", "two", "three", "four", "five"]] * 20
-    first, second, other = (words.train_vectors(text, 4, 2, seed) for seed in (0, 0, 1))
+    text = [["red", "green", "blue", "white", "black"]] * 20
+    first, second, other = (train_vectors(text, 4, 2, seed) for seed in (0, 0, 1))
     assert (first.matrix == second.matrix).all()
     assert (first.matrix != other.matrix).any()
     assert first.matrix.std() == pytest.approx(0.35, abs=1e-3)
 
 
+def test_without_rich_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    with pytest.raises(fl.MissingExtraError, match=r"the demo needs rich.*pip install 'frostline\[demo\]'"):
+        tell(tmp_path, SMALL)
+
+
 def test_without_gensim_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gensim.models", None)
     with pytest.raises(fl.MissingExtraError, match=r"pip install 'frostline\[demo\]'"):
-        words.train_vectors([["a"]], 4, 1)
+        train_vectors([["a"]], 4, 1)
 
 
 @pytest.mark.parametrize(("moved", "code"), [(0, 0), (3, 1)])
-def test_the_command_ends_with_1_if_a_frozen_number_moved(
+def test_the_command_ends_with_1_if_a_frozen_value_moved(
     moved: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Path] = []

@@ -1,1 +1,9 @@
-"""The whole story on this machine's own data: word vectors, a tagger in three regimes, an audit, pictures."""
+"""The story that `frostline demo` runs, on data that every Python has.
+
+story.py           the steps, and what is printed
+corpus.py          the documentation of the installed Python as text and as labelled sentences
+train_vectors.py   word2vec, by gensim
+regimes.py         the tagger, trained in three regimes
+moved_words.py     which words moved, how far, and in which direction
+pictures.py        the curves and the map, by matplotlib
+"""

@@ -1,14 +1,14 @@
-"""Real English that every machine with Python has: the documentation inside the installed Python.
+"""English text that comes with every Python: the documentation of the installed Python.
 
-Two parts that share no page:
+Two parts without a page in common:
 
     docstrings   of the standard library, read with `ast` (nothing is imported): plain text, for word vectors
     topics       the language reference that `help("with")` shows: text with markup, for the tagger
 
-The topics mark code terms with double quotes (The "with" statement ...). Those marks are the gold labels: they are
-taken out of the text, and each token between a pair of them is tagged B-code or I-code, every other token O. Code
-blocks, grammar, headings and signatures are no prose and are left out. Many topics repeat sections of one another:
-topics that share a paragraph form a family, and a family stays together when the text is divided.
+The topics mark code terms with double quotes (The "with" statement ...). These marks are the gold labels: they are
+removed from the text, and each token between a pair of them is tagged B-code or I-code, every other token O. Code
+blocks, grammar, headings and signatures are left out. Many topics repeat sections of each other: topics that share a
+paragraph form a family, and a family is never divided between training, dev and test.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TABLE_LINE = re.compile(r"^\s*\||\S {3,}\S")
 
 
 class Parts(NamedTuple):
-    """Labelled sentences: to learn from, to choose the best epoch, and to report."""
+    """Labelled sentences: to learn from, to choose the best epoch, to report."""
 
     train: list[Sentence]
     dev: list[Sentence]
@@ -54,7 +54,7 @@ class Parts(NamedTuple):
 
 
 def tokenize(text: str) -> list[tuple[str, int]]:
-    """Split a text into tokens with the position where each starts; blind to markup, the same rule everywhere.
+    """Split a text into tokens with the position of each; the rule ignores markup.
 
     Example:
         >>> [token for token, _ in tokenize("It calls x.pop() for non-empty lists.")]
@@ -68,7 +68,7 @@ def _indent(line: str) -> int:
 
 
 def paragraphs(text: str) -> Iterator[str]:
-    """The paragraphs of prose in one topic, each on one line, markup kept; code, grammar, tables and headings left out.
+    """Yield the paragraphs of a topic, one line each, with markup; without code, grammar, tables and headings.
 
     Example:
         >>> list(paragraphs("Title\\n*****\\n\\nSome prose, with a \\"None\\" in\\nit.\\n\\n   x = 1\\n"))
@@ -89,13 +89,13 @@ def paragraphs(text: str) -> Iterator[str]:
 
 
 def read_markup(text: str) -> tuple[str, list[tuple[int, int]]] | None:
-    """Take the markup out of a sentence; None if its quotes cannot be paired safely.
+    """Remove the markup of a sentence; return None if its quotes cannot be paired safely.
 
     Args:
         text: One sentence, code terms between double quotes, emphasis between asterisks.
 
     Returns:
-        The plain text, and the half-open range in it of each code term.
+        The plain text, and the half-open range of each code term in it.
 
     Example:
         >>> read_markup('The *target* of "del x" is gone.')
@@ -114,7 +114,7 @@ def read_markup(text: str) -> tuple[str, list[tuple[int, int]]] | None:
 
 
 def label(text: str) -> Sentence | None:
-    """One marked-up sentence as tokens and tags; None if the marks cannot be read safely or fall inside a token.
+    """Return a marked-up sentence as tokens and tags; None if the marks cannot be read safely or are inside a token.
 
     Example:
         >>> label('Use "x.pop" or wait.').tags
@@ -136,7 +136,7 @@ def label(text: str) -> Sentence | None:
 
 
 def sentences(text: str) -> list[Sentence]:
-    """Every labelled sentence of one topic that has at least four words."""
+    """Return every labelled sentence of a topic that has at least four words."""
     split = (part for paragraph in paragraphs(text) for part in _SENTENCE_END.split(paragraph))
     read = (label(part) for part in split if len(part.split()) >= 4)
     return [sentence for sentence in read if sentence is not None]
@@ -163,7 +163,7 @@ def families(topics: Mapping[str, str]) -> list[list[str]]:
 
 
 def split(topics: Mapping[str, str], dev: float = 0.15, test: float = 0.25) -> Parts:
-    """Labelled sentences for training, dev and test: no family of topics in two parts, no sentence twice.
+    """Divide the labelled sentences into training, dev and test: no family of topics in two parts, no sentence twice.
 
     Args:
         topics: Name of each topic and its text.
@@ -171,7 +171,7 @@ def split(topics: Mapping[str, str], dev: float = 0.15, test: float = 0.25) -> P
         test: The share wanted for test. A part gets no more than its share; the rest is for training.
 
     Returns:
-        The three parts. Which family goes where depends on its name and size alone: the same at every run.
+        The three parts. The part of a family depends on its name and size alone, so every run has the same.
     """
     seen: set[tuple[str, ...]] = set()
     groups: list[tuple[int, list[Sentence]]] = []
@@ -193,10 +193,10 @@ def split(topics: Mapping[str, str], dev: float = 0.15, test: float = 0.25) -> P
 
 
 def python_topics() -> dict[str, str]:
-    """The language reference of the running Python, as `help()` shows it: topic name and text.
+    """Return the language reference of the running Python, as `help()` shows it: topic name -> text.
 
     Raises:
-        DataFileError: this Python was installed without it.
+        DataFileError: This Python was installed without it.
     """
     try:
         from pydoc_data.topics import topics
@@ -208,7 +208,7 @@ def python_topics() -> dict[str, str]:
 
 
 def docstrings_of(source: bytes) -> list[str]:
-    """The docstrings in one Python source file, parsed and never run; [] if it does not parse.
+    """Return the docstrings in a Python source file, parsed and never run; [] if it does not parse.
 
     Example:
         >>> docstrings_of(b'def f():\\n    "Say hello."\\n')
@@ -216,7 +216,7 @@ def docstrings_of(source: bytes) -> list[str]:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an old file's odd escapes are not our business
+            warnings.simplefilter("ignore")  # about invalid escapes in old files
             tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return []
@@ -226,10 +226,10 @@ def docstrings_of(source: bytes) -> list[str]:
 
 
 def library_docstrings(root: Path | None = None) -> list[str]:
-    """The docstrings of every module under `root` (None: this Python's standard library), tests left out.
+    """Return the docstrings of every module under `root` (None: this Python's standard library) except tests.
 
     Raises:
-        DataFileError: there is none, as where the library is installed without its source.
+        DataFileError: There are none, because the library is installed without its source.
     """
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     files = (f for f in sorted(root.rglob("*.py")) if not _NOT_LIBRARY.intersection(f.relative_to(root).parts[:-1]))
@@ -240,7 +240,7 @@ def library_docstrings(root: Path | None = None) -> list[str]:
 
 
 def plain_sentences(texts: Iterable[str]) -> list[list[str]]:
-    """Unlabelled texts as lists of tokens, one list a paragraph, for training word vectors.
+    """Return unlabelled texts as lists of tokens, one list per paragraph, for training word vectors.
 
     Example:
         >>> plain_sentences(["Do it.\\nNow.\\n\\nStop here."])

@@ -1,15 +1,14 @@
-"""Two pictures of a training run: the curves, and the map on which frozen words stand still and learned words travel.
+"""Two pictures of the demo: the curves, and a map of frozen words (dots) and learned words (arrows).
 
 Letters used for shapes in this file:
     F  frozen words shown          L  learned words shown
 
-Colours are Okabe and Ito's, which people with any colour vision can tell apart. Nothing of pyplot is used, so no window
-system is needed and no global state is touched.
+The colours are Okabe and Ito's, distinct for people with any colour vision. pyplot is not used, so no window system is
+needed and no global state changes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frostline.errors import MissingExtraError
+from frostline.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
 
 Points = npt.NDArray[np.float32]
-Place = tuple[float, float]
+Point = tuple[float, float]
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9AA3AB", "#22303A"
 
 
 class Curve(NamedTuple):
-    """One training run: its loss and its F1 on dev (0 to 1) after each epoch."""
+    """A training run: its loss and its F1 on dev (0 to 1) after each epoch."""
 
     loss: Sequence[float]
     dev_f1: Sequence[float]
 
 
-class Traveller(NamedTuple):
-    """A learned word: where it began, where it ended, and whether most of its occurrences are code."""
+class Arrow(NamedTuple):
+    """A learned word: its position before and after training, and whether most of its occurrences are code."""
 
     word: str
-    start: Place
-    end: Place
-    code: bool
+    start: Point
+    end: Point
+    is_code: bool
 
 
-def curves(path: Path, runs: Mapping[str, Curve], title: str) -> None:
+def draw_curves(path: Path, runs: Mapping[str, Curve], title: str) -> None:
     """Draw the loss and the dev F1 of each run side by side, 1200 x 480 pixels, a PNG at `path`.
 
     Args:
-        path: File to write; written beside it first, then renamed.
+        path: File to write.
         runs: Name and curve of up to three runs, in the order in which colours are given.
         title: What the picture shows, in one sentence.
 
@@ -78,14 +78,14 @@ def curves(path: Path, runs: Mapping[str, Curve], title: str) -> None:
     _save(figure, path)
 
 
-def travel(path: Path, frozen: Points, names: Mapping[str, int], travellers: Sequence[Traveller], title: str) -> None:
-    """Draw the map, 1200 x 700 pixels, a PNG at `path`: frozen words are dots, learned words arrows to where they end.
+def draw_map(path: Path, frozen: Points, names: Mapping[str, int], arrows: Sequence[Arrow], title: str) -> None:
+    """Draw the map, 1200 x 700 pixels, a PNG at `path`: frozen words are dots, learned words are arrows.
 
     Args:
-        path: File to write; written beside it first, then renamed.
-        frozen: Places of frozen words, shape (F, 2).
-        names: Frozen words to name if there is room, and their row in `frozen`; the first ones first.
-        travellers: The learned words, the most important first; those without room for their names are left out.
+        path: File to write.
+        frozen: Positions of frozen words, shape (F, 2).
+        names: Frozen words to label if there is space, and their row in `frozen`; the most important first.
+        arrows: The learned words, the most important first; those without space for their label are left out.
         title: What the picture shows, in one sentence.
 
     Raises:
@@ -93,7 +93,7 @@ def travel(path: Path, frozen: Points, names: Mapping[str, int], travellers: Seq
     """
     figure = _figure(12, 7)
     axes = figure.add_axes((0.012, 0.075, 0.976, 0.855))
-    ends = np.array([place for t in travellers for place in (t.start, t.end)])
+    ends = np.array([point for arrow in arrows for point in (arrow.start, arrow.end)])
     low, high = ends.min(axis=0), ends.max(axis=0)
     axes.set_xlim(low[0] - 0.16 * (high - low)[0], high[0] + 0.16 * (high - low)[0])
     axes.set_ylim(low[1] - 0.06 * (high - low)[1], high[1] + 0.06 * (high - low)[1])
@@ -106,56 +106,56 @@ def travel(path: Path, frozen: Points, names: Mapping[str, int], travellers: Seq
         note, (0.99, 0.012), xycoords="axes fraction", ha="right", fontsize=9.5, color="#66717A", style="italic"
     )
     for marker, colour, label in (
-        ("o", GREY, "frozen: has a pretrained vector, stands still"),
+        ("o", GREY, "frozen: has a pretrained vector"),
         (">", BLUE, "learned, mostly code in the training text"),
         (">", ORANGE, "learned, mostly prose in the training text"),
     ):
         axes.plot([], [], marker, color=colour, label=label)
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, frameon=False, fontsize=11, handletextpad=0.2)
     figure.suptitle(title, x=0.012, y=0.975, ha="left", fontsize=13.5, fontweight="bold", color=INK)
-    room = _Room(axes)
-    for traveller in travellers:
-        colour = BLUE if traveller.code else ORANGE
-        if room.name(traveller.word, traveller.start, traveller.end, colour, 11):
-            arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "alpha": 0.85, "shrinkA": 0, "shrinkB": 0}
-            axes.annotate("", xy=traveller.end, xytext=traveller.start, arrowprops=arrow, zorder=3)
-            axes.plot(*traveller.start, "o", markersize=4, markerfacecolor="white", markeredgecolor=colour, zorder=3)
+    labels = _Labels(axes)
+    for arrow in arrows:
+        colour = BLUE if arrow.is_code else ORANGE
+        if labels.add(arrow.word, arrow.start, arrow.end, colour, 11):
+            style = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.4, "alpha": 0.85, "shrinkA": 0, "shrinkB": 0}
+            axes.annotate("", xy=arrow.end, xytext=arrow.start, arrowprops=style, zorder=3)
+            axes.plot(*arrow.start, "o", markersize=4, markerfacecolor="white", markeredgecolor=colour, zorder=3)
     for word, row in names.items():
-        place = (float(frozen[row, 0]), float(frozen[row, 1]))
-        room.name(word, place, place, "#66717A", 9)
+        point = (float(frozen[row, 0]), float(frozen[row, 1]))
+        labels.add(word, point, point, "#66717A", 9)
     _save(figure, path)
 
 
-class _Room:
-    """The room that is left on a map for words and arrows."""
+class _Labels:
+    """The labels of a map, which overlap neither each other nor an arrow."""
 
     def __init__(self, axes: Axes) -> None:
         self._axes = axes
         self._inside = axes.get_window_extent().padded(-4)
         self._boxes = [text.get_window_extent() for text in axes.texts]
-        self._ways = np.empty((0, 2))
+        self._arrows = np.empty((0, 2))  # points along the arrows, in pixels
 
-    def name(self, word: str, origin: Place, place: Place, colour: str, size: float) -> bool:
-        """Write a word beside `place`, on the side away from `origin` if it can; False where it would cover something.
+    def add(self, word: str, start: Point, end: Point, colour: str, size: float) -> bool:
+        """Write a word next to `end`, preferably on the side away from `start`; return False if there is no space.
 
-        The way from origin to place is kept free of words from then on.
+        Later labels are kept off the arrow from `start` to `end`.
         """
         from matplotlib.patheffects import withStroke
 
-        way = self._axes.transData.transform(np.linspace(origin, place, 60))
-        if any(_touches(box, way) for box in self._boxes):
+        arrow = self._axes.transData.transform(np.linspace(start, end, 60))
+        if any(_touches(box, arrow) for box in self._boxes):
             return False
-        ways, out = np.concatenate([self._ways, way]), 1 if place[0] >= origin[0] else -1
+        arrows, out = np.concatenate([self._arrows, arrow]), 1 if end[0] >= start[0] else -1
         for x, y in ((7 * out, 0), (5 * out, 8), (5 * out, -8), (0, 10), (0, -10), (-7 * out, 0)):
-            text = self._axes.annotate(word, place, (x, y), textcoords="offset points", va="center", fontsize=size)
+            text = self._axes.annotate(word, end, (x, y), textcoords="offset points", va="center", fontsize=size)
             text.set(ha="center" if x == 0 else "left" if x > 0 else "right", color=colour, parse_math=False, zorder=4)
             box = text.get_window_extent()
             inside = self._inside.contains(box.x0, box.y0) and self._inside.contains(box.x1, box.y1)
-            if inside and not _touches(box, ways) and not any(box.overlaps(other) for other in self._boxes):
+            if inside and not _touches(box, arrows) and not any(box.overlaps(other) for other in self._boxes):
                 text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
                 self._boxes.append(box.padded(4))
-                if origin != place:
-                    self._ways = ways
+                if start != end:
+                    self._arrows = arrows
                 return True
             text.remove()
         return False
@@ -174,9 +174,5 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(temporary, format="png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, format="png")

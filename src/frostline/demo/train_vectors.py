@@ -1,6 +1,6 @@
-"""Word vectors trained on plain text with gensim, scaled so that a coordinate spreads about 0.35.
+"""Word vectors trained on plain text with gensim, scaled to a standard deviation of about 0.35.
 
-The scale is for the network above: a frozen input cannot grow, and an LSTM learns slowly from small ones.
+The scale is for the LSTM that reads them: it learns slowly from small inputs, and frozen inputs cannot grow.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from frostline.vectors import Vectors
 
 
 def train_vectors(sentences: Sequence[Sequence[str]], dimension: int, epochs: int, seed: int = 0) -> Vectors:
-    """Train word2vec (CBOW, two words to each side) and scale the matrix to a standard deviation of 0.35.
+    """Train word2vec (CBOW, two words on each side) and scale the matrix to a standard deviation of 0.35.
 
     Args:
         sentences: Lists of tokens.
-        dimension: Numbers of a vector, 1 or more.
+        dimension: Dimension of a vector, 1 or more.
         epochs: Passes over the text, 1 or more.
-        seed: Same seed, same vectors: one thread does the work.
+        seed: Same seed, same vectors; one thread trains.
 
     Returns:
         The words that occur five times or more, the most frequent first, and their vectors.
@@ -27,7 +27,7 @@ def train_vectors(sentences: Sequence[Sequence[str]], dimension: int, epochs: in
     Raises:
         MissingExtraError: gensim is not installed.
 
-    Cost: about 2 million tokens a second of one core.
+    Cost: about 2 million tokens per second on one core.
     """
     try:
         from gensim.models import Word2Vec
