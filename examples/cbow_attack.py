@@ -1,13 +1,13 @@
-"""Attack word vectors while they are trained, and train as if nobody had.
+"""Attack word vectors during training, without changing the training.
 
 Run:  python examples/cbow_attack.py
 
 CBOW guesses a word from the mean of its neighbours' vectors, against words drawn at random (word2vec's negatives). The
 text is Python's own language reference. Four runs from the same seed:
-    never looked at
-    torch.autograd.grad at every tenth step: only the value of a gradient, and yet every later loss is another one
+    undisturbed
+    torch.autograd.grad at every tenth step: it only computes a gradient, and yet every later loss differs
     fl.gradients at every tenth step
-    fl.adversarial.perturb at every tenth step: the attack that such a gradient is wanted for
+    fl.adversarial.perturb at every tenth step: the attack that needs such a gradient
 Then the trained vectors are attacked: how far does the loss rise when each neighbour's vector moves by a fixed length?
 """
 
@@ -31,26 +31,26 @@ Look = Callable[[Callable[[], Tensor], "CBOW"], object]
 
 
 class CBOW(nn.Module):
-    """Neighbours' vectors (`context`), words' vectors (`word`), and how often each word is drawn as a negative."""
+    """Vectors of words as neighbours (`context`) and as the word to guess (`word`); weights for drawing negatives."""
 
     def __init__(self, counts: Tensor) -> None:
         super().__init__()
         self.context, self.word = nn.Embedding(len(counts), WIDTH), nn.Embedding(len(counts), WIDTH)
         nn.init.normal_(self.context.weight, std=0.3)
         nn.init.normal_(self.word.weight, std=0.3)
-        self.register_buffer("often", counts.float() ** 0.75)
+        self.register_buffer("weights", counts.float() ** 0.75)
 
     def forward(self, neighbours: Tensor, word: Tensor) -> Tensor:
-        """The loss of guessing `word` (B,) from `neighbours` (B, 4)."""
+        """Return the loss of guessing `word` (B,) from `neighbours` (B, 4)."""
         hidden = self.context(neighbours).mean(1)  # (B, D)
-        others = torch.multinomial(self.get_buffer("often"), len(word) * NEGATIVES, replacement=True)
-        right = (hidden * self.word(word)).sum(-1)  # (B,)
-        wrong = (hidden[:, None] * self.word(others.view(-1, NEGATIVES))).sum(-1)  # (B, 5)
-        return -(logsigmoid(right) + logsigmoid(-wrong).sum(-1)).mean()
+        negatives = torch.multinomial(self.get_buffer("weights"), len(word) * NEGATIVES, replacement=True)
+        score = (hidden * self.word(word)).sum(-1)  # (B,)
+        scores = (hidden[:, None] * self.word(negatives.view(-1, NEGATIVES))).sum(-1)  # (B, 5)
+        return -(logsigmoid(score) + logsigmoid(-scores).sum(-1)).mean()
 
 
 def read() -> tuple[Tensor, Tensor]:
-    """The text as rows of five words, (N, 5), the word to guess in the middle; and how often each word stands there."""
+    """Return the text as windows of five words, (N, 5), with the word to guess in the middle, and each word's count."""
     tokens = re.findall(r"[a-z]+", " ".join(topics[name] for name in sorted(topics)).lower())
     rows = {word: row for row, (word, _) in enumerate(Counter(tokens).most_common(WORDS))}
     text = torch.tensor([rows[token] for token in tokens if token in rows])
@@ -64,7 +64,7 @@ def train(windows: Tensor, counts: Tensor, look: Look | None) -> tuple[CBOW, lis
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for step in range(STEPS):
         batch = windows[torch.randint(len(windows), (BATCH,))]
-        loss_fn = ahead(model, batch)
+        loss_fn = loss_on(model, batch)
         if look is not None and step % EVERY == EVERY - 1:
             look(loss_fn, model)
         optimizer.zero_grad()
@@ -75,8 +75,8 @@ def train(windows: Tensor, counts: Tensor, look: Look | None) -> tuple[CBOW, lis
     return model, losses
 
 
-def ahead(model: CBOW, batch: Tensor) -> Callable[[], Tensor]:
-    """The loss on one batch, as a function without arguments."""
+def loss_on(model: CBOW, batch: Tensor) -> Callable[[], Tensor]:
+    """Return the loss on one batch, as a function without arguments."""
     middle = NEIGHBOURS // 2
     around = torch.cat([batch[:, :middle], batch[:, middle + 1 :]], dim=1)
     return lambda: model(around, batch[:, middle])
@@ -86,7 +86,7 @@ LOOKS: dict[str, Look] = {
     "torch.autograd.grad": lambda loss_fn, model: torch.autograd.grad(loss_fn(), model.context.weight),
     "fl.gradients": lambda loss_fn, model: fl.gradients(loss_fn, [model.context.weight, model.context]),
     "fl.adversarial.perturb": lambda loss_fn, model: fl.adversarial.perturb(
-        loss_fn, model.context, radius=0.5, steps=3
+        loss_fn, model.context, epsilon=0.5, steps=3
     ),
 }
 
@@ -101,21 +101,22 @@ def main() -> None:
         first = next((step for step in range(STEPS) if losses[step] != undisturbed[step]), "never")
         print(f"  {name:24s} at every tenth step: losses differ from step {first}")
 
-    loss_fn = ahead(model, windows[:BATCH])
+    loss_fn = loss_on(model, windows[:BATCH])
     length = model.context.weight.norm(dim=1).mean()
     print(f"the loss is {value(loss_fn):.3f}, a vector's length {length:.2f}; when each neighbour's vector moves")
-    for radius in (0.1, 0.5, 1.0):
+    for epsilon in (0.1, 0.5, 1.0):
         noise = torch.randn(BATCH, NEIGHBOURS, WIDTH, generator=torch.Generator().manual_seed(0))
-        with fl.adversarial.applied(model.context, radius * noise / noise.norm(dim=-1, keepdim=True)):
+        with fl.adversarial.applied(model.context, epsilon * noise / noise.norm(dim=-1, keepdim=True)):
             random = value(loss_fn)
-        one, many = (
-            fl.adversarial.perturb(loss_fn, model.context, radius=radius, steps=steps).loss.item() for steps in (1, 10)
+        fgm, pgd = (
+            fl.adversarial.perturb(loss_fn, model.context, epsilon=epsilon, steps=steps).loss.item()
+            for steps in (1, 10)
         )
-        print(f"  by {radius}: at random {random:.3f}, one step uphill {one:.3f}, ten steps {many:.3f}")
+        print(f"  by {epsilon}: at random {random:.3f}, one step uphill {fgm:.3f}, ten steps {pgd:.3f}")
 
 
 def value(loss_fn: Callable[[], Tensor]) -> float:
-    """The loss with the negatives that come next, which stay the next ones."""
+    """Return the loss with the negatives that come next; the generator is restored, so they still come next."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         return loss_fn().item()
 

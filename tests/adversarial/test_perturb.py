@@ -1,4 +1,4 @@
-"""The change that hurts: as far as the radius, in the right direction, and without a trace."""
+"""The perturbation has norm epsilon at most and the right direction, and looking for it changes nothing."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def _bilinear() -> tuple[nn.Embedding, Any]:
     return table, lambda: (table(torch.tensor([[1, 2]])) * W).sum()
 
 
-def test_one_step_goes_as_far_as_the_radius_along_the_gradient() -> None:
+def test_one_step_goes_as_far_as_epsilon_along_the_gradient() -> None:
     table, loss = _bilinear()
-    found = perturb(loss, table, radius=0.5)
+    found = perturb(loss, table, epsilon=0.5)
     assert isinstance(found, Perturbation)
     assert torch.allclose(found.delta, torch.tensor([[[0.3, -0.4], [0.0, 0.5]]]))
     assert torch.allclose(found.loss, loss() + 0.5 * (5 + 2))
     assert not found.delta.requires_grad
     assert not found.loss.requires_grad
-    whole = perturb(loss, table, radius=0.5, per="sentence")
+    whole = perturb(loss, table, epsilon=0.5, per="sentence")
     assert torch.allclose(whole.delta, 0.5 * W[None] / math.sqrt(29))
-    signs = perturb(loss, table, radius=0.5, norm="linf")
+    signs = perturb(loss, table, epsilon=0.5, norm="linf")
     assert torch.equal(signs.delta, torch.tensor([[[0.5, -0.5], [0.0, 0.5]]]))
 
 
@@ -61,9 +61,9 @@ def _loss(model: Net) -> Any:
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("per", ["token", "sentence"])
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_no_part_is_longer_than_the_radius_and_padding_stays(norm: Any, per: Any, steps: int) -> None:
+def test_no_part_is_longer_than_epsilon_and_padding_stays(norm: Any, per: Any, steps: int) -> None:
     model = Net()
-    delta, _ = perturb(_loss(model), model.embed, radius=0.3, steps=steps, norm=norm, per=per)
+    delta, _ = perturb(_loss(model), model.embed, epsilon=0.3, steps=steps, norm=norm, per=per)
     assert delta.shape == (2, 3, 4)
     assert (delta[0, 2] == 0).all()
     lengths = delta.abs().amax(-1) if norm == "linf" else delta.norm(dim=-1)
@@ -73,25 +73,25 @@ def test_no_part_is_longer_than_the_radius_and_padding_stays(norm: Any, per: Any
     assert lengths.max() > 0.3 * (1 - 1e-5)
 
 
-def test_more_steps_find_a_higher_loss_and_a_random_way_a_lower_one() -> None:
+def test_more_steps_find_a_higher_loss_and_a_random_direction_a_lower_one() -> None:
     model = Net().eval()
     loss = _loss(model)
-    one, many = (perturb(loss, model.embed, radius=2.0, steps=steps).loss for steps in (1, 20))
-    assert loss() < one < many
+    fgm, pgd = (perturb(loss, model.embed, epsilon=2.0, steps=steps).loss for steps in (1, 20))
+    assert loss() < fgm < pgd
     for seed in range(20):
         noise = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(seed))
         with applied(model.embed, 2.0 * noise / noise.norm(dim=-1, keepdim=True)):
-            assert loss() < one
+            assert loss() < fgm
 
 
-def test_every_step_of_an_attack_sees_the_masks_of_the_next_training_step() -> None:
+def test_every_step_of_an_attack_has_the_masks_of_the_next_training_step() -> None:
     model = Net()
-    delta, under = perturb(_loss(model), model.embed, radius=0.5, steps=3)
+    delta, under = perturb(_loss(model), model.embed, epsilon=0.5, steps=3)
     with applied(model.embed, delta):
         assert torch.equal(_loss(model)(), under)
 
 
-def test_an_attack_leaves_no_trace_and_nothing_before_the_module_needs_to_learn() -> None:
+def test_an_attack_changes_nothing_and_nothing_before_the_module_needs_to_learn() -> None:
     model = Net()
     model.embed.requires_grad_(False)
     twin = copy.deepcopy(model)
@@ -99,7 +99,7 @@ def test_an_attack_leaves_no_trace_and_nothing_before_the_module_needs_to_learn(
         expected = _loss(twin)()
         expected.backward()
     draw = random.getstate()
-    delta, _ = perturb(_loss(model), model.embed, radius=0.5, steps=3)
+    delta, _ = perturb(_loss(model), model.embed, epsilon=0.5, steps=3)
     assert (delta != 0).any()
     assert random.getstate() == draw
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -114,24 +114,24 @@ def test_an_attack_leaves_no_trace_and_nothing_before_the_module_needs_to_learn(
 def test_a_partial_table_is_attacked_like_a_plain_one() -> None:
     model, partial = Net(), Net()
     fl.train_only(partial, {"embed.weight": fl.rows([1, 3])})
-    plain = perturb(_loss(model), model.embed, radius=0.5, steps=2)
-    found = perturb(_loss(partial), partial.embed, radius=0.5, steps=2)
+    plain = perturb(_loss(model), model.embed, epsilon=0.5, steps=2)
+    found = perturb(_loss(partial), partial.embed, epsilon=0.5, steps=2)
     assert torch.equal(found.delta, plain.delta)
     assert torch.equal(found.loss, plain.loss)
 
 
 def test_half_precision_and_tiny_gradients_keep_their_direction() -> None:
     table = nn.Embedding(4, 2, dtype=torch.bfloat16)
-    delta, loss = perturb(lambda: (table(torch.tensor([1, 2])) * W).sum() * 1e-30, table, radius=0.5)
+    delta, loss = perturb(lambda: (table(torch.tensor([1, 2])) * W).sum() * 1e-30, table, epsilon=0.5)
     assert delta.dtype == torch.bfloat16
     assert torch.equal(delta, torch.tensor([[0.3, -0.4], [0.0, 0.5]], dtype=torch.bfloat16))
     assert loss.isfinite()
 
 
-def test_a_zero_gradient_gives_a_zero_change() -> None:
+def test_a_zero_gradient_gives_a_zero_perturbation() -> None:
     table = nn.Embedding(4, 2)
     for norm in ("l2", "linf"):
-        delta, _ = perturb(lambda: (table(torch.tensor([1])) * 0).sum(), table, radius=1.0, steps=3, norm=norm)
+        delta, _ = perturb(lambda: (table(torch.tensor([1])) * 0).sum(), table, epsilon=1.0, steps=3, norm=norm)
         assert torch.equal(delta, torch.zeros(1, 2))
 
 
@@ -145,9 +145,9 @@ def test_compiled_models_are_attacked_too() -> None:
         compiled = torch.compile(model, backend="aot_eager")
         compiled(IDS)
         loss = lambda: nn.functional.cross_entropy(compiled(IDS), torch.tensor([0, 1]))  # noqa: E731
-        found = perturb(loss, model.embed, radius=1.0)
+        found = perturb(loss, model.embed, epsilon=1.0)
         before = loss()
-    assert torch.equal(found.delta, perturb(_loss(model), model.embed, radius=1.0).delta)
+    assert torch.equal(found.delta, perturb(_loss(model), model.embed, epsilon=1.0).delta)
     assert found.loss > before
     torch._dynamo.reset()
 
@@ -155,11 +155,11 @@ def test_compiled_models_are_attacked_too() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"radius": 0.0}, "radius: 0.0, but it must be a finite number above 0."),
-        ({"radius": math.nan}, "radius: nan, but it must be a finite number above 0."),
-        ({"radius": 1.0, "steps": 0}, "steps: 0, but it must be a whole number, 1 or more."),
-        ({"radius": 1.0, "norm": "l1"}, "norm: 'l1', but it must be 'l2' or 'linf'."),
-        ({"radius": 1.0, "per": "batch"}, "per: 'batch', but it must be 'token' or 'sentence'."),
+        ({"epsilon": 0.0}, "epsilon: expected a finite number above 0, got 0.0."),
+        ({"epsilon": math.nan}, "epsilon: expected a finite number above 0, got nan."),
+        ({"epsilon": 1.0, "steps": 0}, "steps: expected a whole number, 1 or more, got 0."),
+        ({"epsilon": 1.0, "norm": "l1"}, "norm: expected 'l2' or 'linf', got 'l1'."),
+        ({"epsilon": 1.0, "per": "batch"}, "per: expected 'token' or 'sentence', got 'batch'."),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], says: str) -> None:
@@ -171,14 +171,16 @@ def test_bad_options_are_named(options: dict[str, Any], says: str) -> None:
 def test_a_gradient_that_is_not_finite_is_an_error() -> None:
     table = nn.Embedding(4, 2)
     with pytest.raises(fl.ProbeError, match=r"Embedding: the gradient at its output is not finite"):
-        perturb(lambda: (table(torch.tensor([1])) * math.inf).sum(), table, radius=1.0)
+        perturb(lambda: (table(torch.tensor([1])) * math.inf).sum(), table, epsilon=1.0)
 
 
 def test_another_batch_and_a_module_that_is_not_called_are_errors() -> None:
     table, batches = nn.Embedding(4, 2), iter([torch.tensor([1]), torch.tensor([1, 2])])
-    says = "Embedding: its output has shape (2, 2), delta (1, 2). The batch must be the one that delta was found for."
+    says = (
+        "Embedding: its output has shape (2, 2), delta (1, 2). The batch must be the one that delta was computed for."
+    )
     with pytest.raises(fl.ProbeError, match=re.escape(says)):
-        perturb(lambda: table(next(batches)).square().sum(), table, radius=1.0)
+        perturb(lambda: table(next(batches)).square().sum(), table, epsilon=1.0)
     says = "Embedding: not called in the block, so nothing was perturbed"
     with pytest.raises(fl.ProbeError, match=says), applied(table, torch.ones(2)):
         pass

@@ -1,4 +1,4 @@
-"""A trained tagger is misled by a small change of its word vectors, and trains on as if nobody had tried."""
+"""A trained tagger is misled by a small change of its word vectors; the attack does not change its training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLACES, PEOPLE, PLAIN = (
     [f"person{i}" for i in range(12)],
     ["meets", "in", "near", "."],
 )
-RADIUS = 1.5
+EPSILON = 1.5
 
 
 def _sentence(dice: random.Random) -> tagger.Sentence:
@@ -38,11 +38,13 @@ def trained() -> tuple[tagger.TrainingRun, Batch]:
     centres = {"person": draw.normal(size=6), "place": draw.normal(size=6)}
     rows = [centres.get(word.rstrip("0123456789"), np.zeros(6)) + 0.3 * draw.normal(size=6) for word in known]
     sentences, unseen = [_sentence(dice) for _ in range(120)], [_sentence(dice) for _ in range(20)]
-    options = tagger.Options(hidden=8, shape_width=2, dropout=0.2, batch=8, learning_rate=0.02)
+    config = tagger.TaggerConfig(hidden=8, shape_width=2, dropout=0.2, batch_size=8, learning_rate=0.02)
     vectors = Vectors(known, np.array(rows, dtype=np.float32))
-    run = tagger.train(sentences, unseen, vectors, epochs=3, seed=0, options=options)
-    tags = {tag: number for number, tag in enumerate(run.tagger.tags)}
-    encoded = [encode(one.tokens, run.tagger.vocabulary, [tags[tag] for tag in one.tags]) for one in unseen]
+    run = tagger.train(sentences, unseen, vectors, epochs=3, seed=0, config=config)
+    tags = {tag: index for index, tag in enumerate(run.tagger.tags)}
+    encoded = [
+        encode(sentence.tokens, run.tagger.vocabulary, [tags[tag] for tag in sentence.tags]) for sentence in unseen
+    ]
     return run, pad(encoded)
 
 
@@ -58,21 +60,21 @@ def test_the_loss_rises_much_more_than_in_a_random_direction_of_the_same_length(
     model = copy.deepcopy(run.tagger.model).eval()
     assert run.best.dev_f1 > 0.9
     plain = _loss(model, batch)
-    one, many = (
-        fl.adversarial.perturb(lambda: _loss(model, batch), model.embed, radius=RADIUS, steps=steps)
+    fgm, pgd = (
+        fl.adversarial.perturb(lambda: _loss(model, batch), model.embed, epsilon=EPSILON, steps=steps)
         for steps in (1, 10)
     )
     padding = batch.rows == 0
     assert padding.any()
-    assert (one.delta[padding] == 0).all()
-    assert torch.allclose(one.delta[~padding].norm(dim=-1), torch.tensor(RADIUS))
+    assert (fgm.delta[padding] == 0).all()
+    assert torch.allclose(fgm.delta[~padding].norm(dim=-1), torch.tensor(EPSILON))
     rises = []
     for seed in range(10):
-        noise = torch.randn(one.delta.shape, generator=torch.Generator().manual_seed(seed)) * ~padding[..., None]
-        with fl.adversarial.applied(model.embed, RADIUS * nn.functional.normalize(noise, dim=-1)):
+        noise = torch.randn(fgm.delta.shape, generator=torch.Generator().manual_seed(seed)) * ~padding[..., None]
+        with fl.adversarial.applied(model.embed, EPSILON * nn.functional.normalize(noise, dim=-1)):
             rises.append(_loss(model, batch) - plain)
-    assert one.loss - plain > 3 * max(rises)
-    assert many.loss > one.loss
+    assert fgm.loss - plain > 3 * max(rises)
+    assert pgd.loss > fgm.loss
 
 
 def test_training_with_an_attack_before_every_step_is_training_without(
@@ -87,7 +89,7 @@ def test_training_with_an_attack_before_every_step_is_training_without(
         losses, under = [], []
         for _ in range(6):
             if attacked:
-                found = fl.adversarial.perturb(lambda: _loss(model, batch), model.embed, radius=RADIUS, steps=2)
+                found = fl.adversarial.perturb(lambda: _loss(model, batch), model.embed, epsilon=EPSILON, steps=2)
                 under.append(found.loss.item())
             optimizer.zero_grad()
             loss = _loss(model, batch)

@@ -1,4 +1,4 @@
-"""What a verdict says about the next step, and a picture of everything that looking must not change."""
+"""What a verdict predicts of the next step, and an image of all state that looking at a model must not change."""
 
 import random
 
@@ -11,11 +11,11 @@ MAY_MOVE = {"not finite"}  # a NaN in the gradient makes a NaN of the weight, an
 
 
 def _moves_as_said(verdict, moved, notes=()):
-    """Whether a tensor of which `moved` entries moved did what its verdict and the notes beside it say."""
+    """Return whether the verdict and notes of a tensor allow that `moved` of its entries moved."""
     if verdict in MAY_MOVE or (verdict in MOVES and "zero gradient" in notes):
         return True  # behind a factor that starts at zero the first step may move nothing, and the second does
-    said = verdict in MOVES or any(note.startswith("moves without gradient") for note in notes)
-    return said == (moved > 0)
+    predicted = verdict in MOVES or any(note.startswith("moves without gradient") for note in notes)
+    return predicted == (moved > 0)
 
 
 @pytest.fixture
@@ -25,19 +25,20 @@ def moves_as_said():
 
 @pytest.fixture
 def agree():
-    """Asserts that an explanation and a trial step speak of the same tensors and say the same of each."""
+    """Return a function that asserts that an explanation and a trial step agree on every tensor."""
 
     def check(explanation, trial):
-        said, seen = explanation.to_dict(), trial.to_dict()
-        assert list(said) == list(seen)
-        for name, one in said.items():
-            assert _moves_as_said(one["verdict"], seen[name]["moved"], one["notes"]), (name, one, seen[name])
+        findings, changes = explanation.to_dict(), trial.to_dict()
+        assert list(findings) == list(changes)
+        for name, finding in findings.items():
+            moved = changes[name]["entries_moved"]
+            assert _moves_as_said(finding["verdict"], moved, finding["notes"]), (name, finding, changes[name])
 
     return check
 
 
 def _image(value, seen=None):
-    """All that can be told of a value: identities, bits, versions, memory; of what it holds too."""
+    """Return identities, bits and versions of a value and of all that it holds, to be compared."""
     seen = {} if seen is None else seen
     if isinstance(value, torch.Tensor):
         grad = None if not value.is_leaf or value.grad is None else _image(value.grad, seen)
@@ -45,9 +46,9 @@ def _image(value, seen=None):
         bits = plain.resolve_conj().reshape(-1).view(torch.uint8).numpy().tobytes()
         return (id(value), value._version, value.requires_grad, bits, grad)
     if isinstance(value, dict):
-        return [(id(key), _image(one, seen)) for key, one in value.items()]
+        return [(id(key), _image(item, seen)) for key, item in value.items()]
     if isinstance(value, list | tuple):
-        return [_image(one, seen) for one in value]
+        return [_image(item, seen) for item in value]
     if hasattr(value, "__dict__") and not callable(value) and id(value) not in seen:
         seen[id(value)] = value
         return [id(value), _image(vars(value), seen)]

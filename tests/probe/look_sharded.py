@@ -1,4 +1,6 @@
-"""Three steps in each of the processes, under DDP or FSDP2, with looks between them or without: what each one saw.
+"""Three steps in each process, under DDP and FSDP2, with and without `trial_step` and `explain` between them.
+
+Writes a JSON file for each process: the losses and what the last trial step reported.
 
 torchrun --nproc-per-node 2 look_sharded.py FOLDER
 """
@@ -41,7 +43,10 @@ def run(way, look):
     for _ in range(3):
         if look:
             trial = fl.trial_step(model, loss_fn, optimizer)
-            seen = {name: [one.moved, one.of, one.rows.tolist()] for name, one in trial.tensors.items()}
+            seen = {
+                name: [changes.entries_moved, changes.entries, changes.rows.tolist()]
+                for name, changes in trial.tensors.items()
+            }
             explanation = fl.explain(model, loss_fn, optimizer)
             assert not explanation.alarms, str(explanation)
         loss = loss_fn()

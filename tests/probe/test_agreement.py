@@ -1,4 +1,4 @@
-"""Drawn models with drawn faults: what `explain` says, what a real step does, and what the plan of the draw expects.
+"""Drawn models with drawn faults: `explain`, a real step, and what follows from the faults agree.
 
 A model is a chain of layers, each with one of the `FAULTS`, and a healthy head. What must come out follows from the
 chain read backwards: a fault lets the gradient pass, makes it zero, or cuts it, for its own layer and all before it;
@@ -88,25 +88,27 @@ class Case:
         return (self.model(self.x) - 1).square().mean()
 
     def expected(self, trial):
-        """Name -> verdict, from the faults; whether a tensor without gradient moves is asked of the real step."""
-        verdicts, arrives = {}, "numbers"
-        for number, fault in reversed(list(enumerate(self.faults))):
+        """Return name -> verdict from the faults; whether a tensor without gradient moves is read from the trial."""
+        verdicts, arrives = {}, "nonzero"
+        for index, fault in reversed(list(enumerate(self.faults))):
             if fault in ("detached", "no_grad"):
                 arrives = "nothing"
-            elif fault == "times zero" and arrives == "numbers":
+            elif fault == "times zero" and arrives == "nonzero":
                 arrives = "zero"
             for part in ("weight", "bias"):
-                name = f"layers.{number}.{part}"
-                verdicts[name] = self.verdict(fault, self.of(part, number, arrives), trial[name].moved > 0)
+                name = f"layers.{index}.{part}"
+                verdicts[name] = self.verdict(fault, self.gradient(part, index, arrives), trial[name].entries_moved > 0)
         for part in ("weight", "bias"):
             name = f"head.{part}"
-            verdicts[name] = self.verdict("healthy", self.of(part, None, "numbers"), trial[name].moved > 0)
+            verdicts[name] = self.verdict(
+                "healthy", self.gradient(part, None, "nonzero"), trial[name].entries_moved > 0
+            )
         return verdicts
 
-    def of(self, part, number, arrives):
-        """The gradient of a weight or bias, from what arrives at its layer; a weight is fed by the layer before it."""
-        before = [fault for fault in self.faults[:number] if fault != "skipped"][-1:]
-        return "zero" if arrives == "numbers" and part == "weight" and before == ["times zero"] else arrives
+    def gradient(self, part, index, arrives):
+        """Return the gradient of a weight or bias; a weight's is zero, too, if the layer before it feeds zeros."""
+        before = [fault for fault in self.faults[:index] if fault != "skipped"][-1:]
+        return "zero" if arrives == "nonzero" and part == "weight" and before == ["times zero"] else arrives
 
     def verdict(self, fault, arrives, moved):
         if fault in ("frozen", "frozen late"):
@@ -138,7 +140,7 @@ def test_verdicts_of_drawn_faults_are_those_of_the_draw_and_of_a_real_step(seed,
         trial = fl.trial_step(case.model, case.loss, case.optimizers)
         explanation = fl.explain(case.model, case.loss, case.optimizers)
         agree(explanation, trial)
-        verdicts = {name: one["verdict"] for name, one in explanation.to_dict().items()}
+        verdicts = {name: finding["verdict"] for name, finding in explanation.to_dict().items()}
         assert verdicts == case.expected(trial), case
 
 

@@ -1,4 +1,4 @@
-"""Under DDP one process may look alone; under FSDP2 all look together; the run is the same in every process."""
+"""`fl.gradients` in one process alone under DDP, in all together under FSDP2: no process trains differently."""
 
 from __future__ import annotations
 

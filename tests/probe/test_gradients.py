@@ -1,4 +1,4 @@
-"""The value of a gradient equals plain autograd's, and looking at it leaves no trace."""
+"""Gradients equal those of plain autograd, and computing them has no side effects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Net(nn.Module):
 
 
 def state(model: nn.Module) -> dict[str, object]:
-    """Bits and identities that a look must not change."""
+    """Bits and identities that `fl.gradients` must not change."""
     return {
         "values": {name: value.clone() for name, value in model.state_dict().items()},
         "versions": [tensor._version for tensor in (*model.parameters(), *model.buffers())],
@@ -55,14 +55,14 @@ def state(model: nn.Module) -> dict[str, object]:
     }
 
 
-def same(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
+def same(first: object, second: object) -> bool:
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
 
 
 def plain(model: nn.Module, wrt: Callable[[nn.Module], list[Tensor]]) -> list[Tensor]:
@@ -86,28 +86,25 @@ def test_the_values_are_those_of_autograd_bit_for_bit_in_the_order_of_wrt() -> N
     assert not same(state(model), before)  # a plain pass would have been seen
 
 
-def test_the_same_masks_are_those_of_the_next_step_and_fresh_ones_are_new_each_time() -> None:
+def test_dropout_masks_are_those_of_the_next_step_and_new_ones_in_a_fork_that_is_seeded() -> None:
     model = Net()
     wrt, loss = [model.head.weight, model.embed.weight], lambda: model(IDS)
-    same_masks = fl.gradients(loss, wrt)
-    fresh = [fl.gradients(loss, wrt, masks="fresh") for _ in range(3)]
+    next_masks, again = fl.gradients(loss, wrt), fl.gradients(loss, wrt)
+    new_masks = []
+    for seed in range(3):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            new_masks.append(fl.gradients(loss, wrt))
     loss().backward()
-    assert torch.equal(same_masks[0], model.head.weight.grad)
-    assert torch.equal(same_masks[1], model.embed.weight.grad)
-    embedding_gradients = [same_masks[1], *(gradients[1] for gradients in fresh)]
-    for i, one in enumerate(embedding_gradients):
-        assert not any(torch.equal(one, other) for other in embedding_gradients[:i])
+    assert torch.equal(next_masks[0], model.head.weight.grad)
+    assert torch.equal(next_masks[1], model.embed.weight.grad)
+    assert all(map(torch.equal, next_masks, again))
+    embedding_gradients = [gradients[1] for gradients in (next_masks, *new_masks)]
+    for index, gradient in enumerate(embedding_gradients):
+        assert not any(torch.equal(gradient, earlier) for earlier in embedding_gradients[:index])
 
 
-def test_fresh_masks_leave_the_generators_of_ones_own_where_they_stand() -> None:
-    mine, weight = torch.Generator().manual_seed(5), torch.ones(4, requires_grad=True)
-    loss = lambda: (weight * torch.randn(4, generator=mine)).sum()  # noqa: E731
-    (same_draw,), (fresh,) = fl.gradients(loss, [weight]), fl.gradients(loss, [weight], masks="fresh")
-    assert torch.equal(same_draw, fresh)
-    assert torch.equal(fresh, torch.randn(4, generator=torch.Generator().manual_seed(5)))
-
-
-def test_a_module_stands_for_its_output_wherever_it_goes_from_there() -> None:
+def test_a_module_means_its_output_wherever_that_is_used() -> None:
     model = Net()
     names, outputs, twin = ("embed", "same", "norm"), {}, copy.deepcopy(model)
     for name in names:
@@ -146,7 +143,7 @@ def test_a_frozen_modules_output_has_a_gradient_although_nothing_before_it_learn
     assert torch.equal(found, frozen.head.weight.detach().expand(2, 3, 4))
 
 
-def test_tensors_that_require_no_gradient_get_one_for_the_length_of_the_look() -> None:
+def test_tensors_that_do_not_require_a_gradient_have_one_during_the_pass() -> None:
     model, x = Net(), torch.randn(2, 3)
     model.head.requires_grad_(False)
     frozen, weights = fl.gradients(lambda: model(IDS) * x.square().sum(), [model.head.weight, x])
@@ -160,7 +157,7 @@ def test_tensors_that_require_no_gradient_get_one_for_the_length_of_the_look() -
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_a_partial_tensor_stands_for_its_learned_part(sparse: bool) -> None:
+def test_a_partial_tensor_means_its_learned_part(sparse: bool) -> None:
     model = Net(sparse)
     (dense,) = plain(model, lambda m: [m.embed.weight])
     fl.train_only(model, {"*": fl.everything, "embed.weight": fl.rows([4, 1, 5])})
@@ -185,7 +182,7 @@ def test_entries_of_a_partial_tensor_come_as_a_vector() -> None:
     assert torch.equal(found, dense[mask])
 
 
-def test_a_step_under_way_goes_on_although_its_own_loss_was_looked_at() -> None:
+def test_a_step_in_progress_goes_on_although_its_own_loss_was_differentiated() -> None:
     model = Net()
     twin = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
@@ -199,7 +196,7 @@ def test_a_step_under_way_goes_on_although_its_own_loss_was_looked_at() -> None:
         assert torch.equal(mine.grad, its.grad)
 
 
-def test_a_tensor_inside_a_step_under_way_can_be_asked_for() -> None:
+def test_a_tensor_of_a_step_in_progress_is_a_valid_target() -> None:
     model = Net()
     hidden = model.embed(IDS)
     found, through = fl.gradients(lambda: hidden.square().sum(), [hidden, model.embed.weight])
@@ -209,7 +206,7 @@ def test_a_tensor_inside_a_step_under_way_can_be_asked_for() -> None:
     assert hidden.grad_fn is not None
 
 
-def test_the_passs_own_graph_is_gone_afterwards() -> None:
+def test_the_graph_of_the_pass_is_freed_afterwards() -> None:
     model, inside = Net(), []
 
     def loss() -> Tensor:
@@ -242,7 +239,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoints_of_both_kinds_are_seen_into(reentrant: bool) -> None:
+def test_gradients_inside_checkpoints_of_both_kinds_are_found(reentrant: bool) -> None:
     uncut, model = Checkpointed(None), Checkpointed(reentrant)
     others = [name for name, _ in uncut.named_parameters() if name.startswith(("embed", "inner"))]
 
@@ -257,7 +254,7 @@ def test_checkpoints_of_both_kinds_are_seen_into(reentrant: bool) -> None:
     before = state(model)
     found = fl.gradients(lambda: model(IDS), wrt(model))
     assert all(map(torch.equal, found, fl.gradients(lambda: uncut(IDS), wrt(uncut))))
-    assert all(one.shape == other.shape for one, other in zip(found, expected, strict=True))
+    assert all(mine.shape == its.shape for mine, its in zip(found, expected, strict=True))
     assert all((gradient != 0).any() for gradient in found if gradient.dim() > 1)
     assert same(state(model), before)
     assert ran == []
@@ -316,7 +313,7 @@ def test_it_works_where_gradients_are_off(around: Callable[[], object]) -> None:
     assert not found.is_inference()
 
 
-def test_inside_an_autocast_region_the_next_step_meets_no_weights_of_the_look() -> None:
+def test_inside_an_autocast_region_the_next_step_meets_no_weights_cast_before_it() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1)), torch.randn(3, 4)
     model[0].requires_grad_(False)
@@ -369,7 +366,7 @@ def test_compiled_code_runs_as_it_was_compiled_and_nothing_is_compiled_anew() ->
     torch._dynamo.reset()
 
 
-def test_a_model_first_compiled_after_a_look_has_nothing_of_it_compiled_in() -> None:
+def test_a_model_first_compiled_afterwards_has_no_hook_compiled_in() -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
@@ -390,7 +387,7 @@ SAYS = {
         lambda m: m.head(m.embed(IDS)),
         lambda m: [m.head.weight],
     ),
-    "loss_fn: the loss depends on nothing of `wrt`, or was cut from it": (
+    "loss_fn: the loss does not depend on `wrt`, or was cut off from it": (
         lambda m: m(IDS).detach(),
         lambda m: [m.head.weight],
     ),
@@ -400,7 +397,7 @@ SAYS = {
         lambda m: [m.embed.weight, m.head.bias],
     ),
     "wrt[0] (Linear): not called in the pass.": (lambda m: m.embed(IDS).sum(), lambda m: [m.head]),
-    "wrt[0] (Embedding): called 2 times in the pass, so it has no one output.": (
+    "wrt[0] (Embedding): called 2 times in the pass, so it has no single output.": (
         lambda m: (m.embed(IDS) + m.embed(IDS)).sum(),
         lambda m: [m.embed],
     ),
@@ -413,7 +410,7 @@ SAYS = {
 
 
 @pytest.mark.parametrize("says", SAYS)
-def test_a_pass_without_the_gradient_that_is_asked_for_says_so_and_leaves_no_trace(says: str) -> None:
+def test_a_pass_without_the_requested_gradient_raises_and_changes_nothing(says: str) -> None:
     model, (loss, wrt) = Net(), SAYS[says]
     before = state(model)
     with pytest.raises(fl.ProbeError, match=re.escape(says)):
@@ -424,7 +421,7 @@ def test_a_pass_without_the_gradient_that_is_asked_for_says_so_and_leaves_no_tra
 @pytest.mark.parametrize(
     ("wrt", "says"),
     [
-        (torch.ones(2), "wrt: Tensor, but it must be a list of tensors and modules. Pass `[...]`."),
+        (torch.ones(2), "wrt: expected a list of tensors and modules, got Tensor. Pass `[...]`."),
         (["embed.weight"], "wrt[0] (str): it must be a tensor or a module."),
         ([IDS], "wrt[0] (Tensor of shape (2, 3)): torch.int64 has no gradient."),
     ],
@@ -434,8 +431,10 @@ def test_bad_targets_are_named(wrt: object, says: str) -> None:
         fl.gradients(lambda: torch.ones(()), wrt)  # type: ignore[arg-type]
 
 
-def test_a_loss_that_is_no_function_is_named() -> None:
-    with pytest.raises(TypeError, match=re.escape("loss_fn: Tensor is no function. Pass one that runs the pass:")):
+def test_a_loss_that_is_not_a_function_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=re.escape("loss_fn: expected a function, got Tensor. Pass one that runs the pass:")
+    ):
         fl.gradients(torch.ones(()), [])  # type: ignore[arg-type]
 
 
@@ -444,8 +443,3 @@ def test_the_parameters_of_a_model_can_be_given_as_they_come() -> None:
     found = fl.gradients(lambda: model(IDS), model.parameters())
     assert [gradient.shape for gradient in found] == [parameter.shape for parameter in model.parameters()]
     assert all(map(torch.equal, found, plain(model, lambda m: list(m.parameters()))))
-
-
-def test_bad_masks_are_named() -> None:
-    with pytest.raises(ValueError, match="masks: 'new', but it must be 'same' or 'fresh'"):
-        fl.gradients(lambda: torch.ones(()), [], masks="new")  # type: ignore[arg-type]

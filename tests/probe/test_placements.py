@@ -1,4 +1,4 @@
-"""Ten thousand looks at random places of training runs: each run ends as the one that was never looked at, bit for bit.
+"""Ten thousand looks at random moments of training runs: each run ends like the undisturbed one, bit for bit.
 
 Everything that people train with and that a look can disturb is in these runs: dropout, BatchNorm, a counter that is
 assigned anew, sampled negatives from a torch.Generator, a numpy Generator and the random numbers that everyone shares
@@ -21,7 +21,7 @@ import frostline as fl
 
 V, D, B = 30, 6, 8
 STEPS, LOOKS, RUNS = 10, 250, 40
-PLACES = ["before the data", "before the forward", "before the backward", "before the step", "after the step"]
+MOMENTS = ["before the data", "before the forward", "before the backward", "before the step", "after the step"]
 LEARNS = {
     "everything": {"*": fl.everything},
     "rows": {"*": fl.everything, "embed.weight": fl.rows([1, 4, 7, 8, 20])},
@@ -31,7 +31,7 @@ LEARNS = {
 
 
 class Net(nn.Module):
-    """Scores a word against words drawn at random; every part of it changes in a forward, or draws."""
+    """Scores a word against words drawn at random; every part of it changes in a forward pass, or draws."""
 
     def __init__(self, sparse: bool) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class Net(nn.Module):
 
 @dataclass
 class Run:
-    """One training run; `step` yields at each place where it may be looked at."""
+    """One training run; `step` yields at each moment at which it may be looked at."""
 
     learns: str
     sparse: bool
@@ -84,24 +84,24 @@ class Run:
         return (self.model(words) - targets).square().mean()
 
     def step(self) -> Iterator[str]:
-        yield PLACES[0]
+        yield MOMENTS[0]
         batch = self.batch()
-        yield PLACES[1]
+        yield MOMENTS[1]
         loss = self.loss(batch)
-        yield PLACES[2]
-        if len(self.losses) % 2 == 0:  # every second step adds to the gradients that stand there
+        yield MOMENTS[2]
+        if len(self.losses) % 2 == 0:  # every second step adds to the gradients of the step before
             self.optimizer.zero_grad(set_to_none=len(self.losses) % 4 == 0)
         loss.backward()
-        yield PLACES[3]
+        yield MOMENTS[3]
         self.optimizer.step()
         self.losses.append(loss.detach())
-        yield PLACES[4]
+        yield MOMENTS[4]
 
     def end(self) -> dict[str, Tensor]:
-        """Everything that the run arrived at, and the numbers that would be drawn next."""
+        """Return the final state of the run, and the random numbers that would be drawn next."""
         state: dict[str, Tensor] = dict(self.model.state_dict())
         moments = self.optimizer.state_dict()["state"]
-        state |= {f"{i} {key}": torch.as_tensor(value) for i, one in moments.items() for key, value in one.items()}
+        state |= {f"{i} {key}": torch.as_tensor(value) for i, kept in moments.items() for key, value in kept.items()}
         batch = self.batch()
         return state | {
             "losses": torch.stack(self.losses),
@@ -130,48 +130,45 @@ def _learned(run: Run) -> list[Tensor]:
 
 
 # Each way to look; the last one must raise.
-LOOKS_AT: dict[str, Callable[[Run, str], object]] = {
-    "parameters": lambda run, masks: fl.gradients(run.loss, _learned(run), masks=masks),
-    "the table": lambda run, masks: fl.gradients(run.loss, [run.model.embed.weight], masks=masks),
-    "an output": lambda run, masks: fl.gradients(lambda: run.loss(), [run.model.mix, run.model.head], masks=masks),
-    "in eval mode": lambda run, masks: fl.gradients(lambda: _evaluates(run), [run.model.norm], masks=masks),
-    "an attack": lambda run, masks: fl.adversarial.perturb(run.loss, run.model.mix, radius=0.5, steps=2),
-    "raises": lambda run, masks: fl.gradients(lambda: _fails(run), _learned(run), masks=masks),
+LOOKS_AT: dict[str, Callable[[Run], object]] = {
+    "parameters": lambda run: fl.gradients(run.loss, _learned(run)),
+    "the table": lambda run: fl.gradients(run.loss, [run.model.embed.weight]),
+    "an output": lambda run: fl.gradients(lambda: run.loss(), [run.model.mix, run.model.head]),
+    "in eval mode": lambda run: fl.gradients(lambda: _evaluates(run), [run.model.norm]),
+    "an attack": lambda run: fl.adversarial.perturb(run.loss, run.model.mix, epsilon=0.5, steps=2),
+    "raises": lambda run: fl.gradients(lambda: _fails(run), _learned(run)),
 }
 
 
-def _train(
-    learns: str, sparse: bool, seed: int, looks: dict[tuple[int, str], list[tuple[str, str]]]
-) -> dict[str, Tensor]:
+def _train(learns: str, sparse: bool, seed: int, looks: dict[tuple[int, str], list[str]]) -> dict[str, Tensor]:
     run = Run(learns, sparse, seed)
-    for number in range(STEPS):
-        for place in run.step():
-            for how, masks in looks[number, place]:
-                if how == "raises":
+    for step in range(STEPS):
+        for moment in run.step():
+            for look in looks[step, moment]:
+                if look == "raises":
                     with pytest.raises(ArithmeticError):
-                        LOOKS_AT[how](run, masks)
+                        LOOKS_AT[look](run)
                 else:
-                    LOOKS_AT[how](run, masks)
+                    LOOKS_AT[look](run)
     return run.end()
 
 
-def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, value in one.items():
-        assert torch.equal(value, other[name]), name
+def _assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
 
 
 @pytest.mark.parametrize("seed", range(RUNS))
-def test_a_run_that_is_looked_at_is_the_run_that_is_not(seed: int) -> None:
+def test_a_run_that_is_looked_at_ends_like_the_undisturbed_run(seed: int) -> None:
     dice = random.Random(f"placements {seed}")
     learns, sparse = dice.choice(list(LEARNS)), dice.random() < 0.5
     print(f"seed {seed}: {learns} learns, sparse {sparse}, {LOOKS} looks")
     looks = defaultdict(list)
     for _ in range(LOOKS):
-        where = dice.randrange(STEPS), dice.choice(PLACES)
-        looks[where].append((dice.choice(list(LOOKS_AT)), dice.choice(["same", "fresh"])))
-    never = defaultdict(list)
-    _same(_train(learns, sparse, seed, looks), _train(learns, sparse, seed, never))
+        when = dice.randrange(STEPS), dice.choice(MOMENTS)
+        looks[when].append(dice.choice(list(LOOKS_AT)))
+    _assert_same(_train(learns, sparse, seed, looks), _train(learns, sparse, seed, defaultdict(list)))
 
 
 def test_there_are_ten_thousand_looks() -> None:
@@ -180,17 +177,16 @@ def test_there_are_ten_thousand_looks() -> None:
 
 @pytest.mark.parametrize("learns", LEARNS)
 @pytest.mark.parametrize("sparse", [False, True])
-def test_these_runs_learn_and_a_plain_look_would_be_seen(learns: str, sparse: bool) -> None:
-    never: dict[tuple[int, str], list[tuple[str, str]]] = defaultdict(list)
-    plain = _train(learns, sparse, 0, never)
+def test_these_runs_learn_and_plain_autograd_would_disturb_them(learns: str, sparse: bool) -> None:
+    plain = _train(learns, sparse, 0, defaultdict(list))
     assert not torch.equal(plain["losses"][0], plain["losses"][-1])
     start = Run(learns, sparse, 0).model.state_dict()
     assert not torch.equal(start["head.weight"], plain["head.weight"])
     run = Run(learns, sparse, 0)
-    for number in range(STEPS):
-        for place in run.step():
-            if (number, place) == (3, PLACES[0]):
-                torch.autograd.grad(run.loss(), run.model.head.weight)  # writes no `.grad`, and still leaves a trace
+    for step in range(STEPS):
+        for moment in run.step():
+            if (step, moment) == (3, MOMENTS[0]):
+                torch.autograd.grad(run.loss(), run.model.head.weight)  # writes no `.grad`, but draws random numbers
     looked = run.end()
     assert torch.equal(plain["losses"][:3], looked["losses"][:3])
     assert not torch.equal(plain["losses"][3:], looked["losses"][3:])

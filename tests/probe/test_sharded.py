@@ -1,4 +1,4 @@
-"""Looking in two processes, under DDP and under FSDP2: the run goes on as if nobody had looked."""
+"""`trial_step` and `explain` in two processes, under DDP and under FSDP2, do not change the training."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_losses_are_those_of_a_run_without_looks(found, way):
         assert losses[2] < losses[0]
 
 
-def test_under_ddp_each_process_sees_the_whole_tensors(found):
+def test_under_ddp_each_process_reports_whole_tensors(found):
     for rank in found:
         seen = rank["ddp True"]["seen"]
         assert seen["0.weight"] == [12, 40, [3, 4, 8]]
@@ -37,7 +37,7 @@ def test_under_ddp_each_process_sees_the_whole_tensors(found):
         assert seen["2.weight"] == [5, 5, [0]]
 
 
-def test_under_fsdp_each_process_sees_its_shards_by_the_ids_of_the_whole(found):
+def test_under_fsdp_each_process_reports_its_shards_by_the_row_ids_of_the_whole_tensor(found):
     first, second = (rank["fsdp True"]["seen"] for rank in found)
     assert first["0.weight"] == [8, 20, [3, 8]]  # the learned part is sharded in the caller's order: 8, 3, then 4
     assert second["0.weight"] == [4, 20, [4]]

@@ -1,4 +1,4 @@
-"""A trial step says what the real step does, and leaves no trace of itself, whatever the optimizer."""
+"""A trial step reports what the real step does, and everything is restored, whatever the optimizer."""
 
 import copy
 import json
@@ -87,7 +87,7 @@ class Net(nn.Module):
 IDS = torch.tensor([0, 1, 2, 1, 0, 2, 2, 1])
 
 
-def made(kind, steps=0):
+def prepare(kind, steps=0):
     """Model, loss_fn, optimizer, after some steps."""
     torch.manual_seed(0)
     model = Net()
@@ -127,7 +127,7 @@ def really_step(optimizer, loss_fn):
     ],
     ids=["numpy", "numpy, old", "python", "torch"],
 )
-def test_a_generator_that_an_optimizer_draws_from_is_put_back(make, draw):
+def test_a_generator_that_an_optimizer_draws_from_is_restored(make, draw):
     class Noisy(torch.optim.SGD):
         def __init__(self, parameters):
             super().__init__(parameters, lr=0.1)
@@ -148,18 +148,18 @@ def test_a_generator_that_an_optimizer_draws_from_is_put_back(make, draw):
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_everything_is_as_it_was(kind, steps, everything):
-    model, loss_fn, optimizer = made(kind, steps)
+    model, loss_fn, optimizer = prepare(kind, steps)
     before = everything(model, optimizer)
     trial = fl.trial_step(model, loss_fn, optimizer)
     assert everything(model, optimizer) == before
-    assert trial["hidden.weight"].moved > 0
+    assert trial["hidden.weight"].entries_moved > 0
     assert trial.buffers == ("norm.running_mean", "norm.running_var", "norm.num_batches_tracked")
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_training_goes_on_as_if_it_had_not_been(kind):
+def test_training_with_trial_steps_is_training_without(kind):
     def losses(look):
-        model, loss_fn, optimizer = made(kind)
+        model, loss_fn, optimizer = prepare(kind)
         random.seed(0)
         np.random.seed(0)
         seen = []
@@ -177,8 +177,8 @@ def test_training_goes_on_as_if_it_had_not_been(kind):
 
 @pytest.mark.parametrize("kind", sorted(set(OPTIMIZERS) - {"lbfgs", "sam"}))  # a closure draws random numbers again
 @pytest.mark.parametrize("steps", [0, 3])
-def test_it_says_what_the_real_step_then_does(kind, steps):
-    model, loss_fn, optimizer = made(kind, steps)
+def test_it_reports_what_the_real_step_then_does(kind, steps):
+    model, loss_fn, optimizer = prepare(kind, steps)
     optimizer.zero_grad()
     trial = fl.trial_step(model, loss_fn, optimizer)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -186,21 +186,21 @@ def test_it_says_what_the_real_step_then_does(kind, steps):
     for name, parameter in model.named_parameters():
         differs = parameter.detach() != before[name]
         distance = (parameter.detach().double() - before[name].double()).abs()
-        one = trial[name]
-        assert one.moved == int(differs.sum())
-        assert one.of == parameter.numel()
-        if one.moved:
-            assert one.largest == pytest.approx(float(distance.max()), rel=1e-6)
-            assert one.median == pytest.approx(float(distance[differs].median()), rel=1e-6)
+        changes = trial[name]
+        assert changes.entries_moved == int(differs.sum())
+        assert changes.entries == parameter.numel()
+        if changes.entries_moved:
+            assert changes.largest == pytest.approx(float(distance.max()), rel=1e-6)
+            assert changes.median == pytest.approx(float(distance[differs].median()), rel=1e-6)
         rows = differs.flatten(1).any(1) if differs.dim() > 1 else differs
-        assert one.rows.tolist() == rows.nonzero().flatten().tolist()
-        assert one.row_moved.sum() == one.moved
+        assert changes.rows.tolist() == rows.nonzero().flatten().tolist()
+        assert changes.row_moved.sum() == changes.entries_moved
         if parameter.dim() > 1:
-            assert torch.equal(one.row_largest, distance.amax(1)[rows])
-    assert any(one.moved for one in trial.tensors.values())
+            assert torch.equal(changes.row_largest, distance.amax(1)[rows])
+    assert any(changes.entries_moved for changes in trial.tensors.values())
 
 
-def test_lbfgs_moves_as_in_reality():
+def test_lbfgs_is_reported_as_it_then_moves():
     torch.manual_seed(0)
     model, x = nn.Linear(4, 1), torch.randn(8, 4)
     optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=5)
@@ -211,7 +211,7 @@ def test_lbfgs_moves_as_in_reality():
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs, about torch's newer names
-def test_a_hundred_third_party_optimizers_are_taken_back(everything):
+def test_a_hundred_third_party_optimizers_are_restored(everything):
     library, tried = pytest.importorskip("pytorch_optimizer"), []
     x = torch.randn(8, 4)
     for name in library.get_supported_optimizers():
@@ -228,16 +228,16 @@ def test_a_hundred_third_party_optimizers_are_taken_back(everything):
             really_step(optimizer, loss_fn)
             really_step(optimizer, loss_fn)
         except Exception:
-            continue  # it asks for more than parameters and a gradient
+            continue  # it needs more than parameters and a gradient
         before = everything(model, optimizer)
         trial = fl.trial_step(model, loss_fn, optimizer)
         assert everything(model, optimizer) == before, name
-        tried.append((name, trial.moved))
+        tried.append((name, trial.entries_moved))
     assert len(tried) >= 80
     assert sum(moved > 0 for _, moved in tried) >= 70
 
 
-def test_gradients_that_stand_are_added_to_not_zeroed():
+def test_gradients_of_earlier_passes_are_added_to_not_zeroed():
     torch.manual_seed(0)
     model, x = nn.Linear(3, 1), torch.randn(5, 3)
 
@@ -247,10 +247,10 @@ def test_gradients_that_stand_are_added_to_not_zeroed():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     once = fl.trial_step(model, loss_fn, optimizer)
     loss_fn().backward()
-    standing = model.weight.grad
+    earlier = model.weight.grad
     twice = fl.trial_step(model, loss_fn, optimizer)
     assert twice["weight"].largest == pytest.approx(2 * once["weight"].largest, rel=1e-5)
-    assert model.weight.grad is standing
+    assert model.weight.grad is earlier
 
 
 def test_a_stale_gradient_moves_a_frozen_tensor():
@@ -258,36 +258,36 @@ def test_a_stale_gradient_moves_a_frozen_tensor():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     model(x).sum().backward()
     model[0].requires_grad_(False)
-    assert fl.trial_step(model, lambda: model(x).sum(), optimizer)["0.weight"].moved == 9
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizer)["0.weight"].entries_moved == 9
     model[0].weight.grad = None
-    assert fl.trial_step(model, lambda: model(x).sum(), optimizer)["0.weight"].moved == 0
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizer)["0.weight"].entries_moved == 0
 
 
 class Explodes(torch.optim.SGD):
-    """Moves everything, makes state, and then raises."""
+    """Moves everything, creates state, and then raises."""
 
     def step(self, closure=None):
         super().step(closure)
-        self.state[self.param_groups[0]["params"][0]]["made"] = torch.ones(3)
+        self.state[self.param_groups[0]["params"][0]]["created"] = torch.ones(3)
         self.param_groups[0]["lr"] = 7.0
         self.scratch = [1, 2]
         raise ZeroDivisionError("in the step")
 
 
 def test_a_step_that_raises_leaves_everything_as_it_was(everything):
-    model, loss_fn, _ = made("sgd")
+    model, loss_fn, _ = prepare("sgd")
     optimizer = Explodes(model.parameters(), lr=0.1, momentum=0.9)
     before = everything(model, optimizer)
     with pytest.raises(ZeroDivisionError, match="in the step"):
         fl.trial_step(model, loss_fn, optimizer)
     assert everything(model, optimizer) == before
-    with pytest.raises(ZeroDivisionError):  # and without the trial it does leave traces
+    with pytest.raises(ZeroDivisionError):  # outside of a trial step nothing is restored
         really_step(optimizer, loss_fn)
     assert everything(model, optimizer) != before
 
 
 def test_a_loss_that_raises_leaves_everything_as_it_was(everything):
-    model, loss_fn, optimizer = made("adam", steps=2)
+    model, loss_fn, optimizer = prepare("adam", steps=2)
 
     def broken():
         loss_fn().backward()
@@ -299,15 +299,15 @@ def test_a_loss_that_raises_leaves_everything_as_it_was(everything):
     assert everything(model, optimizer) == before
 
 
-def test_a_backward_under_way_can_still_run():
-    model, loss_fn, optimizer = made("adam", steps=1)
+def test_the_backward_of_a_step_in_progress_still_runs():
+    model, loss_fn, optimizer = prepare("adam", steps=1)
     optimizer.zero_grad()
     torch.manual_seed(3)
     loss = loss_fn()
     fl.trial_step(model, loss_fn, optimizer)
     loss.backward()
     looked = model.hidden.weight.grad.clone()
-    other, other_loss, other_optimizer = made("adam", steps=1)
+    other, other_loss, other_optimizer = prepare("adam", steps=1)
     other_optimizer.zero_grad()
     torch.manual_seed(3)
     other_loss().backward()
@@ -323,20 +323,20 @@ def test_nan_is_compared_by_its_bits():
     model.register_parameter("unmoved", unmoved)
     optimizer = torch.optim.SGD([model.weight], lr=0.1)
     trial = fl.trial_step(model, lambda: model.weight[0, 1] * 2 + 0 * model.unmoved.sum(), optimizer)
-    assert trial["unmoved"].moved == 0
-    assert trial["weight"].moved == 1
+    assert trial["unmoved"].entries_moved == 0
+    assert trial["weight"].entries_moved == 1
     assert trial["weight"].largest == pytest.approx(0.2)
     poisoned = fl.trial_step(model, lambda: (model.weight * torch.tensor([[1.0, float("inf")]])).sum() * 0, optimizer)
-    assert poisoned["weight"].moved == 1
+    assert poisoned["weight"].entries_moved == 1
     assert np.isnan(poisoned["weight"].largest)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.complex64])
-def test_every_kind_of_number_is_compared(dtype):
+def test_every_dtype_is_compared(dtype):
     model = nn.ParameterDict({"w": nn.Parameter(torch.ones(3, 2, dtype=dtype)), "q": nn.Parameter(torch.ones(2))})
     optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
     trial = fl.trial_step(model, lambda: model["w"][1].abs().sum().float() + model["q"].sum(), optimizer)
-    assert trial["w"].moved == 2
+    assert trial["w"].entries_moved == 2
     assert trial["w"].rows.tolist() == [1]
     assert trial["w"].largest == 0.25
 
@@ -353,21 +353,21 @@ def partial(rows=True):
 
 
 @pytest.mark.parametrize(("rows", "moved"), [(True, 6), (False, 2)])
-def test_a_partial_tensor_is_one_tensor_in_whole_coordinates(rows, moved, everything):
+def test_a_partial_tensor_is_reported_by_the_rows_of_the_whole_tensor(rows, moved, everything):
     model, loss_fn, plan = partial(rows)
     optimizer = torch.optim.AdamW(plan.parameters(), lr=0.1)
     before = everything(model, optimizer)
     trial = fl.trial_step(model, loss_fn, optimizer)
     assert everything(model, optimizer) == before
     assert list(trial.to_dict()) == ["embed.weight"]
-    one = trial["embed.weight"]
-    assert (one.moved, one.of, one.of_rows) == (moved, 21, 7)
-    assert one.rows.tolist() == [2, 5]
-    assert one.tied == ("out.weight",)
+    changes = trial["embed.weight"]
+    assert (changes.entries_moved, changes.entries, changes.num_rows) == (moved, 21, 7)
+    assert changes.rows.tolist() == [2, 5]
+    assert changes.tied == ("out.weight",)
     was = model["embed"].weight.detach().clone()
     really_step(optimizer, loss_fn)
     now = model["embed"].weight.detach().clone()
-    assert one.row_largest.tolist() == pytest.approx((now - was).abs().amax(1)[[2, 5]].tolist(), rel=1e-6)
+    assert changes.row_largest.tolist() == pytest.approx((now - was).abs().amax(1)[[2, 5]].tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("rows", [True, False])
@@ -375,11 +375,11 @@ def test_a_frozen_part_that_moves_is_seen(rows):
     model, loss_fn, plan = partial(rows)
     frozen = model["embed"]._parameters["weight"]
     frozen.grad = torch.zeros(7, 3)
-    frozen.grad[[1, 2]] = 1.0  # what stands in row 2 of the frozen part stands for nothing, if all of row 2 learns
+    frozen.grad[[1, 2]] = 1.0  # where all of row 2 learns, values of the frozen part in row 2 are ignored
     optimizer = torch.optim.SGD([*plan.parameters(), frozen], lr=0.1)
-    one = fl.trial_step(model, loss_fn, optimizer)["embed.weight"]
-    assert one.rows.tolist() == [1, 2, 5]
-    assert one.row_moved.tolist() == [3, 3, 3 if rows else 1]
+    changes = fl.trial_step(model, loss_fn, optimizer)["embed.weight"]
+    assert changes.rows.tolist() == [1, 2, 5]
+    assert changes.row_moved.tolist() == [3, 3, 3 if rows else 1]
 
 
 def test_a_mapped_table_stays_in_its_file(tmp_path):
@@ -390,8 +390,12 @@ def test_a_mapped_table_stays_in_its_file(tmp_path):
     plan = fl.train_only(model, {"0.weight": fl.rows([9, 3]), "1.*": fl.everything})
     optimizer = fl.optim.RowAdamW(plan.parameters(), lr=0.1)
     trial = fl.trial_step(model, lambda: model(torch.tensor([9, 1])).sum(), optimizer)
-    assert (trial["0.weight"].moved, trial["0.weight"].of, trial["0.weight"].rows.tolist()) == (4, 200, [9])
-    assert trial["1.bias"].moved == 1
+    assert (trial["0.weight"].entries_moved, trial["0.weight"].entries, trial["0.weight"].rows.tolist()) == (
+        4,
+        200,
+        [9],
+    )
+    assert trial["1.bias"].entries_moved == 1
 
 
 def test_sparse_gradients_move_the_rows_in_use(everything):
@@ -406,7 +410,7 @@ def test_sparse_gradients_move_the_rows_in_use(everything):
     assert trial["weight"].rows.tolist() == [1, 4, 7]
 
 
-def test_the_users_mask_is_seen_at_work():
+def test_the_users_own_gradient_mask_is_part_of_the_step():
     model, ids = nn.Embedding(5, 2), torch.arange(5)
     model.weight.register_hook(lambda gradient: gradient * (torch.arange(5) < 2)[:, None])
     masked = fl.trial_step(model, lambda: model(ids).sum(), torch.optim.SGD(model.parameters(), lr=0.1))
@@ -417,13 +421,13 @@ def test_the_users_mask_is_seen_at_work():
 
 def test_several_optimizers_step_in_order():
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
-    optimizers = [torch.optim.SGD(one.parameters(), lr=0.1) for one in model]
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in model]
     trial = fl.trial_step(model, lambda: model(x).sum(), optimizers)
-    assert all(one.moved == one.of for one in trial.tensors.values())
-    assert fl.trial_step(model, lambda: model(x).sum(), optimizers[:1])["1.weight"].moved == 0
+    assert all(changes.entries_moved == changes.entries for changes in trial.tensors.values())
+    assert fl.trial_step(model, lambda: model(x).sum(), optimizers[:1])["1.weight"].entries_moved == 0
 
 
-def test_a_scheduler_does_not_take_it_for_a_step():
+def test_a_scheduler_does_not_count_it_as_a_step():
     model, x = nn.Linear(3, 1), torch.randn(5, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
@@ -433,7 +437,7 @@ def test_a_scheduler_does_not_take_it_for_a_step():
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
 
 
-def test_parameters_that_the_model_does_not_have_are_put_back_too(image):
+def test_parameters_that_are_not_in_the_model_are_restored_too(image):
     old = nn.Linear(3, 1)
     optimizer = torch.optim.SGD(old.parameters(), lr=0.1, weight_decay=0.1)
     model, x = copy.deepcopy(old), torch.randn(5, 3)
@@ -441,7 +445,7 @@ def test_parameters_that_the_model_does_not_have_are_put_back_too(image):
     before = image(list(old.parameters()))
     trial = fl.trial_step(model, lambda: model(x).sum(), optimizer)
     assert image(list(old.parameters())) == before
-    assert trial.moved == 0
+    assert trial.entries_moved == 0
     optimizer.step()
     assert image(list(old.parameters())) != before
 
@@ -457,12 +461,18 @@ def test_an_optimizer_made_before_the_plan_raises_as_in_training():
 @pytest.mark.parametrize(
     ("loss", "says"),
     [
-        (lambda model: model(torch.ones(2, 3)), "loss_fn: it returned a tensor of shape (2, 1), but it must return"),
-        (lambda model: 3.0, "loss_fn: it returned float, but it must return the loss, one number"),
-        (lambda model: model(torch.ones(2, 3)).sum().detach(), "loss_fn: the loss depends on nothing that learns"),
+        (
+            lambda model: model(torch.ones(2, 3)),
+            "loss_fn: the loss has shape (2, 1), but it must be one number. Return its mean.",
+        ),
+        (lambda model: 3.0, "loss_fn: it returned float, but the loss must be a tensor."),
+        (
+            lambda model: model(torch.ones(2, 3)).sum().detach(),
+            "loss_fn: the loss does not depend on anything that learns",
+        ),
     ],
 )
-def test_a_loss_that_is_none_is_refused_in_one_line(loss, says):
+def test_what_is_not_a_loss_is_named_in_one_line(loss, says):
     model = nn.Linear(3, 1)
     with pytest.raises(fl.ProbeError, match=re.escape(says)) as caught:
         fl.trial_step(model, lambda: loss(model), torch.optim.SGD(model.parameters(), lr=0.1))
@@ -476,15 +486,15 @@ def test_a_loss_that_is_none_is_refused_in_one_line(loss, says):
         ([], "optimizer: an empty list, so nothing would step."),
     ],
 )
-def test_what_is_no_optimizer_is_refused_in_one_line(optimizer, says):
+def test_what_is_not_an_optimizer_is_named_in_one_line(optimizer, says):
     model = nn.Linear(3, 1)
     with pytest.raises(TypeError, match=re.escape(says)):
         fl.trial_step(model, lambda: model(torch.ones(1, 3)).sum(), optimizer)
 
 
-def test_what_is_no_module_is_refused_in_one_line():
+def test_what_is_not_a_module_is_named_in_one_line():
     weight = nn.Parameter(torch.ones(1))
-    with pytest.raises(TypeError, match=re.escape("model: list, but it must be an nn.Module.")):
+    with pytest.raises(TypeError, match=re.escape("model: expected an nn.Module, got list.")):
         fl.trial_step([weight], lambda: weight.sum(), torch.optim.SGD([weight], lr=0.1))
 
 
@@ -500,11 +510,11 @@ def test_a_mask_on_accumulated_gradients_is_part_of_the_step(everything):
     trial = fl.trial_step(model, lambda: model(x).sum(), optimizer)
     assert everything(model, optimizer) == before
     assert trial["0.weight"].rows.tolist() == [0]
-    assert trial["0.bias"].moved == 3
+    assert trial["0.bias"].entries_moved == 3
 
 
 @pytest.mark.parametrize("look", [fl.trial_step, lambda model, loss_fn, _: fl.explain(model, loss_fn)])
-def test_an_optimizer_that_only_a_hook_knows_of_is_taken_back(look, everything):
+def test_an_optimizer_that_only_a_hook_refers_to_is_restored(look, everything):
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
     inner, outer = (torch.optim.Adam(layer.parameters(), lr=0.1) for layer in model)
 
@@ -516,12 +526,12 @@ def test_an_optimizer_that_only_a_hook_knows_of_is_taken_back(look, everything):
     before = everything(model, inner), everything(model, outer)
     found = look(model, lambda: model(x).sum(), outer)
     assert (everything(model, inner), everything(model, outer)) == before
-    assert found.to_dict()["0.weight"].get("moved", 9) == 9
+    assert found.to_dict()["0.weight"].get("entries_moved", 9) == 9
     model(x).sum().backward()
     assert inner.state
 
 
-def test_optimizers_that_step_in_the_backward_pass_are_taken_back(everything):
+def test_optimizers_that_step_in_the_backward_pass_are_restored(everything):
     model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)), torch.randn(5, 3)
     optimizers = {parameter: torch.optim.Adam([parameter], lr=0.1) for parameter in model.parameters()}
 
@@ -534,7 +544,7 @@ def test_optimizers_that_step_in_the_backward_pass_are_taken_back(everything):
     before = [everything(model, optimizer) for optimizer in optimizers.values()]
     trial = fl.trial_step(model, lambda: model(x).sum(), list(optimizers.values()))
     assert [everything(model, optimizer) for optimizer in optimizers.values()] == before
-    assert all(one.moved == one.of for one in trial.tensors.values())
+    assert all(changes.entries_moved == changes.entries for changes in trial.tensors.values())
     assert trial["0.weight"].largest == pytest.approx(0.1, rel=1e-3)  # one step of Adam, not two
 
 
@@ -551,26 +561,40 @@ def test_it_prints_a_table_and_plain_values():
         [str(trial).splitlines()[1]],
         [
             "0.weight",
-            f"{table.moved} of 4,000",
+            f"{table.entries_moved} of 4,000",
             f"{len(table.rows)} of 1,000",
             f"{table.largest:.1e}",
             f"{table.median:.1e}",
         ],
-        ["1.weight", f"{norm.moved} of 4", f"{norm.moved} of 4", f"{norm.largest:.1e}", f"{norm.median:.1e}"],
+        [
+            "1.weight",
+            f"{norm.entries_moved} of 4",
+            f"{norm.entries_moved} of 4",
+            f"{norm.largest:.1e}",
+            f"{norm.median:.1e}",
+        ],
         ["1.bias", "4 of 4", "4 of 4", f"{trial['1.bias'].largest:.1e}", f"{trial['1.bias'].median:.1e}"],
         ["2.weight", "nothing of 4"],
         ["2.bias", "nothing of 1"],
         [str(trial).splitlines()[7]],
-        ["total", f"{trial.moved} of 4,013"],
+        ["total", f"{trial.entries_moved} of 4,013"],
         ["Buffers that the pass changed: 1.running_mean, 1.running_var, 1.num_batches_tracked."],
     ]
-    assert table.moved >= 8
+    assert table.entries_moved >= 8
     plain = json.loads(json.dumps(trial.to_dict()))
     assert list(plain) == ["0.weight", "1.weight", "1.bias", "2.weight", "2.bias"]
-    assert plain["2.bias"] == {"moved": 0, "of": 1, "largest": 0.0, "median": 0.0, "rows": 0, "of_rows": 1, "tied": []}
+    assert plain["2.bias"] == {
+        "entries_moved": 0,
+        "entries": 1,
+        "largest": 0.0,
+        "median": 0.0,
+        "rows_moved": 0,
+        "num_rows": 1,
+        "tied": [],
+    }
 
 
-def test_many_tensors_that_stand_are_one_line():
+def test_many_tensors_that_do_not_move_are_one_line():
     model = nn.ModuleList(nn.Linear(2, 2) for _ in range(30))
     optimizer = torch.optim.SGD(model[3].parameters(), lr=0.1)
     lines = str(fl.trial_step(model, lambda: model[3](torch.ones(1, 2)).sum(), optimizer)).splitlines()

@@ -1,12 +1,12 @@
-"""Look, never change: gradients, what will move and why, a step that is taken back.
+"""Look at a training run without changing it: gradients, what will move and why, a step that is rolled back.
 
-inputs.py          check a model, a loss function, optimizers
-gradients.py       the value of a gradient, without a trace of the pass
-trial.py           the next training step: what it moves, and everything restored (changes.py: what one tensor did)
-autograd_graph.py  the graph of a computation, walked back to its leaves
+inputs.py          check what the functions of this room are given: a model, a loss, optimizers
+gradients.py       the values of gradients, without side effects
+trial.py           the next training step: what it moves, then everything restored (changes.py: what one tensor did)
+autograd_graph.py  walk the autograd graph back to its leaves
 restore/           snapshot and restore everything that a pass and a step may modify
 trace/             which parameters reach a tensor, by value and by gradient
-explain/           what will move at the next step, what will not, and the line that says why
+explain/           what will move at the next step, what will not, and the line of code that says why
 """
 
 from frostline.probe.explain.explain import explain

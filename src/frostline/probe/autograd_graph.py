@@ -1,4 +1,4 @@
-"""The graph that autograd keeps of a computation, walked back to its leaves."""
+"""The autograd graph of a computation, walked from its output back to its leaves."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ import torch
 from torch import Tensor
 
 
-def nodes_under(node: Any) -> Iterator[Any]:
-    """`node` and every node that its gradient can reach, each once; none under None, the node of a leaf."""
+def backward_nodes(node: Any) -> Iterator[Any]:
+    """Yield `node` and every node that its gradient reaches, each once; nothing for None, the `grad_fn` of a leaf."""
     seen = {None}
     waiting = [node]
     while waiting:
-        one = waiting.pop()
-        if one not in seen:
-            seen.add(one)
-            yield one
-            waiting += [following for following, _ in one.next_functions]
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            yield node
+            waiting += [following for following, _ in node.next_functions]
 
 
-def leaves_under(node: Any) -> list[Tensor]:
-    """The leaf tensors that the gradient of `node` can reach; none under None."""
-    return [one.variable for one in nodes_under(node) if hasattr(one, "variable")]
+def backward_leaves(node: Any) -> list[Tensor]:
+    """Return the leaf tensors that the gradient of `node` reaches; none for None."""
+    return [node.variable for node in backward_nodes(node) if hasattr(node, "variable")]
 
 
 def next_sequence_number() -> int:
-    """Nodes made from here on, by this thread, have this number or a higher one."""
+    """Return the number of the next node: nodes that this thread makes from here on have it or a higher one."""
+    # A throw-away node is the only way to read autograd's counter; nodes of an earlier graph have lower numbers.
     with torch.enable_grad():
         node: Any = torch.ones((), requires_grad=True).clone().grad_fn
     return int(node._sequence_nr())

@@ -1,4 +1,4 @@
-"""What a pass changes is put back: the same objects, with the same bits, also when the pass raises."""
+"""What a pass modifies is restored: the same objects, with the same bits, also when the pass raises."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.probe.restore.restored import kept
+from frostline.probe.restore.restored import restored
 
 SHARED = torch.Generator().manual_seed(9)
 
 
 class Everything(nn.Module):
-    """Changes, in one forward, whatever a module can change about itself."""
+    """Modifies, in one forward, whatever a module can modify of itself."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Everything(nn.Module):
         self.register_buffer("expanded", torch.zeros(1).expand(4))
         self.register_buffer("resized", torch.zeros(2))
         self.register_buffer("shrunk", torch.arange(3.0))
-        self.register_buffer("number", torch.tensor(3))
+        self.register_buffer("counter", torch.tensor(3))
         self.plain, self.calls = torch.zeros(2), 0
         self.listed: list[Any] = [torch.zeros(2)]
         self.named: dict[str, Any] = {"a": 1, "b": 2, "deep": [{"cache": torch.zeros(2)}]}
@@ -47,7 +47,7 @@ class Everything(nn.Module):
         self.expanded[:1].add_(1)
         self.resized.data = torch.ones(5)
         self.shrunk.resize_(1)
-        self.number += 1
+        self.counter += 1
         self.plain.add_(1)
         self.calls += 1
         self.listed[0].add_(1)
@@ -93,11 +93,11 @@ def _picture(model: Everything) -> dict[str, Any]:
     }
 
 
-def test_a_module_that_changes_all_of_itself_is_put_back() -> None:
+def test_a_module_that_modifies_all_of_itself_is_restored() -> None:
     model, x = Everything(), torch.randn(4, 3)
     model.linear(x).sum().backward()
     before = _picture(model)
-    with kept([model]):
+    with restored([model]):
         model(x).backward()
         inside = _picture(model)
     assert _picture(model) == before
@@ -109,25 +109,25 @@ def _stop(_: object) -> None:
     raise KeyError("stop")
 
 
-def test_it_is_put_back_when_the_pass_raises_and_the_error_goes_on() -> None:
+def test_it_is_restored_when_the_pass_raises_and_the_error_goes_on() -> None:
     model = Everything()
     before = _picture(model)
-    with pytest.raises(KeyError, match="stop"), kept([model]):
+    with pytest.raises(KeyError, match="stop"), restored([model]):
         _stop(model(torch.randn(4, 3)))
     assert _picture(model) == before
 
 
-def test_a_module_that_is_only_called_is_put_back_too() -> None:
+def test_a_module_that_is_only_called_is_restored_too() -> None:
     hidden = [Everything() for _ in range(2_000)]  # too many to walk through
     before = _picture(hidden[1_500])
-    with kept(function=lambda: hidden):
+    with restored(function=lambda: hidden):
         hidden[1_500](torch.randn(4, 3))
     assert _picture(hidden[1_500]) == before
     assert not torch.nn.modules.module._global_forward_pre_hooks
 
 
 class Counts(nn.Module):
-    """Multiplies with a buffer that autograd saves, and then counts in it."""
+    """Multiplies by a buffer, which autograd saves, and then writes to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,27 +140,27 @@ class Counts(nn.Module):
         return product.sum()
 
 
-def test_a_pending_backward_goes_on_over_buffers_that_were_put_back() -> None:
+def test_a_pending_backward_accepts_buffers_that_were_restored() -> None:
     model = Counts()
     pending = (model.weight * model.count).sum()
-    with kept([model]):
+    with restored([model]):
         model()
     pending.backward()
     assert torch.equal(model.weight.grad, torch.ones(2))
     pending = (model.weight * model.count).sum()
     model()
-    model.count.sub_(1)  # the values are back, the count of writes is not
+    model.count.sub_(1)  # the values are back, the version counter is not
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         pending.backward()
 
 
-def test_everyones_random_numbers_are_put_back() -> None:
+def test_the_global_random_generators_are_restored() -> None:
     def draw() -> list[float]:
         return [float(torch.rand(())), random.random(), float(np.random.rand()), random.gauss(), np.random.normal()]
 
-    with kept():
+    with restored():
         first = draw()
-    with pytest.raises(KeyError), kept():
+    with pytest.raises(KeyError), restored():
         _stop(draw())
     assert draw() == first
     assert draw() != first
@@ -200,7 +200,7 @@ WAYS: dict[str, Callable[[Any], Callable[[], Any]]] = {
 def test_a_generator_is_found_wherever_the_function_has_it(way: str) -> None:
     generator = torch.Generator().manual_seed(4)
     function, before = WAYS[way](generator), generator.get_state()
-    with kept(function=function):
+    with restored(function=function):
         function()
         assert not torch.equal(generator.get_state(), before)
     assert torch.equal(generator.get_state(), before)
@@ -208,13 +208,13 @@ def test_a_generator_is_found_wherever_the_function_has_it(way: str) -> None:
 
 def test_a_global_generator_is_found() -> None:
     before = SHARED.get_state()
-    with kept(function=_draws_from_the_global_one):
-        _draws_from_the_global_one()
+    with restored(function=_draw_from_the_global_generator):
+        _draw_from_the_global_generator()
         assert not torch.equal(SHARED.get_state(), before)
     assert torch.equal(SHARED.get_state(), before)
 
 
-def _draws_from_the_global_one() -> Tensor:
+def _draw_from_the_global_generator() -> Tensor:
     return torch.rand(3, generator=SHARED)
 
 
@@ -229,27 +229,27 @@ def _draws_from_the_global_one() -> Tensor:
         (lambda: random.Random(0), lambda g: g.gauss(0, 1)),
     ],
 )
-def test_every_kind_of_generator_is_put_back(listed: bool, make: Any, draw: Any) -> None:
+def test_every_kind_of_generator_is_restored(listed: bool, make: Any, draw: Any) -> None:
     generator = make()
-    with kept(generators=[generator] if listed else [], function=None if listed else lambda: generator):
+    with restored(generators=[generator] if listed else [], function=None if listed else lambda: generator):
         first = draw(generator)
     assert draw(generator) == first
     assert draw(generator) != first
 
 
-def test_what_is_no_generator_is_refused_before_anything_runs() -> None:
-    says = re.escape("generators: int is no random generator. List torch.Generator,")
-    with pytest.raises(TypeError, match=says), kept(generators=[3]):
+def test_what_is_not_a_generator_raises_before_anything_runs() -> None:
+    says = re.escape("generators: int is not a random generator. List torch.Generator,")
+    with pytest.raises(TypeError, match=says), restored(generators=[3]):
         raise AssertionError("unreachable")
 
 
-def test_gradients_are_out_of_sight_and_come_back_as_the_same_objects() -> None:
+def test_gradients_are_none_meanwhile_and_restored_as_the_same_objects() -> None:
     layer = nn.Embedding(5, 2, sparse=True)
     free = torch.ones(2, requires_grad=True)
     (layer(torch.tensor([1])) * free).sum().backward()
     mine, its = layer.weight.grad, free.grad
     bits = mine.to_dense().clone(), its.clone()
-    with kept([layer], tensors=[free]):
+    with restored([layer], tensors=[free]):
         assert layer.weight.grad is None is free.grad
         (layer(torch.tensor([2])) * free).sum().backward()
         assert free.grad is not None
@@ -267,27 +267,27 @@ def test_a_parameter_that_the_pass_itself_writes_to_is_an_error() -> None:
             return super().forward(x)
 
     says = "a parameter of shape (1, 2) was written to by the pass itself, which changed the model. Make it a buffer"
-    with pytest.raises(fl.ProbeError, match=re.escape(says)), kept([model := Writes(2, 1)]):
+    with pytest.raises(fl.ProbeError, match=re.escape(says)), restored([model := Writes(2, 1)]):
         model(torch.ones(1, 2))
 
 
-def test_a_table_that_its_own_lookup_rescales_is_put_back() -> None:
+def test_a_table_that_its_own_lookup_rescales_is_restored() -> None:
     table = nn.Embedding(5, 2, max_norm=0.1)
     table.weight.grad = torch.ones(5, 2)
     before = table.weight.detach().clone()
-    with kept([table]):
+    with restored([table]):
         assert table.weight.grad is None
         table(torch.arange(5))
         assert not torch.equal(table.weight, before)
     assert torch.equal(table.weight, before)
 
 
-def test_a_lazy_module_is_refused() -> None:
+def test_a_lazy_module_raises() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = nn.Sequential(nn.LazyLinear(2))
     says = re.escape("a lazy module has no shape yet. Run one batch through the model first.")
-    with pytest.raises(fl.ProbeError, match=says), kept([model]):
+    with pytest.raises(fl.ProbeError, match=says), restored([model]):
         raise AssertionError("unreachable")
 
 
@@ -302,7 +302,7 @@ def test_buffers_in_memory_that_cannot_be_written_stay_readable(tmp_path: Any) -
         module.register_buffer("inference", torch.ones(2))
     module.register_buffer("meta", torch.ones(2, device="meta"))
     module.register_buffer("sparse", torch.eye(3).to_sparse())
-    with kept([module]):
+    with restored([module]):
         with torch.inference_mode():
             module.inference.add_(1)
         module.sparse.mul_(2)
@@ -311,14 +311,14 @@ def test_buffers_in_memory_that_cannot_be_written_stay_readable(tmp_path: Any) -
     assert torch.equal(module.sparse.to_dense(), torch.eye(3))
 
 
-def test_one_inside_another_each_puts_back_its_own() -> None:
+def test_nested_blocks_each_restore_their_own_state() -> None:
     model, x = nn.BatchNorm1d(3), torch.randn(4, 3)
     model(x)
     outer = model.running_mean.clone()
-    with kept([model]):
+    with restored([model]):
         model(x + 1)
         inner = model.running_mean.clone()
-        with kept([model]):
+        with restored([model]):
             model(x + 2)
             assert not torch.equal(model.running_mean, inner)
         assert torch.equal(model.running_mean, inner)
@@ -328,7 +328,7 @@ def test_one_inside_another_each_puts_back_its_own() -> None:
 def test_a_module_that_a_plan_changes_in_the_pass_is_plain_again() -> None:
     layer, x = nn.Linear(2, 2), torch.ones(1, 2)
     before, weight = layer(x), layer.weight
-    with kept([layer]):
+    with restored([layer]):
         fl.train_only(layer, {"weight": fl.rows([1])})
         assert type(layer) is not nn.Linear
         assert layer.weight is not weight

@@ -1,1 +1,7 @@
-"""Put back, bit for bit, whatever a look at a model may change."""
+"""Restore, bit for bit, everything that a pass and a step of the optimizers may modify.
+
+restored.py   the context manager: whatever its block modifies is restored at the end
+snapshot.py   modules, tensors and optimizers as they were, and their restoration
+reachable.py  the modules, random generators and leaf tensors that a function may use
+rng.py        random generators          bits.py   tensors compared bit by bit
+"""

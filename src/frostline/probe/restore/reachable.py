@@ -1,9 +1,9 @@
-"""What a function can reach before it runs: the modules, random generators and leaf tensors that its pass may touch.
+"""Find what a function can reach, before it runs: the modules, random generators and leaf tensors that it may use.
 
-The idea: walk from the function as Python would, without running anything: its closure, its defaults, the globals that
-its code names, the object it is a method of, and on through containers and attributes. The globals of installed
-packages are left out. What is reached by other ways (C++, `__slots__`, containers of more than 1,000 things) is not
-found.
+The idea: follow references from the function as Python would, without running anything: its closure, its defaults, the
+globals that its code names, the object it is a method of, and on through containers and attributes. The globals of
+installed packages are left out. What is reached in other ways (C++, `__slots__`, containers of more than 1,000 items)
+is not found.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MOST_ITEMS = 1_000  # of a container; larger ones hold data
+MOST_ITEMS = 1_000  # of a container that is searched; larger ones hold data
 _MOST_OBJECTS = 20_000
 _INSTALLED = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, type, np.ndarray, types.ModuleType, torch.dtype)
-_WALKED = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # of a module, one by one
-_METHODS = ("forward", "__call__", "__iter__", "__next__")  # run when an object is used
+_MODULE_TABLES = {"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"}  # a snapshot adds these itself
+_METHODS = ("forward", "__call__", "__iter__", "__next__")  # called when an object is used, though code names none
 GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
 
 @dataclass
-class Reached:
+class Reachable:
     """What was found, each object once.
 
     Attributes:
-        modules: Modules, without those inside them.
+        modules: Modules, without their submodules.
         generators: torch.Generator, numpy's Generator, BitGenerator and RandomState, Python's Random.
         leaves: Leaf tensors that require a gradient, other than parameters of the modules.
         optimizers: Objects with `param_groups` and `step`.
-        compiled: Whether something that `torch.compile` made was met.
+        compiled: Whether any of it was made by `torch.compile`.
     """
 
     modules: list[nn.Module] = field(default_factory=list)
@@ -50,93 +50,98 @@ class Reached:
     compiled: bool = False
 
 
-def reach(*roots: object) -> Reached:
-    """Walk from `roots` (functions, modules, anything); about a microsecond for each object met, at most 20,000."""
-    found = Reached()
-    seen: dict[int, object] = {}  # id -> the object itself, so that no id is used twice
+def reachable(*roots: object) -> Reachable:
+    """Return what `roots` (functions, modules, any objects) refer to, directly or not.
+
+    Cost: about a microsecond for each object found; the search ends after 20,000.
+    """
+    found = Reachable()
+    seen: dict[int, object] = {}  # id -> the object itself, which keeps its id from being used again
     waiting = deque(roots)
     while waiting and len(seen) < _MOST_OBJECTS:
-        one = waiting.popleft()
-        if isinstance(one, _PLAIN) or id(one) in seen:
+        value = waiting.popleft()
+        if isinstance(value, _PLAIN) or id(value) in seen:
             continue
-        seen[id(one)] = one
-        if isinstance(one, Tensor):
-            if one.requires_grad and one.is_leaf:
-                found.leaves.append(one)
-        elif isinstance(one, nn.Module):
-            found.modules.append(one)
-            for module in one.modules():
+        seen[id(value)] = value
+        if isinstance(value, Tensor):
+            if value.requires_grad and value.is_leaf:
+                found.leaves.append(value)
+        elif isinstance(value, nn.Module):
+            found.modules.append(value)
+            for module in value.modules():
                 seen[id(module)] = module
                 found.compiled |= "_orig_mod" in module._modules or module._compiled_call_impl is not None
-                waiting.extend(_of_module(module))
-        elif isinstance(one, GENERATORS):
-            found.generators.append(one)
+                waiting.extend(_in_module(module))
+        elif isinstance(value, GENERATORS):
+            found.generators.append(value)
         else:
-            if hasattr(type(one), "step") and "param_groups" in getattr(one, "__dict__", ()):
-                found.optimizers.append(one)
-            found.compiled |= isinstance(one, types.FunctionType) and hasattr(one, "_torchdynamo_orig_callable")
-            waiting.extend(_next(one))
+            if hasattr(type(value), "step") and "param_groups" in getattr(value, "__dict__", ()):
+                found.optimizers.append(value)
+            found.compiled |= isinstance(value, types.FunctionType) and hasattr(value, "_torchdynamo_orig_callable")
+            waiting.extend(_in_object(value))
     return found
 
 
 def optimizers_in_backward(tensors: Iterable[Tensor]) -> list[Any]:
-    """The optimizers that accumulation hooks of `tensors` may step."""
+    """Return the optimizers that accumulation hooks of `tensors` may step."""
     hooks = [(getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values() for tensor in tensors]
-    return reach(*itertools.chain.from_iterable(hooks)).optimizers
+    return reachable(*itertools.chain.from_iterable(hooks)).optimizers
 
 
-def _of_module(module: nn.Module) -> Iterator[object]:
-    """What a module holds that is neither a parameter, a buffer nor a module inside it."""
+def _in_module(module: nn.Module) -> Iterator[object]:
+    """Yield what a module refers to, but for its parameters, buffers and submodules."""
     for name, value in module.__dict__.items():
-        if name not in _WALKED and not isinstance(value, _PLAIN) and not (isinstance(value, dict) and not value):
+        if name not in _MODULE_TABLES and not isinstance(value, _PLAIN) and not (isinstance(value, dict) and not value):
             yield value
     yield type(module).forward
 
 
-def _next(one: object) -> Iterator[object]:
-    """What can be reached from `one` in one step."""
-    if isinstance(one, types.FunctionType):
-        yield from _of_function(one)
-    elif isinstance(one, types.MethodType):
-        yield from (one.__func__, one.__self__)
-    elif isinstance(one, partial):
-        yield from (one.func, *one.args, *one.keywords.values())
-    elif isinstance(one, dict):
-        if len(one) <= MOST_ITEMS:
-            yield from one.values()
-    elif isinstance(one, (list, tuple, set, frozenset, deque)):
-        if len(one) <= MOST_ITEMS:
-            yield from one
+def _in_object(value: object) -> Iterator[object]:
+    """Yield what `value` refers to directly."""
+    if isinstance(value, types.FunctionType):
+        yield from _in_function(value)
+    elif isinstance(value, types.MethodType):
+        yield from (value.__func__, value.__self__)
+    elif isinstance(value, partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, dict):
+        if len(value) <= MOST_ITEMS:
+            yield from value.values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        if len(value) <= MOST_ITEMS:
+            yield from value
     else:
         try:
-            attributes = object.__getattribute__(one, "__dict__")  # past any `__getattr__` of the object's own
+            attributes = object.__getattribute__(value, "__dict__")  # runs neither `__getattr__` nor a property
         except AttributeError:
             return
         yield from attributes.values()
         for name in _METHODS:
-            yield getattr(type(one), name, None)
+            yield getattr(type(value), name, None)
 
 
-def _of_function(function: types.FunctionType) -> Iterator[object]:
+def _in_function(function: types.FunctionType) -> Iterator[object]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # not filled yet
+        except ValueError:  # the variable is not assigned yet
             continue
     yield from (function.__defaults__, function.__kwdefaults__, vars(function))
     if function.__code__.co_filename.startswith(_INSTALLED):
         return
+    # The names are those of globals and of attributes alike, so an attribute may find a global that has its name. An
+    # object too many costs a copy; one too few would stay modified.
     names = set(_names(function.__code__))
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
-        if isinstance(value, types.ModuleType):
+        if isinstance(value, types.ModuleType):  # `module.name`: `name` is among the names, too
             yield from (vars(value)[inner] for inner in names & vars(value).keys())
         else:
             yield value
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """Every name that the code looks up, inner functions included."""
+    """Yield every global and attribute name in the code, inner functions included."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

@@ -1,4 +1,4 @@
-"""Random generators, put back to where they stood."""
+"""Restore the state of random generators."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ import torch
 
 
 @contextlib.contextmanager
-def undrawn() -> Iterator[None]:
-    """Put back the generators that everyone shares: torch's, numpy's, Python's; CUDA's only where it is in use."""
-    cpu, numpys, pythons = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+def rng_restored() -> Iterator[None]:
+    """Restore the global generators after the block: torch's, numpy's and Python's; CUDA's only if it is in use."""
+    cpu, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # asking would initialize CUDA
     try:
         yield
     finally:
         torch.set_rng_state(cpu)
-        np.random.set_state(numpys)
-        random.setstate(pythons)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
         if cuda is not None:
             torch.cuda.set_rng_state_all(cuda)
-        elif torch.cuda.is_initialized():  # first used in the block: back to the start
+        elif torch.cuda.is_initialized():  # first used in the block, so its state before was that of its seed
             for generator in torch.cuda.default_generators:
                 generator.manual_seed(generator.initial_seed())
 
 
-def rewound(generator: Any) -> Callable[[], object]:
-    """What puts one generator back to where it stands now.
+def rng_restorer(generator: Any) -> Callable[[], object]:
+    """Return a function that restores the present state of one generator.
 
     Args:
         generator: torch.Generator, numpy's Generator, BitGenerator or RandomState, Python's Random.
 
     Raises:
-        TypeError: It is none of them.
+        TypeError: It is not a random generator.
     """
     if isinstance(generator, torch.Generator):
         return partial(generator.set_state, generator.get_state())
@@ -52,6 +52,6 @@ def rewound(generator: Any) -> Callable[[], object]:
     if isinstance(generator, random.Random):
         return partial(generator.setstate, generator.getstate())
     raise TypeError(
-        f"generators: {type(generator).__name__} is no random generator. "
+        f"generators: {type(generator).__name__} is not a random generator. "
         "List torch.Generator, numpy.random.Generator or RandomState, or random.Random objects."
     )
