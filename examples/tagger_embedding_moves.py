@@ -3,8 +3,8 @@
 Run:  python examples/tagger_embedding_moves.py
 
 A bidirectional LSTM tags words by their vectors. No line of the training loop mentions the table of vectors, and yet
-it moves: looking a row up is an operation like any other, the gradient runs through it into the rows that the batch
-used, and `model.parameters()` hands the table to the optimizer. To let it stand, say so.
+it moves: a lookup is an operation like any other, the gradient flows through it to the rows that the batch used, and
+`model.parameters()` hands the table to the optimizer. To freeze it, say so in a plan.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Tagger(nn.Module):
 
 
 def train(learns: dict[str, Selection]) -> tuple[Tensor, Tensor | None, list[float]]:
-    """Return how far each row of the table moved in ten steps, its first gradient, and the losses."""
+    """Return how far each row of the table moved in ten steps, the norm of its first gradient, and the losses."""
     torch.manual_seed(0)
     model = Tagger()
     start = model.embed.weight.detach().clone()
@@ -58,8 +58,8 @@ def main() -> None:
     moved, gradient, losses = train({"*": fl.everything})
     assert gradient is not None
     print("everything learns: the table moves, in the rows that were used")
-    for word, g, m in zip(WORDS, gradient.tolist(), moved.tolist(), strict=True):
-        print(f"  {word:7s} first gradient {g:.4f}  moved {m:.4f}")
+    for word, norm, distance in zip(WORDS, gradient.tolist(), moved.tolist(), strict=True):
+        print(f"  {word:7s} first gradient {norm:.4f}  moved {distance:.4f}")
     print(f"  loss {losses[0]:.4f} -> {losses[-1]:.4f}")
     moved, gradient, losses = train({"*": fl.everything, "embed.weight": fl.nothing})
     print(f"with embed.weight: fl.nothing, gradient {gradient}, the furthest row moved {moved.max():.4f}")

@@ -295,8 +295,9 @@ def test_who_writes_a_line_and_waits_gets_its_answer(
         assert process.stdin is not None
         assert process.stdout is not None
         for _ in range(3):
-            process.stdin.write(lines)
-            process.stdin.flush()
+            for piece in (lines[:4], lines[4:]):  # a line may arrive in pieces
+                process.stdin.write(piece)
+                process.stdin.flush()
             assert b"".join(process.stdout.readline() for _ in answer.splitlines()) == answer
         process.stdin.close()
         assert process.stdout.read() == b""
@@ -526,9 +527,14 @@ def test_evaluating_prints_the_errors_writes_the_confusion_and_names_types_it_do
     )
     run = read_run(run_folder)
     counts = [[0, 0, 1], [0, 1, 0], [0, 1, 0]]  # band missed, one town right, one invented
-    assert run.confusion == {"types": ["band", "town"], "rows": "gold", "columns": "predicted", "counts": counts}
+    titles = {"rows": "gold in gold.conll", "columns": "predicted"}
+    assert run.confusion == {"types": ["band", "town"], "counts": counts} | titles
     assert run.about is not None
     assert run.about["title"] == "A tagger evaluated on gold.conll"
+    assert main(["tagger", "evaluate", str(trained.out), str(trained.dev), "--run-folder", str(run_folder)]) == 0
+    run = read_run(run_folder)
+    assert run.about is not None
+    assert run.about["title"] == "A tagger evaluated on dev.conll"
 
 
 def test_evaluating_into_the_folder_of_a_tagger_keeps_what_its_training_wrote(

@@ -75,15 +75,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_confusion(args: argparse.Namespace, errors: Errors, score: Score) -> None:
     from frostline.record import describe_run
-    from frostline.record.run_folder import ABOUT
+    from frostline.record.run_folder import PLAN
 
-    described = (Path(args.run_folder) / ABOUT).exists()  # such as by the training of this tagger: stays
-    describe_run(
-        args.run_folder,
-        title=None if described else f"A tagger evaluated on {Path(args.file).name}",
-        facts=None if described else {"tagger": args.folder, "text": args.file, "F1": f"{100 * score.f1:.1f} %"},
-        confusion=errors.confusion_table(),
-    )
+    name = Path(args.file).name
+    about: dict[str, Any] = {
+        "title": f"A tagger evaluated on {name}",
+        "facts": {"tagger": args.folder, "text": args.file, "F1": f"{100 * score.f1:.1f} %"},
+    }
+    if (Path(args.run_folder) / PLAN).exists():  # the folder of a training, whose own title and facts stay
+        about = {}
+    describe_run(args.run_folder, confusion=errors.confusion_table() | {"rows": f"gold in {name}"}, **about)
 
 
 def _print_errors(errors: Errors, most: int) -> None:
