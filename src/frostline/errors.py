@@ -1,22 +1,22 @@
 """Every error that frostline raises on purpose.
 
 FrostlineError
-├── SelectionError        ValueError    a selection or a plan that cannot be meant
-│   ├── PatternError                    a name or pattern that fits no parameter, or two that contradict
-│   ├── RowError                        row ids out of range, repeated, or of the wrong kind
-│   └── ShapeError                      a mask whose shape does not fit
-├── PartialTensorError    RuntimeError  a use that a partial tensor cannot serve without being silently wrong
-├── StaleOptimizerError   RuntimeError  an optimizer that no longer drives what learns
-├── ProbeError            RuntimeError  a pass that cannot be looked at without changing something, or has no gradient
-├── FileError             ValueError    a file that cannot be read as what it should be
-│   ├── LearnedFileError                a file of learned values that does not fit the model
+├── SelectionError        ValueError    an invalid selection or plan
+│   ├── PatternError                    a name or pattern that matches no parameter, or two that contradict each other
+│   ├── RowError                        row ids out of range, repeated, or not integers
+│   └── ShapeError                      a mask or tensor of the wrong shape
+├── PartialTensorError    RuntimeError  an operation that would be silently wrong on a partial tensor
+├── StaleOptimizerError   RuntimeError  an optimizer that was made for an earlier plan
+├── ProbeError            RuntimeError  a pass that cannot be observed without side effects, or that has no gradient
+├── FileError             ValueError    a file that cannot be read or written
+│   ├── LearnedFileError                a file of learned values that does not match the model
 │   ├── VectorFileError                 a file of word vectors
 │   ├── DataFileError                   a file of labelled text
-│   ├── ModelFolderError                a folder that holds a saved tagger
-│   └── RunFolderError                  a folder that holds what a training run left behind
+│   ├── ModelFolderError                a folder of a saved tagger
+│   └── RunFolderError                  a folder that a training run has written
 └── MissingExtraError     ImportError   a part of frostline whose extra is not installed
 
-Each class is also the builtin in the middle column, so code that knows nothing of frostline can catch it.
+Each class is also the builtin in the middle column, so code that does not know frostline can catch it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class FrostlineError(Exception):
 
 
 class SelectionError(FrostlineError, ValueError):
-    """A selection or a plan that cannot be meant."""
+    """An invalid selection or plan."""
 
 
 class PatternError(SelectionError):
-    """A name or pattern that fits no parameter, or two exact names that contradict each other."""
+    """A name or pattern that matches no parameter, or two exact names that contradict each other."""
 
 
 class RowError(SelectionError):
@@ -39,27 +39,27 @@ class RowError(SelectionError):
 
 
 class ShapeError(SelectionError):
-    """A mask whose shape does not fit the tensor."""
+    """A mask or tensor of the wrong shape."""
 
 
 class PartialTensorError(FrostlineError, RuntimeError):
-    """A use that a partial tensor cannot serve without being silently wrong."""
+    """An operation that would be silently wrong on a partial tensor."""
 
 
 class StaleOptimizerError(FrostlineError, RuntimeError):
-    """An optimizer made before the current plan: it no longer drives what learns."""
+    """An optimizer that was made before the current plan, and does not hold what learns now."""
 
 
 class ProbeError(FrostlineError, RuntimeError):
-    """A pass that cannot be looked at without changing something, or that has no gradient to give."""
+    """A forward or backward pass that cannot be observed without side effects, or that has no gradient."""
 
 
 class FileError(FrostlineError, ValueError):
-    """A file that cannot be read as what it should be; the message names its path and line."""
+    """A file that cannot be read or written; the message names its path and line."""
 
 
 class LearnedFileError(FileError):
-    """A file of learned values that does not fit the model."""
+    """A file of learned values that is damaged, cannot be written or does not match the model."""
 
 
 class VectorFileError(FileError):
@@ -75,7 +75,7 @@ class ModelFolderError(FileError):
 
 
 class RunFolderError(FileError):
-    """A folder that is no run folder, or a file in one that is damaged or does not fit."""
+    """A folder that is not a run folder, or a file in one that is damaged or does not match the others."""
 
 
 class MissingExtraError(FrostlineError, ImportError):

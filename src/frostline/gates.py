@@ -1,14 +1,13 @@
-"""Two gates for gradients: the value passes as it is, the gradient is stopped or scaled on its way back.
+"""Two gates for gradients: the forward is the identity, the backward stops or scales the gradient.
 
 Letters used for shapes in this file:
     *  any shape of values, called `x`
 
-The idea: stopping is a select between `x` and a detached `x`. The backward of a select selects too, so a stopped
-entry gets an exact 0 whatever comes from above; the product with a 0/1 mask that people write instead gives
-0 * Inf = NaN. Scaling is the product `x * scale` with the values of `x` written back into it: what is left of the
-product is its derivative, of every order and in every mode, without a custom `autograd.Function`, whose higher
-derivatives torch.compile (2.13) gets wrong. Both return fresh memory, so writing into the result reaches neither `x`
-nor what backward needs.
+Stopping is `torch.where` between `x` and a detached `x`. Its backward is a `where` too, so a stopped element gets an
+exact 0 whatever its gradient would be. (Multiplying by a 0/1 mask instead gives 0 * Inf = NaN.) Scaling is the product
+`x * scale` with the values of `x` copied back into it: only the derivative of the product remains, of every order and
+in every mode, without a custom `autograd.Function`, whose higher derivatives torch.compile (2.13) gets wrong. Both
+return new memory, so writing into the result changes neither `x` nor what backward needs.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def stop_gradient(x: Tensor, where: Tensor | None = None) -> Tensor:
 
     Source: TensorFlow's `tf.stop_gradient`, made selective.
     """
-    x = _plain(x)
+    x = _checked_input(x)
     if where is None:
         return x.detach().clone()
     if not isinstance(where, Tensor):
@@ -59,23 +58,23 @@ def stop_gradient(x: Tensor, where: Tensor | None = None) -> Tensor:
             f"where: dtype {where.dtype}, but it must be torch.bool, True where the gradient stops. "
             "Pass `where=(mask != 0)` for a 0/1 mask in which 1 stops, `where=(mask == 0)` for one in which 1 learns."
         )
-    _check_fits("where", where, x)
+    _check_broadcasts("where", where, x)
     return torch.where(where, x.detach(), x)
 
 
 def scale_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
     """Return the values of `x`, and multiply the gradient by `scale` on its way back.
 
-    Adam and its kin divide each gradient by its own running size, so a constant scale cancels: with `scale=0.1` an
-    entry still moves 0.9999 times as far under Adam (0.102 times under SGD). To slow a tensor down under
-    Adam, AdamW, RAdam or NAdam give it a parameter group with its own learning rate:
+    Adam, AdamW, RAdam and NAdam divide each gradient by a running average of its size, so a constant scale cancels out:
+    with `scale=0.1` an entry still moves 0.9999 times as far under Adam (0.102 times under SGD). To slow down a tensor
+    under these, give it a parameter group with its own learning rate:
     `torch.optim.Adam([{"params": slow, "lr": 1e-4}, {"params": rest}], lr=1e-3)`.
 
     Args:
         x: Any floating-point or complex tensor, shape (*).
         scale: A finite number, or a real tensor that broadcasts to (*), on the device of `x`. Negative reverses.
-            It is a constant: no gradient goes to it. The values of a tensor are not looked at, and 0 times an
-            infinite gradient is NaN: use `stop_gradient` to stop.
+            It is a constant: it gets no gradient. The values of a tensor are not checked, and 0 times an infinite
+            gradient is NaN: use `stop_gradient` to stop.
 
     Returns:
         A new tensor equal to `x` bit for bit, shape (*), dtype of `x`. Writing into it does not change `x`.
@@ -96,23 +95,23 @@ def scale_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
 
     Source: the gradient reversal layer of Ganin and Lempitsky (2015), with a scale of any sign.
     """
-    x = _plain(x)
+    x = _checked_input(x)
     if isinstance(scale, Tensor):
         if scale.is_complex():
             raise TypeError(f"scale: dtype {scale.dtype}, but it must be real. Pass `scale.real` or `scale.abs()`.")
-        _check_fits("scale", scale, x)
+        _check_broadcasts("scale", scale, x)
         scale = scale.detach().to(x.dtype)
     elif not isinstance(scale, (int, float)):
         raise TypeError(f"scale: {type(scale).__name__}, but it must be a number or a tensor. Pass `float(scale)`.")
-    elif not -math.inf < scale < math.inf:  # a compiler that has made the number a symbol can compare it
+    elif not -math.inf < scale < math.inf:  # `math.isfinite` would not work on a compiler's symbolic float
         raise ValueError(f"scale: {scale}, but it must be finite. Pass 0.1 for a tenth of the gradient.")
     result = x * scale
-    result.detach().copy_(x.detach())  # detached: neither autograd nor forward mode takes note
+    result.detach().copy_(x.detach())  # detached: neither autograd nor forward mode records the copy
     return result
 
 
-def _plain(x: Tensor) -> Tensor:
-    """Check `x`; join it once, here, if it is a tensor that overrides torch's functions, such as a partial one."""
+def _checked_input(x: Tensor) -> Tensor:
+    """Check `x`; return a plain copy, made once, if it overrides torch's functions, as a partial tensor does."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x: {type(x).__name__}, but it must be a tensor. Pass `torch.as_tensor(x)`.")
     if not (x.is_floating_point() or x.is_complex()):
@@ -120,20 +119,20 @@ def _plain(x: Tensor) -> Tensor:
     return x.clone() if has_torch_function_unary(x) else x
 
 
-def _check_fits(name: str, value: Tensor, x: Tensor) -> None:
+def _check_broadcasts(name: str, value: Tensor, x: Tensor) -> None:
     theirs, ours = tuple(value.shape), tuple(x.shape)
-    fits = len(theirs) <= len(ours) and all(a in (1, b) for a, b in zip(reversed(theirs), reversed(ours), strict=False))
-    if not fits:
+    matching = all(a in (1, b) for a, b in zip(reversed(theirs), reversed(ours), strict=False))
+    if len(theirs) > len(ours) or not matching:
         raise ShapeError(
             f"{name}: shape {theirs} does not broadcast to the shape of x, {ours}. "
-            f"Give {name} the shape of x, with 1 where one value serves a whole dimension{_hint(name, theirs, ours)}."
+            f"Give {name} the shape of x, with 1 where one value is for a whole dimension{_hint(name, theirs, ours)}."
         )
     if value.device != x.device and value.dim() > 0:
         raise ValueError(f"{name}: on {value.device}, but x is on {x.device}. Pass `{name}.to(x.device)`.")
 
 
 def _hint(name: str, theirs: tuple[int, ...], ours: tuple[int, ...]) -> str:
-    """Spell out the commonest slip: one value a row, given without the trailing dimensions."""
+    """Return the fix for the most common mistake: one value for each row, without the trailing dimensions."""
     if theirs and len(theirs) < len(ours) and ours[: len(theirs)] == theirs:
         return f": one value a row is `{name}[{', '.join([':'] * len(theirs) + ['None'] * (len(ours) - len(theirs)))}]`"
     return ""

@@ -37,9 +37,9 @@ class Model(nn.Module):
         return self.head(torch.tanh(self.embed(ids)))
 
 
-def steps(model: nn.Module, plan: fl.Plan, number: int = 3) -> None:
+def steps(model: nn.Module, plan: fl.Plan, count: int = 3) -> None:
     optimizer = torch.optim.AdamW(plan.parameters(), lr=0.1, weight_decay=0.5)
-    for _ in range(number):
+    for _ in range(count):
         optimizer.zero_grad()
         model(IDS).square().sum().backward()
         optimizer.step()
@@ -63,7 +63,7 @@ def test_the_bias_of_a_head_is_kept(tied: bool) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # ids have no gradient, in any embedding
-def test_hooks_on_the_layer_itself_go_on_firing_before_and_after_a_merge() -> None:
+def test_hooks_on_the_layer_itself_still_fire_before_and_after_a_merge() -> None:
     model, fired = Model(tied=False), []
     for name in ("embed", "head"):
         layer = model.get_submodule(name)
@@ -194,7 +194,7 @@ def test_clipping_counts_only_what_learns(clip: Any) -> None:
         torch.testing.assert_close(learned.grad, unclipped * 0.5 / learned_norm, rtol=1e-4, atol=1e-6)
 
 
-def test_a_padding_index_is_no_freeze_under_decay_but_a_plan_is() -> None:
+def test_a_padding_index_does_not_freeze_under_decay_but_a_plan_does() -> None:
     for frozen_by_plan in (False, True):
         torch.manual_seed(0)
         module = nn.Embedding(V, D, padding_idx=0)

@@ -40,9 +40,9 @@ def _about(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path) -> dict[str, Tensor]:
-    (one,) = _tensors(folder, "one")
-    return one
+def alone(folder: Path) -> dict[str, Tensor]:
+    (alone,) = _tensors(folder, "one")
+    return alone
 
 
 @pytest.fixture(scope="module")
@@ -54,28 +54,28 @@ def untrained() -> dict[str, Tensor]:
 
 
 def test_one_process_moves_the_learned_rows_and_its_loss_falls(
-    one: dict[str, Tensor], untrained: dict[str, Tensor]
+    alone: dict[str, Tensor], untrained: dict[str, Tensor]
 ) -> None:
     """The guard of this file: the run that the others are compared with does learn."""
-    assert (one[LEARNED] != untrained[TABLE][ROWS]).any(dim=1).all()
-    assert (one[NORM] != untrained[NORM]).any()
-    assert one["losses"][-1] < one["losses"][0] - 0.1
+    assert (alone[LEARNED] != untrained[TABLE][ROWS]).any(dim=1).all()
+    assert (alone[NORM] != untrained[NORM]).any()
+    assert alone["losses"][-1] < alone["losses"][0] - 0.1
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_have_the_losses_of_one(folder: Path, one: dict[str, Tensor], way: str) -> None:
+def test_two_processes_have_the_losses_of_one(folder: Path, alone: dict[str, Tensor], way: str) -> None:
     ranks = _tensors(folder, way)
     assert len(ranks) == 2
     for rank in ranks:
-        torch.testing.assert_close(rank["losses"], one["losses"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(rank["losses"], alone["losses"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_two_processes_learn_the_rows_of_one(folder: Path, one: dict[str, Tensor], way: str) -> None:
+def test_two_processes_learn_the_rows_of_one(folder: Path, alone: dict[str, Tensor], way: str) -> None:
     first, second = _tensors(folder, way)
     for rank in (first, second):
-        torch.testing.assert_close(rank[LEARNED], one[LEARNED], atol=1e-5, rtol=0)
-        torch.testing.assert_close(rank[NORM], one[NORM], atol=1e-5, rtol=0)
+        torch.testing.assert_close(rank[LEARNED], alone[LEARNED], atol=1e-5, rtol=0)
+        torch.testing.assert_close(rank[NORM], alone[NORM], atol=1e-5, rtol=0)
     assert torch.equal(first[LEARNED], second[LEARNED])
 
 

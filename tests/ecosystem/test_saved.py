@@ -52,12 +52,12 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return load_file(path), file.metadata()
 
 
-def _assert_same_file(one: Path, other: Path) -> None:
-    """Tensors, places, dtypes, and the SHA-256 of what did not learn."""
-    (tensors, about), (others, about_others) = _contents(one), _contents(other)
-    assert about == about_others
-    assert list(tensors) == list(others)
-    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+def _assert_same_file(actual: Path, expected: Path) -> None:
+    """Compare tensors, indices, dtypes, and the SHA-256 of what did not learn."""
+    (tensors, metadata), (expected_tensors, expected_metadata) = _contents(actual), _contents(expected)
+    assert metadata == expected_metadata
+    assert list(tensors) == list(expected_tensors)
+    assert all(torch.equal(tensors[name], expected_tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def _assert_same_file(one: Path, other: Path) -> None:
     ],
 )
 def test_resumed_is_as_if_never_interrupted(folder: Path, untrained: dict[str, Tensor], run: str) -> None:
-    one = load_file(folder / "uninterrupted in one.0.safetensors")
+    alone = load_file(folder / "uninterrupted in one.0.safetensors")
     saw = load_file(folder / f"{run}.safetensors")
-    assert len(one["losses"]) == 3
+    assert len(alone["losses"]) == 3
     for name in ("losses", "learned", "table", "norm"):
-        assert torch.equal(saw[name], one[name])
+        assert torch.equal(saw[name], alone[name])
     kept = [row for row in range(len(saw["table"])) if row not in ROWS]
     assert torch.equal(saw["table"][kept], untrained[TABLE][kept])
     assert torch.equal(saw["table"][ROWS], saw["learned"])
@@ -91,9 +91,9 @@ def test_resumed_is_as_if_never_interrupted(folder: Path, untrained: dict[str, T
 
 
 def test_the_full_state_dict_is_that_of_one_process(folder: Path, untrained: dict[str, Tensor]) -> None:
-    one, two = load_file(folder / "one.full.safetensors"), load_file(folder / "two.full.safetensors")
-    assert sorted(two) == sorted(one) == sorted([*untrained, "lm_head.weight"])
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    alone, two = load_file(folder / "one.full.safetensors"), load_file(folder / "two.full.safetensors")
+    assert sorted(two) == sorted(alone) == sorted([*untrained, "lm_head.weight"])
+    assert all(torch.equal(alone[name], two[name]) for name in alone)
     assert (two[TABLE][ROWS] != untrained[TABLE][ROWS]).any(dim=1).all()
 
 

@@ -44,31 +44,31 @@ def _saw(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("optimizer", SPARSE)
 def test_sparse_gradients_under_ddp_teach_what_they_teach_in_one_process(folder: Path, optimizer: str) -> None:
-    one = _saw(folder, f"one, {optimizer}")
+    alone = _saw(folder, f"one, {optimizer}")
     for rank in (0, 1):
         two = _saw(folder, f"ddp, {optimizer}", rank)
         assert two["sparse"].item() is True
         for name in ("losses", "table", "head"):
             # torch's SGD adds up the entries of a row in the order in which they come; the others sum them first.
             tolerance = 1e-6 if optimizer == "SGD" else 0.0
-            torch.testing.assert_close(two[name], one[name], rtol=0, atol=tolerance)
+            torch.testing.assert_close(two[name], alone[name], rtol=0, atol=tolerance)
 
 
 def test_a_branch_that_some_batches_leave_out_learns_as_in_one_process(
     folder: Path, untrained: dict[str, Tensor]
 ) -> None:
-    one, first, second = _saw(folder, "one, side"), _saw(folder, "ddp, side", 0), _saw(folder, "ddp, side", 1)
-    assert (one["side"] != untrained["side.weight"]).any()
+    alone, first, second = _saw(folder, "one, side"), _saw(folder, "ddp, side", 0), _saw(folder, "ddp, side", 1)
+    assert (alone["side"] != untrained["side.weight"]).any()
     for name in ("losses", "table", "head", "side"):
-        assert torch.equal(first[name], one[name])
-        assert torch.equal(second[name], one[name])
+        assert torch.equal(first[name], alone[name])
+        assert torch.equal(second[name], alone[name])
 
 
 def test_uneven_inputs_teach_what_they_teach_in_one_process(folder: Path) -> None:
-    one = _saw(folder, "one, uneven")
+    alone = _saw(folder, "one, uneven")
     for rank in (0, 1):
         for name in ("table", "head"):
-            assert torch.equal(_saw(folder, "ddp, uneven", rank)[name], one[name])
+            assert torch.equal(_saw(folder, "ddp, uneven", rank)[name], alone[name])
 
 
 @pytest.mark.parametrize("way", [*SPARSE, "side", "uneven"])
@@ -86,11 +86,11 @@ def test_recurrent_attention_and_convolution_weights_learn_in_part_as_in_one_pro
     namespace: dict[str, Any] = {"__name__": "train_small"}
     exec(compile(SCRIPT.read_text(), str(SCRIPT), "exec"), namespace)
     before = namespace["Kinds"]().state_dict()
-    one = load_file(folder / "kinds.one")
+    alone = load_file(folder / "kinds.one")
     for rank in (0, 1):
         two = load_file(folder / f"kinds.{way}.{rank}")
-        assert all(torch.equal(two[name], one[name]) for name in one)
-        moved = {name: int((two[name] != before[name]).sum()) for name in one}
+        assert all(torch.equal(two[name], alone[name]) for name in alone)
+        moved = {name: int((two[name] != before[name]).sum()) for name in alone}
         assert {name: count for name, count in moved.items() if count} == {
             "table.weight": 2 * 4,
             "recurrent.weight_ih_l0": 3 * 4,

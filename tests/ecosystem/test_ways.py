@@ -78,16 +78,16 @@ def _about(folder: Path, name: str, rank: int = 0) -> dict[str, Any]:
     return dict(json.loads((folder / f"{name}.{rank}.json").read_text()))
 
 
-def _near(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    return torch.equal(one, other) if tolerance == EXACT else torch.allclose(one, other, rtol=0, atol=tolerance)
+def _near(actual: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return torch.equal(actual, expected) if tolerance == EXACT else torch.allclose(actual, expected, 0, tolerance)
 
 
 @pytest.mark.parametrize("name", ["plain", "by rows", "clipped", "half"])
 def test_the_one_process_learns(folder: Path, untrained: dict[str, Tensor], name: str) -> None:
     """The guard of this file: the runs that all others are compared with do learn."""
-    one = _saw(folder, name)
-    assert (one[LEARNED] != untrained[TABLE][ROWS].to(one[TABLE].dtype)).any(dim=1).all()
-    assert one["losses"][-1] < one["losses"][0] - 0.1
+    alone = _saw(folder, name)
+    assert (alone[LEARNED] != untrained[TABLE][ROWS].to(alone[TABLE].dtype)).any(dim=1).all()
+    assert alone["losses"][-1] < alone["losses"][0] - 0.1
 
 
 def test_every_way_was_run(folder: Path) -> None:
@@ -98,23 +98,23 @@ def test_every_way_was_run(folder: Path) -> None:
 @each_way
 def test_the_losses_are_those_of_one_process(folder: Path, way: str) -> None:
     name, tolerance = WAYS[way]
-    one = _saw(folder, name)["losses"]
-    assert len(one) == 6
+    alone = _saw(folder, name)["losses"]
+    assert len(alone) == 6
     for rank in (0, 1):
-        assert _near(_saw(folder, way, rank)["losses"], one, tolerance)
+        assert _near(_saw(folder, way, rank)["losses"], alone, tolerance)
 
 
 @each_way
 def test_what_was_learned_is_what_one_process_learned(folder: Path, way: str) -> None:
     name, tolerance = WAYS[way]
-    one, first, second = _saw(folder, name), _saw(folder, way, 0), _saw(folder, way, 1)
+    alone, first, second = _saw(folder, name), _saw(folder, way, 0), _saw(folder, way, 1)
     for tensor in (LEARNED, NORM):
         assert torch.equal(first[tensor], second[tensor])
-        assert _near(first[tensor], one[tensor], tolerance)
+        assert _near(first[tensor], alone[tensor], tolerance)
 
 
 @each_way
-def test_frozen_numbers_keep_every_bit_on_every_process(folder: Path, untrained: dict[str, Tensor], way: str) -> None:
+def test_frozen_values_keep_every_bit_on_every_process(folder: Path, untrained: dict[str, Tensor], way: str) -> None:
     others = torch.cat([value.flatten() for name, value in untrained.items() if name not in (TABLE, NORM)])
     for rank in (0, 1):
         saw = _saw(folder, way, rank)
@@ -125,9 +125,9 @@ def test_frozen_numbers_keep_every_bit_on_every_process(folder: Path, untrained:
 
 
 def test_clipping_over_shards_sees_the_norm_of_one_process(folder: Path) -> None:
-    one, two = (torch.tensor(_about(folder, name)["norms"]) for name in ("clipped", "fsdp, clipped"))
-    assert (one > 0.1).all()  # so that something was clipped
-    torch.testing.assert_close(two, one, rtol=1e-6, atol=0)
+    alone, two = (torch.tensor(_about(folder, name)["norms"]) for name in ("clipped", "fsdp, clipped"))
+    assert (alone > 0.1).all()  # so that something was clipped
+    torch.testing.assert_close(two, alone, rtol=1e-6, atol=0)
 
 
 def test_rows_learn_in_float32_over_a_half_precision_table(folder: Path) -> None:

@@ -117,7 +117,7 @@ def save_kinds(folder: Path, name: str) -> None:
         fl.save_learned(model, folder / f"{kind}.{name}.safetensors")
 
 
-def one(folder: Path) -> None:
+def one_process(folder: Path) -> None:
     model, optimizer = start()
     train(model, optimizer, slice(HALFWAY))
     save(folder, "one", model, optimizer)
@@ -126,7 +126,7 @@ def one(folder: Path) -> None:
     save_kinds(folder, "one")
 
 
-def two(folder: Path) -> None:
+def two_processes(folder: Path) -> None:
     model, optimizer = start()
     train(model, optimizer, slice(HALFWAY))
     save(folder, "two", model, optimizer)
@@ -169,7 +169,7 @@ def failed(model: nn.Module, path: Path, load: bool = False) -> str:
     return ""
 
 
-def three(folder: Path) -> None:
+def three_processes(folder: Path) -> None:
     save(folder, "three", *resume(folder, "one"))
 
 
@@ -180,7 +180,7 @@ def back(folder: Path) -> None:
 
 def main(folder: Path, stage: str) -> None:
     torch.set_num_threads(1)
-    stages = {"one": one, "two": two, "three": three, "back": back}
+    stages = {"one": one_process, "two": two_processes, "three": three_processes, "back": back}
     if "RANK" not in os.environ:
         return stages[stage](folder)
     dist.init_process_group("gloo")

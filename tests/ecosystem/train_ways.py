@@ -68,8 +68,8 @@ def train(
     for share in shares:
         optimizer.zero_grad()
         total = torch.zeros(())
-        for number, ids in enumerate(share):
-            with around(model, number == len(share) - 1):
+        for index, ids in enumerate(share):
+            with around(model, index == len(share) - 1):
                 loss = model(input_ids=ids, labels=ids).loss / len(share)
                 loss.backward()
             total = total + loss.detach().float()

@@ -48,8 +48,8 @@ def reference(kind, run, dtype=torch.float64):
     return torch.tensor(DATA[kind.replace("_", f"_{width}_", 1)][names.index(run)])
 
 
-def rounded(number):
-    return float(np.float32(number))
+def rounded(value):
+    return float(np.float32(value))
 
 
 class LikeTensorFlow:
@@ -239,7 +239,7 @@ def test_after_a_new_plan_the_newly_frozen_rows_stand_still(loss, name):
 
 @every_optimizer
 @every_loss
-def test_an_optimizer_taken_along_goes_on_with_the_rows_that_go_on(loss, name):
+def test_a_carried_optimizer_keeps_the_state_of_rows_that_still_learn(loss, name):
     """As `c_carry`: rows 2, 3, 7 and 9 keep their momentum, 1 and 8 join without any, 0 and 6 stand still."""
     tables, _ = run("flc", loss, name, flip=True)
     newly_frozen, newly_learning = MASKS[0] & ~MASKS[1], MASKS[1] & ~MASKS[0]
@@ -350,14 +350,14 @@ def test_the_demonstration_gives_gradients_in_the_rows_that_learn_and_exact_zero
 @pytest.mark.parametrize("value", ["half", "two", "neg"])
 def test_a_mask_that_is_not_0_or_1_changes_the_forward_of_the_old_recipe_or_its_gradient_and_is_refused_by_ours(value):
     """A mask of 2 makes the forward 3 E."""
-    number = {"half": 0.5, "two": 2.0, "neg": -1.0}[value]
+    scalar = {"half": 0.5, "two": 2.0, "neg": -1.0}[value]
     matrix = torch.tensor(DATA["E0"][:3], requires_grad=True)
-    out = number * matrix + (abs(number - 1) * matrix).detach()
+    out = scalar * matrix + (abs(scalar - 1) * matrix).detach()
     out.sum().backward()
     assert_same(out, torch.tensor(DATA[f"edge_mask_{value}_matrix"]))
     assert_same(matrix.grad, torch.tensor(DATA[f"edge_mask_{value}_grad"]))
     with pytest.raises(TypeError, match="where: dtype torch\\.float64, but it must be torch\\.bool"):
-        fl.stop_gradient(matrix, torch.full((3, 1), number, dtype=torch.float64))
+        fl.stop_gradient(matrix, torch.full((3, 1), scalar, dtype=torch.float64))
 
 
 def test_an_infinite_entry_or_gradient_makes_nan_in_the_old_recipe_and_stays_as_it_is_in_ours():

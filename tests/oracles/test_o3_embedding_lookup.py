@@ -26,8 +26,8 @@ ROWS_THAT_LEARN = [0, 1, 2, 3, 5, 7, 8, 9]  # 9 is never used
 TABLES = ["sparse table", "partial table"]
 
 
-def rounded(number):
-    return float(np.float32(number))
+def rounded(value):
+    return float(np.float32(value))
 
 
 LR, MOMENTUM = rounded(0.1), rounded(0.9)

@@ -39,7 +39,7 @@ def ids(seed: int = 0) -> Tensor:
     return torch.randint(V, (2, 6), generator=torch.Generator().manual_seed(seed))
 
 
-def numbers(seed: int = 0) -> Tensor:
+def inputs(seed: int = 0) -> Tensor:
     return torch.randn(3, D, generator=torch.Generator().manual_seed(seed))
 
 
@@ -47,7 +47,7 @@ MODELS = {
     "embedding": (lambda: nn.Embedding(V, D), {"weight": fl.rows([3, 1])}, ids),
     "embedding of entries": (lambda: nn.Embedding(V, D), {"weight": fl.entries(torch.eye(V, D) > 0)}, ids),
     "bag": (lambda: nn.EmbeddingBag(V, D), {"weight": fl.rows([3, 1])}, ids),
-    "linear": (lambda: nn.Linear(D, V), {"weight": fl.rows([3, 1]), "bias": fl.rows([5])}, numbers),
+    "linear": (lambda: nn.Linear(D, V), {"weight": fl.rows([3, 1]), "bias": fl.rows([5])}, inputs),
     "tied, with a partial bias": (Gpt, {"embed.weight": fl.rows([3, 1]), "head.bias": fl.rows([1, 3])}, ids),
     "every tensor": (Gpt, {"*": fl.rows([3, 1])}, ids),
 }

@@ -348,7 +348,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, use):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_selections_that_are_no_mapping_are_refused():
+def test_selections_that_are_not_a_mapping_are_refused():
     with pytest.raises(TypeError, match="selections: expected a mapping, got 'weight'"):
         fl.train_only(nn.Linear(2, 2), "weight")
 

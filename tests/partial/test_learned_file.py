@@ -128,7 +128,7 @@ def test_saving_a_model_in_which_nothing_learns_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_cannot_be_written_is_told_in_one_line(tmp_path):
+def test_a_file_that_cannot_be_written_is_an_error_of_one_line(tmp_path):
     model, _ = trained(PLANS["rows"])
     with pytest.raises(fl.LearnedFileError, match=re.escape("a: cannot be written: File name too long. Name another")):
         fl.save_learned(model, tmp_path / ("a" * 256))

@@ -34,9 +34,9 @@ def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert list(one) == list(other)
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in actual)
 
 
 def test_dcp_reads_into_the_state_dict_and_the_learned_rows_follow(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_a_model_without_data_takes_its_learned_rows_from_the_checkpoint() -> No
     assert torch.equal(values(empty)["0.weight"][[0, 1, 3, 4, 6]], values(trained)["0.weight"][[0, 1, 3, 4, 6]])
 
 
-def test_an_optimizer_made_before_parameters_were_replaced_is_told_so() -> None:
+def test_an_optimizer_made_before_parameters_were_replaced_raises() -> None:
     model, trained = make(), make()
     train(trained)
     early = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)

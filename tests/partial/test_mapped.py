@@ -110,7 +110,7 @@ def test_copies_and_pickles_map_the_same_file(file):
         assert not torch.equal(twin(IDS), embed(IDS))
 
 
-def test_a_new_plan_keeps_what_learned_and_refuses_to_forget_it(file):
+def test_a_new_plan_keeps_what_learned_and_refuses_to_lose_it(file):
     path, how = file
     embed = fl.mapped_embedding(path, **how)
     fl.train_only(embed, {"weight": fl.rows([3, 9])})
@@ -162,7 +162,7 @@ def test_what_would_write_to_the_file_is_refused(file, use, error, says):
         ({}, "not a safetensors file"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, table, how, says):
+def test_a_file_of_the_wrong_content_is_refused(tmp_path, table, how, says):
     path = tmp_path / "table.bin"
     path.write_bytes(table.numpy().tobytes())
     with pytest.raises(fl.FileError, match=re.escape(says)) as error:

@@ -59,7 +59,7 @@ def test_a_part_that_has_learned_may_be_switched_off_and_on_between_steps() -> N
     assert not torch.equal(table(model), before)
 
 
-def test_an_optimizer_of_another_model_is_no_sign_of_anything() -> None:
+def test_an_optimizer_of_another_model_proves_nothing() -> None:
     model, _ = make()
     other, plan = make()
     model.requires_grad_(False)

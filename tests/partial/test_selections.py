@@ -1,4 +1,4 @@
-"""Selections are values; what cannot be meant is refused in one line."""
+"""Selections are values; an invalid one raises an error of one line."""
 
 import re
 
@@ -58,7 +58,7 @@ def test_entries_take_a_mask_with_negative_strides_and_keep_their_own_copy():
     mask[:] = True
     module = nn.Linear(4, 3)
     fl.train_only(module, {"weight": selection})
-    assert [place.tolist() for place in module.weight.learned_indices.index] == [[2], [2]]
+    assert [index.tolist() for index in module.weight.learned_indices.index] == [[2], [2]]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_entries_take_a_mask_with_negative_strides_and_keep_their_own_copy():
         (lambda: [1, 2], TypeError, "expected a selection, got [1, 2]. Pass fl.everything, fl.nothing, fl.rows("),
     ],
 )
-def test_a_selection_that_cannot_be_meant_names_the_tensor_the_value_and_the_fix(selection, error, says):
+def test_an_invalid_selection_names_the_tensor_the_value_and_the_fix(selection, error, says):
     module = nn.Embedding(10, 4, padding_idx=2)
     before = dict(module.named_parameters())
     with pytest.raises(error, match=re.escape(says)) as caught:

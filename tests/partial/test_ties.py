@@ -30,8 +30,8 @@ def tied() -> Tied:
 def test_a_tied_weight_is_the_same_object_under_both_names() -> None:
     model = tied()
     assert model.embed.weight is model.head.weight
-    one, other = getattr(model.embed, "weight", None), getattr(model.head, "weight", None)
-    assert one is other
+    table, head = getattr(model.embed, "weight", None), getattr(model.head, "weight", None)
+    assert table is head
 
 
 def test_weights_that_are_not_tied_are_not_the_same_object() -> None:

@@ -174,7 +174,7 @@ def test_planning_again_keeps_values_and_clears_gradients(net):
     assert torch.equal(net.embed.weight_learned, values[[1, 0, 7]])
 
 
-def test_planning_again_keeps_the_float32_digits_of_rows_that_go_on_learning():
+def test_planning_again_keeps_the_float32_digits_of_rows_that_still_learn():
     module = nn.Embedding(6, 4).to(torch.bfloat16)
     fl.train_only(module, {"weight": fl.rows([3, 1], dtype=torch.float32)})
     with torch.no_grad():
@@ -324,7 +324,7 @@ def test_a_script_module_is_refused():
 # Optimizers that no longer drive what learns --------------------------------------------------------------------------
 
 
-def test_an_optimizer_made_before_the_plan_is_told_at_its_next_step(net):
+def test_an_optimizer_made_before_the_plan_raises_at_its_next_step(net):
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     plan = fl.train_only(net, {"embed.weight": fl.rows([3])})
     net(IDS).sum().backward()
@@ -337,7 +337,7 @@ def test_an_optimizer_made_before_the_plan_is_told_at_its_next_step(net):
     assert not torch.equal(net.embed.weight.detach().clone(), before)
 
 
-def test_an_optimizer_of_an_earlier_plan_is_told(net):
+def test_an_optimizer_of_an_earlier_plan_raises(net):
     plan = fl.train_only(net, {"embed.weight": fl.rows([3])})
     optimizer = torch.optim.SGD(plan.parameters(), lr=0.1)
     fl.train_only(net, {"embed.weight": fl.rows([3])})

@@ -81,7 +81,7 @@ class Picker:
     def __call__(self, options: Sequence[Any]) -> Any:
         return options[next(self._raw) % len(options)]
 
-    def number(self) -> int:
+    def integer(self) -> int:
         """A number of three bytes."""
         return int.from_bytes(bytes(next(self._raw) for _ in range(3)), "big")
 
@@ -106,7 +106,9 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
     autocast = pick([False, True]) and dtype == "float32"
     kernels = list(family.kernels)
     if module.sparse or (half and optimizer == "SGD" and DEVICE == "cpu"):
-        kernels = [one for one in kernels if one != "fused"]  # none for sparse gradients; in half it moves nothing
+        kernels = [
+            kernel for kernel in kernels if kernel != "fused"
+        ]  # none for sparse gradients; in half it moves nothing
     takes_decay = optimizer not in ("Rprop", "SparseAdam", "LBFGS")
     takes_decay &= not module.sparse or optimizer.startswith("Row")
     oracle = pick(["restored", "apart"])
@@ -117,7 +119,7 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
         kind=kind,
         selections=chosen,
         optimizer=optimizer,
-        oracle="apart" if family.whole or any("float32" in one for one in chosen) else oracle,
+        oracle="apart" if family.whole or any("float32" in selection for selection in chosen) else oracle,
         dtype=dtype,
         decay=pick([0.0, 0.1]) if takes_decay else 0.0,
         momentum=pick([0.0, 0.5, 0.9] if optimizer == "SGD" else [0.5, 0.9]),
@@ -137,7 +139,7 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
         and not module.sparse
         and not family.closure
         and call in ("plain", "functional"),
-        values=pick.number(),
+        values=pick.integer(),
     )
 
 
@@ -164,9 +166,9 @@ def _selections_for(kind: str, name: str, ndim: int, family: Family, in_float32:
     padded = "padded" in kind and "bag" not in kind and name.endswith("weight") and ndim == 2
     rows_only = family.matrices or (KINDS[kind].sparse and family.sparse == "only")
     return [
-        one
-        for one in SELECTIONS
-        if (padded or "padding" not in one)
-        and (in_float32 or "float32" not in one)
-        and not (rows_only and "entries" in one)
+        selection
+        for selection in SELECTIONS
+        if (padded or "padding" not in selection)
+        and (in_float32 or "float32" not in selection)
+        and not (rows_only and "entries" in selection)
     ]

@@ -235,7 +235,7 @@ class Comparison:
                 taken_apart
                 or self.kind.reordered
                 or self.kind.sparse
-                or any("float32" in one for one in case.selections)
+                or any("float32" in selection for selection in case.selections)
             )
         )
 

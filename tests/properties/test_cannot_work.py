@@ -94,15 +94,15 @@ def test_torchs_nadam_loads_its_own_state_inexactly_in_float64() -> None:
         parameter = nn.Parameter(values.clone())
         return parameter, torch.optim.NAdam([parameter], lr=0.1)
 
-    one, optimizer = make(torch.ones(3, dtype=torch.float64))
+    uninterrupted, optimizer = make(torch.ones(3, dtype=torch.float64))
     for gradient in (0.3, 0.7):
-        one.grad = torch.full_like(one, gradient)
+        uninterrupted.grad = torch.full_like(uninterrupted, gradient)
         optimizer.step()
-    other, resumed = make(one.detach())
+    interrupted, resumed = make(uninterrupted.detach())
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    for parameter, each in ((one, optimizer), (other, resumed)):
+    for parameter, each in ((uninterrupted, optimizer), (interrupted, resumed)):
         for gradient in (0.2, 0.9):
             parameter.grad = torch.full_like(parameter, gradient)
             each.step()
-    assert not torch.equal(one, other)
-    torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(uninterrupted, interrupted)
+    torch.testing.assert_close(uninterrupted, interrupted, rtol=1e-6, atol=1e-6)

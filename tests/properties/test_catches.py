@@ -23,10 +23,10 @@ from .run import Ours, run
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def complaints(kinds: Sequence[str], number: int) -> list[str]:
+def complaints(kinds: Sequence[str], count: int) -> list[str]:
     """What the suite says of drawn cases of these kinds."""
     said = []
-    for i in range(number):
+    for i in range(count):
         case = decode(Picker(random.Random(i).randbytes(40)), kinds, ("plain",))
         try:
             run(case)
@@ -128,4 +128,4 @@ def test_the_suite_finds_a_planted_fault(fault: str, monkeypatch: pytest.MonkeyP
     assert complaints(kinds, 24) == []
     plant(monkeypatch)
     said = complaints(kinds, 24)
-    assert any(re.search(says, one) for one in said), said
+    assert any(re.search(says, complaint) for complaint in said), said

@@ -20,12 +20,12 @@ COMPILED = {"aot_eager": math.ceil(CASES * 0.024), "inductor": math.ceil(CASES *
 WHOLE = [name for name, kind in KINDS.items() if not kind.sparse]
 
 
-def draw(kinds: Sequence[str], calls: Sequence[str], number: int) -> None:
+def draw(kinds: Sequence[str], calls: Sequence[str], count: int) -> None:
     """Draw `number` cases and carry them out."""
 
     @seed(SEED + zlib.crc32("".join([*kinds, *calls]).encode()))  # others for each kind
     @settings(
-        max_examples=number,
+        max_examples=count,
         deadline=None,
         database=None,
         print_blob=True,
@@ -39,11 +39,11 @@ def draw(kinds: Sequence[str], calls: Sequence[str], number: int) -> None:
 
     before = counts.totals["cases"]
     carry_out()
-    assert counts.totals["cases"] - before >= number
+    assert counts.totals["cases"] - before >= count
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frozen_numbers_keep_every_bit_and_learned_ones_are_the_oracles(kind: str) -> None:
+def test_frozen_values_keep_every_bit_and_learned_ones_are_the_oracles(kind: str) -> None:
     draw([kind], EAGER, math.ceil(CASES * 0.97 / len(KINDS)))
 
 

@@ -54,7 +54,7 @@ def learning(model):
 @pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in FUSED])
 @pytest.mark.parametrize("plans", PLANS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_what_goes_on_learning_ends_with_the_bits_of_a_run_in_which_it_learned_all_along(name, plans, dtype):
+def test_what_still_learns_ends_with_the_bits_of_a_run_in_which_it_learned_all_along(name, plans, dtype):
     torch.manual_seed(0)
     model = Net(dtype)
     oracle = copy.deepcopy(model)

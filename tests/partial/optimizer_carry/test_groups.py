@@ -152,11 +152,11 @@ def test_two_optimizers_of_one_model_each_keep_what_they_hold():
     with pytest.raises(fl.StaleOptimizerError, match=re.escape("head.bias did not learn before")):
         plan.carry(dense, table)
     before = snapshot(table), snapshot(dense)
-    for one in (table, dense):  # one by one, each would be given what the other holds
+    for optimizer in (table, dense):  # one by one, each would be given what the other holds
         with pytest.raises(
             fl.StaleOptimizerError, match=r"held no part of .*, which learned before. Pass the optimizer"
         ):
-            plan.carry(one)
+            plan.carry(optimizer)
     assert_untouched(table, before[0])
     assert_untouched(dense, before[1])
     plan.carry(dense, table, group=0)

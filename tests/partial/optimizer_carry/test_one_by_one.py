@@ -34,35 +34,35 @@ class OneByOne:
     def __init__(self, name, model):
         self.name = name
         self.values = values(model)
-        self.state = {key: {} for key in NAMES}  # tensor -> place of an entry -> its state
+        self.state = {key: {} for key in NAMES}  # tensor -> index of an entry -> its state
         self.common = {key: {} for key in NAMES}  # tensor -> state of the tensor as a whole
 
     def train(self, learns, order):
-        """Three steps on `learns`, tensor -> places as tuples, shaped like the part that learns."""
+        """Three steps on `learns`, tensor -> indices as tuples, shaped like the part that learns."""
         parts = {}
         for key in order:
-            flat = [place for row in learns[key] for place in row]
+            flat = [index for row in learns[key] for index in row]
             shape = (len(learns[key]), *self.values[key].shape[1:])
             if any(len(row) == 1 for row in learns[key]) and len(self.values[key].shape) > 1:
                 shape = (len(flat),)
-            part = torch.tensor([self.values[key][place].item() for place in flat]).view(shape)
+            part = torch.tensor([self.values[key][index].item() for index in flat]).view(shape)
             parts[key] = flat, nn.Parameter(part)
         optimizer = OPTIMIZERS[self.name]([part for _, part in parts.values()] or [torch.empty(0)])
         for key in NAMES:
             flat = parts[key][0] if key in parts else []
-            goes_on = {place: self.state[key][place] for place in flat if place in self.state[key]}
-            if goes_on:
+            kept_state = {index: self.state[key][index] for index in flat if index in self.state[key]}
+            if kept_state:
                 part = parts[key][1]
                 optimizer.state[part] = dict(self.common[key])
                 for field, begin in BEGINS[self.name].items():
-                    column = [goes_on[place][field] if place in goes_on else begin for place in flat]
+                    column = [kept_state[index][field] if index in kept_state else begin for index in flat]
                     optimizer.state[part][field] = torch.tensor(column).view(part.shape)
         for _ in range(3):
             optimizer.zero_grad()
             total = 0
             for key, (flat, part) in parts.items():
                 steepness = torch.linspace(0.5, 2, self.values[key].numel()).view(self.values[key].shape)
-                steepness = torch.tensor([steepness[place].item() for place in flat]).view(part.shape)
+                steepness = torch.tensor([steepness[index].item() for index in flat]).view(part.shape)
                 total = total + (steepness * (part - 1) * (part - 1)).sum()
             if parts:
                 total.backward()
@@ -73,26 +73,26 @@ class OneByOne:
             state = optimizer.state[part]
             fields = {field: state[field].flatten().tolist() for field in BEGINS[self.name]}
             self.common[key] = {field: value for field, value in state.items() if field not in fields}
-            for i, place in enumerate(flat):
-                self.values[key][place] = part.detach().flatten()[i]
-                self.state[key][place] = {field: column[i] for field, column in fields.items()}
+            for i, index in enumerate(flat):
+                self.values[key][index] = part.detach().flatten()[i]
+                self.state[key][index] = {field: column[i] for field, column in fields.items()}
 
 
 SHAPES = {name: tuple(value.shape) for name, value in values(Net()).items()}
 
 
-def places_of(kind, chosen, shape):
-    """The part that learns as a list of lists of places, one list a row (or an entry)."""
+def indices_of(kind, chosen, shape):
+    """The part that learns as a list of lists of indices, one list for each row (or entry)."""
     grid = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(*shape, -1)
     if kind == "entries":
-        return [[tuple(place.tolist())] for place in torch.stack(chosen, 1)]
+        return [[tuple(index.tolist())] for index in torch.stack(chosen, 1)]
     rows = range(shape[0]) if kind == "everything" else chosen
-    return [[tuple(place.tolist()) for place in grid[row].reshape(-1, len(shape))] for row in rows]
+    return [[tuple(index.tolist()) for index in grid[row].reshape(-1, len(shape))] for row in rows]
 
 
 @st.composite
 def a_plan(draw):
-    """Selections for `train_only`, and the same as places, made by hand."""
+    """Selections for `train_only`, and the same as indices, made by hand."""
     selections, learns = {}, {}
     for key, shape in SHAPES.items():
         kind = draw(st.sampled_from(["everything", "nothing", "rows", "rows", "entries"]))
@@ -101,16 +101,16 @@ def a_plan(draw):
             mask = mask[: torch.Size(shape).numel()].view(shape)
             selections[key], chosen = fl.entries(mask), mask.nonzero(as_tuple=True)
             if len(chosen[0]):
-                learns[key] = places_of("entries", chosen, shape)
+                learns[key] = indices_of("entries", chosen, shape)
         elif kind == "rows":
             rows = draw(st.lists(st.integers(0, shape[0] - 1), unique=True, max_size=6))
             selections[key] = fl.rows(rows)
             if rows:
-                learns[key] = places_of("rows", rows, shape)
+                learns[key] = indices_of("rows", rows, shape)
         else:
             selections[key] = getattr(fl, kind)
             if kind == "everything":
-                learns[key] = places_of("everything", None, shape)
+                learns[key] = indices_of("everything", None, shape)
     return selections, learns
 
 
@@ -132,8 +132,8 @@ def test_any_sequence_of_plans_ends_with_the_bits_and_the_state_of_entries_kept_
         for key, value in values(model).items():
             assert torch.equal(value, oracle.values[key])
         for key, parameter in zip(order, plan.parameters(), strict=True):
-            flat = [place for row in learns[key] for place in row]
+            flat = [index for row in learns[key] for index in row]
             for field in BEGINS[name]:
-                expected = torch.tensor([oracle.state[key][place][field] for place in flat])
+                expected = torch.tensor([oracle.state[key][index][field] for index in flat])
                 assert torch.equal(optimizer.state[parameter][field].flatten(), expected)
         assert len(optimizer.state) == len(order)

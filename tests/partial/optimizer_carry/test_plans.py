@@ -49,7 +49,7 @@ def test_an_optimizer_that_also_holds_frozen_parts_gives_them_up():
 
 
 @pytest.mark.parametrize("since", [0, 2])
-def test_the_part_that_learned_last_goes_on_where_an_optimizer_holds_several_of_one_tensor(since):
+def test_the_part_that_learned_last_continues_where_an_optimizer_holds_several_of_one_tensor(since):
     model = Net()
     optimizer = torch.optim.Adam(model.parameters())
     steps(model, optimizer)
@@ -80,7 +80,7 @@ def test_a_part_that_was_frozen_by_hand_is_given_up_and_carrying_twice_changes_n
     assert not optimizer.state
 
 
-def test_a_schedule_and_a_scaler_that_hold_the_optimizer_go_on():
+def test_a_schedule_and_a_scaler_that_hold_the_optimizer_still_work():
     model = Net()
     optimizer = torch.optim.SGD(fl.train_only(model, EMBED).parameters(), lr=1.0, momentum=0.5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)

@@ -47,7 +47,7 @@ def lbfgs_steps(model, optimizer):
     optimizer.step(closure)
 
 
-def test_adafactor_goes_on_where_the_same_rows_learn_and_is_refused_where_others_do():
+def test_adafactor_is_carried_where_the_same_rows_learn_and_refused_where_others_do():
     model = Net()
     first = {"embed.weight": fl.rows([7, 3, 0]), "conv.bias": fl.everything}
     plan, optimizer = two_plans(model, torch.optim.Adafactor, first, EMBED)
@@ -57,12 +57,12 @@ def test_adafactor_goes_on_where_the_same_rows_learn_and_is_refused_where_others
     assert all(torch.equal(value, was[0][key]) for key, value in state.items())
     plan = fl.train_only(model, {"embed.weight": fl.rows([3, 7])})
     before = snapshot(optimizer)
-    with pytest.raises(fl.StaleOptimizerError, match="Adafactor: embed.weight: its state 'col_var' does not belong"):
+    with pytest.raises(fl.StaleOptimizerError, match=r"Adafactor: embed\.weight: its state 'col_var' does not"):
         plan.carry(optimizer)
     assert_untouched(optimizer, before)
 
 
-def test_lbfgs_goes_on_where_the_same_learns_and_is_refused_where_another_does():
+def test_lbfgs_is_carried_where_the_same_entries_learn_and_refused_where_others_do():
     model = Net()
     oracle = copy.deepcopy(model)
     optimizer, theirs = (
@@ -113,7 +113,7 @@ def test_entries_of_one_row_that_are_not_of_one_age_cannot_share_the_count_of_th
     steps(model, optimizer)
     fl.train_only(model, {"embed.weight": entries_of("embed.weight", 0, 1)}).carry(optimizer)
     plan = fl.train_only(model, {"embed.weight": fl.rows([0])})
-    with pytest.raises(fl.StaleOptimizerError, match="RowAdamW: embed.weight: its state 'step' does not belong"):
+    with pytest.raises(fl.StaleOptimizerError, match=r"RowAdamW: embed\.weight: its state 'step' does not"):
         plan.carry(optimizer)
 
 

@@ -23,7 +23,7 @@ SPARSE = {
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch's own Adagrad leaves them to their default
 @pytest.mark.parametrize("name", SPARSE)
-def test_with_sparse_gradients_rows_go_on_too(name):
+def test_with_sparse_gradients_rows_keep_their_state_too(name):
     torch.manual_seed(0)
     model = nn.Embedding(V, D, sparse=True)
     oracle = copy.deepcopy(model)
@@ -74,7 +74,7 @@ def test_a_float32_part_over_a_half_precision_table_keeps_its_state_and_its_digi
     steps(model, ours, 1)
 
 
-def test_rows_of_a_mapped_table_go_on(tmp_path):
+def test_rows_of_a_mapped_table_keep_their_state(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"table": torch.randn(V, D)}, tmp_path / "table.safetensors")
