@@ -175,7 +175,7 @@ def assert_same_run(model, optimizer, other, other_optimizer):
 
 
 def interrupted():
-    """A run that changed its plan after two steps, at its fourth; and a run to resume it in, of other numbers."""
+    """A run that changed its plan after two steps, stopped after four; and a run with other values to resume it."""
     model, optimizer = make(0)
     train(model, optimizer, 2)
     fl.train_only(model, NEXT_PLAN).carry(optimizer)
@@ -206,7 +206,7 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_torch_distributed_checkpoint_by_names_resumes_bit_for_bit(tmp_path, options):
-    """Model keys are the plain ones; the optimizer's state goes by the names of the learned parts."""
+    """Model keys are the plain ones; the keys of the optimizer's state are the names of the learned parts."""
     (model, optimizer), (other, other_optimizer) = interrupted()
     state = {
         "model": get_model_state_dict(model, options=options),

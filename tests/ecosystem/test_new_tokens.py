@@ -76,7 +76,7 @@ class Case:
 
     @property
     def data(self) -> list[dict[str, Tensor]]:
-        """One item a text: every batch is the whole of it, so no order can matter."""
+        """One text per item; each batch holds all of them, so their order cannot matter."""
         ids = self.tokenizer(TEXTS, padding=True, return_tensors="pt", return_token_type_ids=False)
         return [
             {"input_ids": row, "attention_mask": mask, "labels": row.where(mask == 1, -100)}

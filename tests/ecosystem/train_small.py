@@ -224,7 +224,7 @@ def uneven(folder: Path, rank: int) -> None:
 
 
 def traffic() -> dict[str, Any]:
-    """Numbers that the hook of DDP is given in one step, and buffers of the size of the table."""
+    """How many values the hook of DDP gets in one step, and how many buffers have the size of the table."""
     model, sent = make(), []
     wrapped = DistributedDataParallel(model)
 

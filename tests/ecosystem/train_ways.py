@@ -181,7 +181,7 @@ def sync_at_last(model: Any, last: bool) -> AbstractContextManager[Any]:
 
 
 def accumulated(rank: int, run: Any) -> None:
-    """One sentence at a time, without talking to the other process before the last."""
+    """One sentence at a time; gradients are reduced after the last one only."""
     sentences = [list(ids.chunk(2)) for ids in batches(rank, 2)]
     model = make_model()
     plan = choose(model)

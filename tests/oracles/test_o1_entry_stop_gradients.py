@@ -240,7 +240,7 @@ def test_after_a_new_plan_the_newly_frozen_rows_stand_still(loss, name):
 @every_optimizer
 @every_loss
 def test_a_carried_optimizer_keeps_the_state_of_rows_that_still_learn(loss, name):
-    """As `c_carry`: rows 2, 3, 7 and 9 keep their momentum, 1 and 8 join without any, 0 and 6 stand still."""
+    """As `c_carry`: rows 2, 3, 7 and 9 keep their momentum, 1 and 8 are new and have none, 0 and 6 do not move."""
     tables, _ = run("flc", loss, name, flip=True)
     newly_frozen, newly_learning = MASKS[0] & ~MASKS[1], MASKS[1] & ~MASKS[0]
     assert torch.equal(tables[-1][newly_frozen], tables[FLIP][newly_frozen])
@@ -256,7 +256,7 @@ def test_a_carried_optimizer_keeps_the_state_of_rows_that_still_learn(loss, name
 @every_loss
 @pytest.mark.parametrize("recipe", ["a", "b"])
 def test_a_masked_gradient_lets_the_newly_frozen_rows_drift_as_it_did_in_tensorflow(recipe, loss, name):
-    """The gradient is 0, but momentum is left from before: the optimizer goes on moving rows 0 and 6."""
+    """The gradient is 0, but momentum is left from before: the optimizer still moves rows 0 and 6."""
     tables, _ = run(recipe, loss, name, flip=True)
     assert_same(tables[-1], reference("flip_E", f"{loss}_{name}_{recipe}"))
     newly_frozen = MASKS[0] & ~MASKS[1]

@@ -1,4 +1,4 @@
-"""w1 runs after the product w2 * w3, which stands still, run by TensorFlow, against three ways to say so.
+"""w1 is trained towards the product w2 * w3, which is constant: TensorFlow's run against three ways to write it.
 
 loss = mean((x @ w1 - x @ (w2 * w3))^2), with w1, w2, w3 of shape (5, 1). `stop` puts a stop_gradient on the product,
 `varlist` gives the optimizer w1 alone, `plain` does neither: all three move. All of it float32; every weight below is

@@ -1,4 +1,4 @@
-"""torch.compile takes partial modules whole: no graph breaks, nothing compiled anew for the next batch."""
+"""torch.compile compiles partial modules without graph breaks, and does not recompile for the next batch."""
 
 from __future__ import annotations
 

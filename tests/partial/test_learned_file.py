@@ -1,4 +1,4 @@
-"""What was learned, saved in kilobytes and loaded onto a plain or a partial model."""
+"""Learned values are saved in kilobytes and loaded into a plain or a partial model."""
 
 import copy
 import re

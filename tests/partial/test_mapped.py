@@ -1,4 +1,4 @@
-"""A table in a file: mapped, shared, never copied, never written to."""
+"""A memory-mapped table is shared, never copied, never written to."""
 
 import copy
 import io

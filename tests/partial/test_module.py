@@ -1,4 +1,4 @@
-"""A module with a partial tensor stays what it was: same object, keys, ties, copies, uses."""
+"""A module with a partial tensor keeps its identity, keys, ties, copies and uses."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""A learned part that something switched off after the plan: the first step says so."""
+"""If other code sets requires_grad=False for a learned part after the plan, the first step raises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A partial tensor can be used as the whole one; what is written to it reaches both parts or raises."""
+"""A partial tensor can be used like the whole tensor; a write to it reaches both parts or raises."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A tie is told by `is` and made by assignment, whatever the partial tensor was made for in between."""
+"""A tie is detected by `is` and made by assignment, wherever the partial tensor was used in between."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_weight_held_over_a_new_plan_is_made_anew() -> None:
 
 
 def test_a_weight_first_seen_without_gradients_still_catches_a_lost_one() -> None:
-    """One made under no_grad is not guarded against a gradient for the whole, so it is not handed out for training."""
+    """A tensor made under no_grad has no hook against a gradient for the whole, so training gets a new one."""
     model = tied()
     with torch.no_grad():
         held = model.embed.weight

@@ -82,7 +82,7 @@ class Picker:
         return options[next(self._raw) % len(options)]
 
     def integer(self) -> int:
-        """A number of three bytes."""
+        """Return an integer of three bytes."""
         return int.from_bytes(bytes(next(self._raw) for _ in range(3)), "big")
 
 

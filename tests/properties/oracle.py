@@ -76,7 +76,7 @@ class Dense:
         return self.parts
 
     def give(self, gradients: list[Tensor]) -> None:
-        """Let the optimizer see these gradients of the learned entries, and zeros elsewhere."""
+        """Set these gradients for the learned entries, and zeros elsewhere."""
         for parameter, part, gradient in zip(self.parameters, self.parts, gradients, strict=True):
             if not self.restored:
                 parameter.grad = gradient.clone()

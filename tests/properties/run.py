@@ -37,7 +37,7 @@ TURNS = 4  # optimizer steps; what is drawn for `between` happens after two
 
 
 def run(case: Case) -> dict[str, int]:
-    """Carry out one case; AssertionError where something does not hold. Return what was seen."""
+    """Run one case and return what was counted; raise AssertionError if a comparison fails."""
     with warnings.catch_warnings():
         _ignore_what_torch_says()
         return Comparison(case).run()
@@ -62,14 +62,14 @@ class Ours:
         self.adopt(model)
 
     def adopt(self, model: nn.Module) -> None:
-        """Go on with this module: a new plan, or the plan that it came with."""
+        """Continue with this module: a new plan, or the plan that it already has."""
         self.model = model
         self.plan = fl.train_only(model, self.selections)
         self.parameters = self.plan.parameters()
         self._forward = _caller(self.case.call, model)
 
     def adopt_copy(self, model: nn.Module) -> None:
-        """Go on with a copy, which has its plan already."""
+        """Continue with a copy, which already has its plan."""
         self.model = model
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._forward = _caller(self.case.call, model)
@@ -89,7 +89,7 @@ class Ours:
         return [gradient.clone() for gradient in gradients]
 
     def after_step(self) -> None:
-        """Nothing has to be put back."""
+        """Nothing has to be restored."""
 
 
 def _caller(call: str, model: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -182,7 +182,7 @@ class Trainer:
 
 
 def loss_of(out: Tensor) -> Tensor:
-    """Another slope for every entry, none of them 0, and a curvature."""
+    """Return a loss with another slope for every entry, none of them 0, and a curvature."""
     out = out if out.dtype == torch.float64 else out.float()
     slopes = torch.linspace(-1.0, 2.0, out.numel(), dtype=out.dtype, device=out.device).view_as(out)
     return (out * slopes).sum() / out.numel() ** 0.5 + 0.1 * out.pow(2).mean()
@@ -337,7 +337,7 @@ class Comparison:
         loss.copy_(ours_loss)
 
     def _values_agree(self, ours: Trainer) -> None:
-        """What learns is as in the oracle."""
+        """The learned values equal the oracle's."""
         for part, mine, theirs in zip(self.parts, self.ours.parameters, self.dense.learned(), strict=True):
             if self.case.oracle == "apart":
                 assert torch.equal(bits(mine), bits(theirs)), f"{part.name}: from the same gradients, other values"
@@ -349,7 +349,7 @@ class Comparison:
         self.last = self._learned_bits()
 
     def _between(self, ours: Trainer, theirs: Trainer) -> None:
-        """Copy, save and load, or plan again, in the middle of the run: it goes on as if nothing had happened."""
+        """Copy, save and load, or plan again, in the middle of the run: the result is the same."""
         for trainer in (ours, theirs):
             trainer.learning(False)
             trainer.learning(True)

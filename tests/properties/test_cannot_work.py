@@ -1,4 +1,4 @@
-"""What cannot work says so at the moment of use, in one clear line, and nothing has moved."""
+"""What cannot work raises an error of one line when it is used, and nothing has moved."""
 
 from __future__ import annotations
 

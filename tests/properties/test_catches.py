@@ -24,7 +24,7 @@ Plant = Callable[[pytest.MonkeyPatch], None]
 
 
 def complaints(kinds: Sequence[str], count: int) -> list[str]:
-    """What the suite says of drawn cases of these kinds."""
+    """Return the messages of the assertions that fail in drawn cases of these kinds."""
     said = []
     for i in range(count):
         case = decode(Picker(random.Random(i).randbytes(40)), kinds, ("plain",))
@@ -102,7 +102,7 @@ def an_optimizer_that_never_steps(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_table_that_learns_as_a_whole(patch: pytest.MonkeyPatch) -> None:
-    """Right numbers, but an optimizer that keeps as many as the table has."""
+    """Right values, but an optimizer that keeps state for the whole table."""
     patch.setattr(fl.Plan, "parameters", lambda self: list(self._model.requires_grad_().parameters()))
 
 

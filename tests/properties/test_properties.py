@@ -1,4 +1,4 @@
-"""Two thousand training runs, drawn: frozen numbers keep every bit, learned ones are the oracle's."""
+"""Two thousand random training runs: frozen values keep every bit, learned ones equal the oracle's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WHOLE = [name for name, kind in KINDS.items() if not kind.sparse]
 
 
 def draw(kinds: Sequence[str], calls: Sequence[str], count: int) -> None:
-    """Draw `number` cases and carry them out."""
+    """Draw `count` cases and carry them out."""
 
     @seed(SEED + zlib.crc32("".join([*kinds, *calls]).encode()))  # others for each kind
     @settings(

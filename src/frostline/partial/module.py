@@ -103,8 +103,8 @@ class PartialModule(nn.Module):
             self._set_parts(name, param, *tied)
         elif is_sharded(param):
             raise PartialTensorError(
-                f"{name}: tensor parallelism cannot share out a partial tensor. Leave its module out of "
-                "parallelize_module; the other modules may be in it."
+                f"{name}: tensor parallelism cannot split a partial tensor. Leave its module out of "
+                "parallelize_module; other modules may be split."
             )
         else:
             raise PartialTensorError(
@@ -283,7 +283,7 @@ def _partial_tensor(name: str) -> property:
                 raise PartialTensorError(
                     f"{name}: functional_call was given a tensor without gradient, which may be the whole or the "
                     "frozen part alone. Pass both parts as they are in named_parameters(), or both detached; or call "
-                    "fl.merge(model) first, and pass the whole."
+                    "fl.merge(model) first, and pass the whole tensor."
                 )
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():

@@ -29,7 +29,7 @@ _plain = torch._C.DisableTorchFunctionSubclass  # a context in which `__torch_fu
 
 # Answered by the frozen part, so that reading a shape copies no table.
 # fmt: off
-_DESCRIPTIONS = {
+_METADATA = {
     *(getattr(Tensor, name).__get__ for name in (
         "shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "is_cpu", "is_cuda", "is_mps", "is_xpu",
         "is_meta", "is_sparse", "is_quantized", "is_nested",
@@ -121,10 +121,10 @@ class PartialTensor(Tensor):
             result = lookup(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if func in _DESCRIPTIONS:
+        if func in _METADATA:
             with _plain():
                 return func(args[0].frozen, *args[1:], **kwargs)
-        own = _OWN.get(func)
+        own = _OVERRIDES.get(func)
         if own is not None:
             with _plain():
                 return own(*args, **kwargs)
@@ -168,7 +168,7 @@ def _merged(value: Any) -> Any:
 
 
 def _run_merged_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run `func` on merged tensors while a compiler traces, which can tell a write by its name only."""
+    """Run `func` on merged tensors while a compiler traces, which can recognize a write only by its name."""
     if func in _WRITES or "out" in kwargs:
         raise PartialTensorError("a partial tensor cannot be written to in a compiled function. Write to it outside.")
     with _plain():
@@ -324,11 +324,11 @@ _no_hook = _raising("a hook on a partial tensor would never run. Register it on 
 
 # Attributes and methods of Tensor that must not see a merged copy, or whose result there would be wrong.
 _tensor: Any = Tensor
-_OWN: dict[Callable[..., Any], Callable[..., Any]] = {
+_OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
     _tensor.requires_grad.__set__: _requires_grad_,
     _tensor.requires_grad_: _requires_grad_,
-    _tensor.is_leaf.__get__: lambda weight: False,  # an optimizer given the whole by mistake then says so
+    _tensor.is_leaf.__get__: lambda weight: False,  # so that an optimizer that is given it raises an error
     _tensor.grad_fn.__get__: _grad_fn,
     _tensor.grad.__get__: lambda weight: weight.learned.grad,
     _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),

@@ -1,4 +1,4 @@
-"""`plan.carry`: what goes on learning goes on as if nothing had happened, what is frozen stands still for good.
+"""`plan.carry`: entries that still learn keep their optimizer state, and frozen ones never move again.
 
 Two oracles: test_bits.py and test_one_by_one.py. cases.py has what several of these files use.
 """

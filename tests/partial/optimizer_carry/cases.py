@@ -57,7 +57,7 @@ NAMES = ("embed.weight", "head.bias", "conv.weight", "conv.bias")
 
 
 def loss_of(model):
-    """A sum of one term for each entry, each of its own steepness."""
+    """A sum of one term for each entry, each with its own slope."""
     total = 0
     for name in NAMES:
         weight = model.get_parameter(name)

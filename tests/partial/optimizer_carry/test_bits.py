@@ -1,4 +1,4 @@
-"""What learns all along ends with the bits of a run in which everything does."""
+"""Entries that learn from the start end with the same bits as in a run in which everything learns."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Plans that came between, parts given up, and all that holds on to an optimizer."""
+"""Plans that were not carried, parts that no longer learn, and schedulers and scalers that hold an optimizer."""
 
 import copy
 import gc
@@ -118,7 +118,7 @@ def test_finding_what_an_optimizer_begins_with_runs_no_hook_draws_no_number_and_
 
 
 class Random(torch.optim.Optimizer):
-    """One that draws numbers of its own, counts in a tensor and a list, and keeps what is nobody's under a name."""
+    """An optimizer that draws random numbers, counts in a tensor and a list, and keeps state under a name."""
 
     def __init__(self, parameters):
         super().__init__(parameters, {"lr": 0.1, "count": torch.zeros(())})
@@ -157,7 +157,7 @@ def test_an_optimizer_that_keeps_its_own_counts_and_generators_keeps_them():
 
 
 def test_a_row_that_joins_under_adam_shares_the_count_and_under_row_adamw_starts_afresh():
-    """Its first move: lr * (1 - b1) / sqrt(1 - b2) where the count of steps is large, lr where it is its own."""
+    """The first update: lr * (1 - b1) / sqrt(1 - b2) if the shared step count is large, lr if the row has its own."""
     moves = {}
     for make in (torch.optim.Adam, fl.optim.RowAdamW):
         model = nn.Embedding(V, D)

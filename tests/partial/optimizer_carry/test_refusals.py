@@ -1,4 +1,4 @@
-"""What cannot be carried is refused, and the optimizer left as it was."""
+"""What cannot be carried raises an error, and the optimizer has not changed."""
 
 import copy
 import re
