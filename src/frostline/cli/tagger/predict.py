@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})
     with ExitStack() as stack:
         if args.file is None and sys.stdin is None:
-            raise FrostlineError("stdin is closed, so there is no text. Name a file.")
+            raise FrostlineError("stdin is closed. Name a file.")
         file = sys.stdin.buffer if args.file is None else stack.enter_context(Path(args.file).open("rb"))
         size = 1 if args.file is None else _BATCH  # whoever writes a line to a pipe and waits gets its answer
         name = args.file or "stdin"

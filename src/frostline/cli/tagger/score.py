@@ -14,7 +14,7 @@ examples:
   frostline tagger score output.conll --json
 
 The gold tag and the predicted one are the last two columns, separated by TABs or by single blanks; an empty line ends a
-sentence. Tags are B-type, I-type and O; others (E-, S-, illegal sequences) count as they do in conlleval."""
+sentence. Tags are B-type, I-type and O; others (E-, S-, invalid sequences) count as they do in conlleval."""
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -24,7 +24,9 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
         "Print what conlleval prints: accuracy, and precision, recall and F1 of entities by exact match."
     )
     score.add_argument("file", metavar="F", help="columns: token, ..., gold tag, predicted tag")
-    score.add_argument("--json", action="store_true", help="print one JSON object, named as by evaluate's seqeval")
+    score.add_argument(
+        "--json", action="store_true", help="print one JSON object, with the names of the metric seqeval"
+    )
     score.set_defaults(action=run)
 
 

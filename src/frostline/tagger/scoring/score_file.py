@@ -22,9 +22,9 @@ def score_file(path: str | os.PathLike[str]) -> Score:
     r"""Score a system's output as conlleval does.
 
     Args:
-        path: One token a line, the gold tag and the predicted one in the last two columns, as many columns in every
-            line; an empty line, or one that begins with the column -X-, between sentences. If the first line that is
-            not empty holds a TAB, TABs separate the columns, else single blanks do. The tokens' bytes may be of any
+        path: One token a line, the gold tag and the predicted one in the last two columns, the same number of columns
+            in every line; an empty line, or one that begins with the column -X-, between sentences. If the first line
+            that is not empty holds a TAB, TABs separate the columns, else single blanks do. Tokens may be in any
             encoding.
 
     Returns:
@@ -47,8 +47,8 @@ def score_file(path: str | os.PathLike[str]) -> Score:
         accuracy:  66.67%; precision:  50.00%; recall:  50.00%; FB1:  50.00
                     place: precision:  50.00%; recall:  50.00%; FB1:  50.00  2
 
-    Source: conlleval.pl of 2004-01-26. The one difference: a byte order mark, a CR before the line end and blanks
-    around a tag are dropped.
+    Source: conlleval.pl of 2004-01-26, except that a byte order mark, a CR before the line end and blanks around a tag,
+    which an editor does not show, are dropped.
     """
     counts = EntityCounts()
     for pair in _pairs(Path(path)):
@@ -57,7 +57,7 @@ def score_file(path: str | os.PathLike[str]) -> Score:
         else:
             counts.token(*pair)
     if not counts.tokens:
-        raise DataFileError(f"{path}: no token in it. Expected a token, its gold tag and its predicted tag a line.")
+        raise DataFileError(f"{path}: no token in it. Expected lines of a token, its gold tag and its predicted tag.")
     return Score.from_counts(counts.finish())
 
 
@@ -98,5 +98,5 @@ def _wrong_columns(fields: list[str], columns: int, separator: str) -> str:
         )
     return (
         f"{len(fields)} columns, separated by {name}, where the first line has {columns}. "
-        f"Write as many in every line; separate by TABs where a token holds blanks."
+        f"Write the same number in every line; separate by TABs where a token holds blanks."
     )
