@@ -24,9 +24,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
         "Print what conlleval prints: accuracy, and precision, recall and F1 of entities by exact match."
     )
     score.add_argument("file", metavar="F", help="columns: token, ..., gold tag, predicted tag")
-    score.add_argument(
-        "--json", action="store_true", help="print one JSON object, with the names of the metric seqeval"
-    )
+    score.add_argument("--json", action="store_true", help="print one JSON object, in the terms of the metric seqeval")
     score.set_defaults(action=run)
 
 
