@@ -30,7 +30,7 @@ _OVERSHOOT = 2.5  # Madry et al.: the steps together are longer than epsilon, so
 
 
 class Perturbation(NamedTuple):
-    """What `perturb` found.
+    """What `perturb` returns.
 
     Attributes:
         delta: What to add to the module's output: its shape and dtype, detached.

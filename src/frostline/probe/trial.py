@@ -139,7 +139,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         loss = check_loss(loss_fn())
         if not loss.requires_grad:
             raise ProbeError(
-                "loss_fn: the loss does not depend on anything that learns, so there is no step. See fl.explain."
+                "loss_fn: the loss does not depend on anything that learns, so backward() cannot run. See fl.explain."
             )
         loss.backward()
         losses.append(float(loss.detach()))
