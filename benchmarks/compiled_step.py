@@ -1,11 +1,11 @@
-"""Under torch.compile, does a step with some rows learning cost more than one in which nothing of the table learns?
+"""Under torch.compile, does a step in which some rows learn cost more than one with a frozen table?
 
-One forward + backward + optimizer step of a small Llama-shaped model, compiled whole (`fullgraph=True`, inductor): its
-table of V rows looks tokens up and, tied, predicts the next ones. The norms always learn; of the table
-    frozen    nothing learns                      (the floor)
+One forward + backward + optimizer step of a small Llama-shaped model, compiled as one graph (`fullgraph=True`,
+inductor). Its table of V rows is tied: embedding and head. The norms always learn; of the table
+    frozen    no row learns                       (the floor)
     few       16 rows learn
     1 %       one row of a hundred learns
-And the same of a lookup with a small linear layer, where there is little else to do: the row that loses.
+The same for a lookup with a small linear layer, which does little else: the case that loses.
 First compiled and eager losses must agree, and frozen rows must keep every bit; then the models take turns.
 
 Run:    python benchmarks/compiled_step.py [--quick]      (needs a C++ compiler; some minutes)
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # an idle thread gives its core back: others may need it
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # idle threads do not spin: other processes may need the core
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class Language(nn.Module):
-    """A decoder of which the table is also the head: ids (B, T) -> loss of each next token."""
+    """A decoder with a tied head: ids (B, T) -> mean loss of the next tokens."""
 
     batch = (2, 64)  # B, T
 
@@ -90,36 +90,36 @@ Model = Language | Lookup
 
 @dataclass
 class Way:
-    """One model, its rows that learn (None: no row does), its optimizer and what was measured."""
+    """A model, its rows that learn (None: no row), its optimizer and the measured times."""
 
     rows: Tensor | None
     model: Model
-    step_of: Callable[[Tensor], Tensor] = field(init=False)
+    loss_of: Callable[[Tensor], Tensor] = field(init=False)
     seconds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         chosen = fl.nothing if self.rows is None else fl.rows(self.rows)
         plan = fl.train_only(self.model, {"*norm*": fl.everything, "embed.weight": chosen})
         self.optimizer = torch.optim.AdamW(plan.parameters(), lr=1e-3, weight_decay=0.1)
-        self.step_of = torch.compile(self.model, fullgraph=True)
+        self.loss_of = torch.compile(self.model, fullgraph=True)
 
     def step(self, ids: Tensor) -> float:
-        """One step; returns the loss."""
+        """Do one step; return the loss."""
         self.optimizer.zero_grad()
-        loss = self.step_of(ids)
+        loss = self.loss_of(ids)
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
 
 
 def choices(rows: int) -> dict[str, Tensor | None]:
-    """Which rows of a table of `rows` learn, in each way."""
-    every = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
-    return {"frozen": None, "few": every[:FEW], "1 %": every[: rows // 100]}
+    """Return the rows that learn in each way, for a table of `rows` rows."""
+    shuffled = torch.randperm(rows, generator=torch.Generator().manual_seed(1))
+    return {"frozen": None, "few": shuffled[:FEW], "1 %": shuffled[: rows // 100]}
 
 
 def ways_of(kind: type[Model], rows: int, width: int) -> dict[str, Way]:
-    """The ways over models that are equal."""
+    """Return the ways, with equal models."""
     ways = {}
     for name, learn in choices(rows).items():
         torch.manual_seed(0)
@@ -128,7 +128,7 @@ def ways_of(kind: type[Model], rows: int, width: int) -> dict[str, Way]:
 
 
 def batches(rows: int, shape: tuple[int, int], count: int) -> list[Tensor]:
-    """Ids (B, T), a tenth of them among the few that learn, so that these are in use."""
+    """Return batches of ids (B, T), a tenth of them among the few that learn, so that these are used."""
     few = choices(rows)["few"]
     assert few is not None
     generator = torch.Generator().manual_seed(2)
@@ -141,12 +141,12 @@ def batches(rows: int, shape: tuple[int, int], count: int) -> list[Tensor]:
 
 
 def check(rows: int = 2_000, width: int = 64) -> None:
-    """Prove on a small table that compiled steps are eager ones, and that what is frozen keeps every bit."""
+    """Prove on a small table that compiled and eager steps agree and that frozen rows keep every bit."""
     eagers = ways_of(Language, rows, width)
     before = eagers["frozen"].model.embed.weight.detach().clone()
     for name, way in ways_of(Language, rows, width).items():
         eager, learn = eagers[name], way.rows
-        eager.step_of = eager.model
+        eager.loss_of = eager.model
         for ids in batches(rows, Language.batch, 3):
             compiled_loss, eager_loss = way.step(ids), eager.step(ids)
             assert abs(compiled_loss - eager_loss) < 1e-3, f"{name}: {compiled_loss} compiled, {eager_loss} eager"
@@ -155,7 +155,7 @@ def check(rows: int = 2_000, width: int = 64) -> None:
         if learn is not None:
             learns[learn] = True
         assert torch.equal(after[~learns], before[~learns]), f"{name}: frozen rows moved"
-        assert bool((after[learns] != before[learns]).all()), f"{name}: rows that learn stood still"
+        assert bool((after[learns] != before[learns]).all()), f"{name}: rows that learn did not move"
 
 
 def measure(kind: type[Model], rows: int, width: int, rounds: int) -> dict[str, Way]:
@@ -173,7 +173,7 @@ def measure(kind: type[Model], rows: int, width: int, rounds: int) -> dict[str, 
 
 
 def table_of(ways: dict[str, Way]) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     floor = statistics.median(ways["frozen"].seconds)
     lines = ["| way | ms a step: median (least - most) | x frozen |", "| --- | --: | --: |"]
     for name, way in ways.items():

@@ -1,4 +1,4 @@
-"""What does it cost to let a few rows of a language model's table learn?
+"""What does a step cost in which a few rows of a language model's embedding learn?
 
 Compares one forward + backward + AdamW step of a small Llama over a table of V rows, tied to the head, of which a few
 rows learn:
@@ -6,10 +6,10 @@ rows learn:
     frostline   fl.rows
     peft        PEFT's trainable tokens
     hook        weight.register_hook(lambda g: g * mask)
-First all must agree: without decay the losses of the last three are the same, and that of the first step is the floor's
-too. Then they take turns, so that a slow moment hits all of them. Memory is that of a process of its own for each.
+First all must agree: without decay the losses of the last three are the same, and that of the first step is also the
+floor's. Then they take turns, so that a slow moment affects all of them. Memory is measured in a separate process each.
 
-Run:    python benchmarks/language_model.py [--quick]      (the figures of memory need Linux)
+Run:    python benchmarks/language_model.py [--quick]      (memory is measured on Linux only)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("GOMP_SPINCOUNT", "0")  # an idle thread gives its core back: others may need it
+os.environ.setdefault("GOMP_SPINCOUNT", "0")  # idle threads do not spin: other processes may need the core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -40,7 +40,7 @@ TABLE = "model.embed_tokens.weight"
 
 
 def make_model(size: int) -> Any:
-    """A Llama with a tied table of `size` rows, the same every time."""
+    """Return a Llama with a tied table of `size` rows, the same every time."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -56,12 +56,12 @@ def make_model(size: int) -> Any:
 
 
 def new_rows(size: int) -> list[int]:
-    """The rows that learn: the last ones, where new tokens go."""
+    """Return the rows that learn: the last ones, as for new tokens."""
     return list(range(size - NEW, size))
 
 
 def make_batch(size: int, count: int, turn: int) -> Tensor:
-    """Ids (1, count), uniform over the table, but for the first four: the tokens that learn."""
+    """Return ids (1, count), uniform over the table except for the first four, which are tokens that learn."""
     generator = torch.Generator().manual_seed(turn)
     ids = torch.randint(size, (1, count), generator=generator)
     ids[:, :4] = torch.randint(size - NEW, size, (1, 4), generator=generator)
@@ -69,14 +69,14 @@ def make_batch(size: int, count: int, turn: int) -> Tensor:
 
 
 def frozen(model: Any, rows: list[int]) -> tuple[Any, list[nn.Parameter]]:
-    """Nothing learns, but the looked-up rows want a gradient, as they do in all the others."""
+    """Nothing learns, but the looked-up rows require a gradient, as in all the other ways."""
     model.requires_grad_(False)
-    model.get_input_embeddings().register_forward_hook(lambda module, ids, found: found.requires_grad_())
+    model.get_input_embeddings().register_forward_hook(lambda module, ids, output: output.requires_grad_())
     return model, []
 
 
 def frostline(model: Any, rows: list[int]) -> tuple[Any, list[nn.Parameter]]:
-    """The rows learn as a part of their own."""
+    """The rows learn, as a partial tensor."""
     return model, fl.train_only(model, {TABLE: fl.rows(rows)}).parameters()
 
 
@@ -106,7 +106,7 @@ WAYS: dict[str, Callable[[Any, list[int]], tuple[Any, list[nn.Parameter]]]] = {
 
 
 class Trainer:
-    """A model of which some rows learn in one way, and its optimizer."""
+    """A model whose new rows learn in one way, and its optimizer."""
 
     def __init__(self, name: str, size: int, count: int, decay: float = 0.0) -> None:
         self.size, self.count = size, count
@@ -114,7 +114,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(learns, lr=1e-2, weight_decay=decay) if learns else None
 
     def step(self, turn: int) -> float:
-        """One forward, backward and optimizer step; the loss."""
+        """Do one forward, backward and optimizer step; return the loss."""
         ids = make_batch(self.size, self.count, turn)
         loss = self.model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -124,7 +124,7 @@ class Trainer:
         return float(loss.detach())
 
     def table(self) -> Tensor:
-        """The table (V, D) as the model uses it now."""
+        """Return the table (V, D) as the model uses it now."""
         with torch.no_grad():
             looked_up: Tensor = self.model.get_input_embeddings()(torch.arange(self.size))
         return looked_up
@@ -132,7 +132,7 @@ class Trainer:
 
 @dataclass
 class Figures:
-    """What was measured of one way."""
+    """The measurements of one way."""
 
     seconds: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Figures:
 
 
 def moved_by_decay(name: str, size: int = 500) -> float:
-    """The share of the frozen rows that five steps with weight decay move."""
+    """Return the share of the frozen rows that five steps with weight decay move."""
     trainer = Trainer(name, size, 16, decay=0.1)
     before = trainer.table().clone()
     for turn in range(5):
@@ -160,35 +160,35 @@ def take_turns(names: Sequence[str], size: int, count: int, rounds: int) -> dict
             figures[name].losses.append(trainer.step(turn))
             if turn >= 2:  # the first two make optimizer state and warm up
                 figures[name].seconds.append(time.perf_counter() - start)
-    agree(figures)
+    check_losses(figures)
     return figures
 
 
-def agree(figures: dict[str, Figures]) -> None:
-    """Prove that all ways learn the same: equal losses, step by step; of the floor, the first."""
+def check_losses(figures: dict[str, Figures]) -> None:
+    """Prove that all ways learn the same: equal losses in every step; for the floor, in the first step."""
     expected = torch.tensor(figures["hook"].losses)
-    for name, one in figures.items():
-        losses = torch.tensor(one.losses)
-        shared = slice(1) if name == "frozen" else slice(None)
-        same = torch.allclose(losses[shared], expected[shared], atol=1e-4, rtol=1e-5)
+    for name, measured in figures.items():
+        losses = torch.tensor(measured.losses)
+        steps = slice(1) if name == "frozen" else slice(None)
+        same = torch.allclose(losses[steps], expected[steps], atol=1e-4, rtol=1e-5)
         assert same, f"{name} disagrees: losses {losses.tolist()}, hook's {expected.tolist()}"
     learned = (torch.tensor(figures["frozen"].losses[1:]) - expected[1:]).abs().min()
     assert learned > 1e-3, "what learns changes no loss, so equal losses would prove nothing"
 
 
 def peak_alone(name: str, size: int, count: int) -> float:
-    """Peak memory in MB of some steps, in a process of its own."""
+    """Return the peak memory of some steps in MB, measured in a separate process."""
     command = [sys.executable, __file__, "--alone", name, str(size), str(count)]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # return freed memory at once
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
 def _alone(name: str, size: int, count: int) -> None:
-    """What `peak_alone` starts: print the peak as JSON."""
-    Trainer("frostline", 100, count).step(0)  # libraries are loaded by now
+    """Print the peak as JSON: the process that `peak_alone` starts."""
+    Trainer("frostline", 100, count).step(0)  # so that libraries are loaded
     trainer = Trainer(name, size, count)
-    Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak counts
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     for turn in range(3):
         trainer.step(turn)
     lines = Path("/proc/self/status").read_text().split("\n")
@@ -196,19 +196,19 @@ def _alone(name: str, size: int, count: int) -> None:
 
 
 def table_of(figures: dict[str, Figures], moved: dict[str, float], size: int) -> str:
-    """The figures as a Markdown table; ratios are the median of the ratios of each turn."""
-    floor, whole = figures["frozen"], size * D * 4 / 2**20
+    """Return the figures as a Markdown table; a ratio is the median over the turns."""
+    floor, table_size = figures["frozen"], size * D * 4 / 2**20
     lines = [
         "| way | ms a step: median (least - most) | x frozen | MB beyond frozen | share of the table | decay moves |",
         "| --- | --: | --: | --: | --: | --: |",
     ]
-    for name, one in figures.items():
-        least, middle, most = (1e3 * f(one.seconds) for f in (min, statistics.median, max))
-        ratio = statistics.median(a / b for a, b in zip(one.seconds, floor.seconds, strict=True))
+    for name, measured in figures.items():
+        least, middle, most = (1e3 * f(measured.seconds) for f in (min, statistics.median, max))
+        ratio = statistics.median(a / b for a, b in zip(measured.seconds, floor.seconds, strict=True))
         beyond, share = "-", "-"
-        if one.peak is not None and floor.peak is not None:
-            more = max(0.0, one.peak - floor.peak)
-            beyond, share = f"{more:,.0f}", f"{more / whole:.1%}"
+        if measured.peak is not None and floor.peak is not None:
+            extra = max(0.0, measured.peak - floor.peak)
+            beyond, share = f"{extra:,.0f}", f"{extra / table_size:.1%}"
         lines.append(
             f"| {name} | {middle:,.0f} ({least:,.0f} - {most:,.0f}) | {ratio:,.2f} | {beyond} | {share} "
             f"| {moved[name]:.0%} |"

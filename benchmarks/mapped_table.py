@@ -1,11 +1,11 @@
-"""Does a table that stays in its file cost memory, or time?
+"""What do memory and time cost if a table stays in its file?
 
 Compares one forward + backward + step of SGD over 2,048 ids, of which about one in a hundred learns, on a table of
-10,000,000 x 100 float32 numbers (4 GB), each way in a process of its own:
+10,000,000 x 100 float32 (4 GB), each way in its own process:
     mapped      fl.mapped_embedding over a safetensors file, 1 % of the rows learn, sparse gradient
     in memory   the same table read into an nn.Embedding, fl.train_only, sparse gradient
-Memory is what the process has for itself (RssAnon), without the page cache, which the system shares and takes back. The
-file is written first, to a temporary folder, and must give both the same loss.
+Memory is the process's private memory (RssAnon), without the page cache, which the system shares and reclaims. The file
+is first written to a temporary folder; both ways must have the same loss.
 
 Run:    python benchmarks/mapped_table.py [--rows N] [--folder DIR]      (needs Linux)
 """
@@ -35,14 +35,14 @@ D, IDS, STEPS = 100, 2048, 200
 
 
 def private_mb() -> float:
-    """Memory of this process's own, in MB."""
+    """Return the private memory of this process, in MB."""
     found = re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found.group(1)) / 1024
 
 
 def measure(way: str, file: str) -> dict[str, float]:
-    """Open, plan and step one way; seconds, milliseconds and MB."""
+    """Open, plan and step one way; return milliseconds and MB."""
     torch.set_num_threads(1)
     map_table = fl.mapped_embedding  # imported here, so that opening alone is timed
     start = private_mb()
@@ -81,7 +81,7 @@ def measure(way: str, file: str) -> dict[str, float]:
 
 def main() -> None:
     """Write the table, measure both ways, print a table."""
-    parser = argparse.ArgumentParser(description="Does a table that stays in its file cost memory, or time?")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--folder", default=None, help="where the table is written (default: the temporary folder)")
     parser.add_argument("--alone", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)

@@ -2,14 +2,14 @@
 
 Compares, in one run and in turns, on one file (GloVe text, without a header)
     gensim     KeyedVectors.load_word2vec_format
-    polars     fl.vectors.load, empty cache, polars installed; the cache file is written too
+    polars     fl.vectors.load, empty cache, polars installed; also writes the cache file
     no cache   the same with cache=False
     numpy      the same without polars (one round)
-    again      fl.vectors.load of a file that is in the cache
+    again      fl.vectors.load of a cached file
 
 The goal: polars at most a twentieth of gensim, again at most 50 ms. All must give the same words and bits first.
 Run:    python benchmarks/read_vectors.py [FILE] [--rounds N]
-Without FILE a synthetic one is made: 100,000 words x 50 numbers with five digits.
+Without FILE a synthetic one is made: 100,000 words x 50 dimensions, five digits each.
 """
 
 from __future__ import annotations
@@ -35,14 +35,12 @@ def synthetic(path: Path, words: int = 100_000, width: int = 50) -> Path:
     draw = np.random.default_rng(0)
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in range(words):
-            file.write(
-                f"word{row} " + " ".join(f"{number:.5g}" for number in draw.normal(scale=0.5, size=width)) + "\n"
-            )
+            file.write(f"word{row} " + " ".join(f"{value:.5g}" for value in draw.normal(scale=0.5, size=width)) + "\n")
     return path
 
 
 def main() -> int:
-    """Compare and print; return 1 where the answers differ."""
+    """Compare and print; return 1 if the results differ."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("file", nargs="?", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
@@ -53,22 +51,22 @@ def main() -> int:
 
 
 def compare(path: Path, rounds: int, cache: Path) -> int:
-    """Time all variants in turns; return 1 where their answers differ."""
+    """Time all variants in turns; return 1 if their results differ."""
     from gensim.models import KeyedVectors
 
     def clear() -> None:
         shutil.rmtree(cache, ignore_errors=True)
 
     def without_polars() -> vectors.Vectors:
-        kept = sys.modules.get("polars")
+        polars = sys.modules.get("polars")
         sys.modules["polars"] = None  # type: ignore[assignment]
         try:
             return vectors.load(path, cache=False)
         finally:
-            if kept is None:
+            if polars is None:
                 del sys.modules["polars"]
             else:
-                sys.modules["polars"] = kept
+                sys.modules["polars"] = polars
 
     variants: dict[str, tuple[Callable[[], None], Callable[[], Any], int]] = {
         "gensim": (clear, lambda: KeyedVectors.load_word2vec_format(str(path), no_header=True), rounds),
@@ -85,22 +83,23 @@ def compare(path: Path, rounds: int, cache: Path) -> int:
                 continue
             prepare()
             begun = time.perf_counter()
-            got = call()
+            result = call()
             times[name].append(time.perf_counter() - begun)
             if name == "gensim":
-                theirs = got
-            elif list(got.words) != theirs.index_to_key or not np.array_equal(got.matrix, theirs.vectors):
+                theirs = result
+            elif list(result.words) != theirs.index_to_key or not np.array_equal(result.matrix, theirs.vectors):
                 print(f"{name} and gensim disagree on {path}")
                 return 1
-            del got  # outside the next timing: unmapping a deleted file takes its own time
+            del result  # outside the next timing: unmapping a deleted file takes time, too
     print(
         f"{path.name}: {len(theirs):,} words x {theirs.vector_size}, {path.stat().st_size:,} bytes; "
         "all agree bit by bit"
     )
-    middle = {name: statistics.median(took) for name, took in times.items()}
-    for name, took in times.items():
+    middle = {name: statistics.median(seconds) for name, seconds in times.items()}
+    for name, seconds in times.items():
         print(
-            f"{name:<9} median {1000 * middle[name]:10.2f} ms   range {1000 * min(took):.2f} to {1000 * max(took):.2f}"
+            f"{name:<9} median {1000 * middle[name]:10.2f} ms   "
+            f"range {1000 * min(seconds):.2f} to {1000 * max(seconds):.2f}"
             f"   gensim / this {middle['gensim'] / middle[name]:10.1f}"
         )
     met = middle["polars"] <= middle["gensim"] / 20 and middle["again"] <= 0.05

@@ -1,15 +1,15 @@
-"""What does a step over a large table cost, when it uses few of its rows?
+"""What does a step on a large table cost, if it uses few of its rows?
 
-Times lookup + backward + optimizer step of an embedding of V rows, 64 wide, with 8,192 ids a step, uniform or by Zipf's
-law, and the optimizer's part alone. Four families:
+Times lookup + backward + optimizer step of an embedding of V rows, 64 wide, with 8,192 ids a step, uniform or following
+Zipf's law, and the optimizer's part alone. Four families:
     AdamW               RowAdamW, SparseAdam (which has no decay), AdamW(fused=True) over the whole table
     Adagrad             RowAdagrad, torch's Adagrad with a sparse gradient
     row-wise Adagrad    RowAdagrad(rowwise=True), FBGEMM's table on the CPU
     SGD                 RowSGD, torch's SGD with a sparse gradient, FBGEMM's table on the CPU
-Ours twice: with the C++ kernel and in plain torch. The floor is the bytes that the rows in use must move (value, state
-and gradient read, value and state written) at the bandwidth of a copy measured in the same run. First all must agree on
-the rows in use; then they take turns, each with new ids. A way finds the caches as the one before it left them; with
-`--before 3` as its own steps did, three of them, untimed.
+frostline's optimizers run twice: with the C++ kernel and in plain torch. The floor is the memory traffic of the rows in
+use (value, state and gradient read, value and state written) at the bandwidth of a copy, measured in the same run.
+First all must agree on the rows in use; then they take turns, each with new ids. A way finds the caches as the previous
+one left them, or with `--before 3` as three untimed steps of its own left them.
 
 Run:    python benchmarks/row_optimizers.py [--quick] [--before 3]
         (FBGEMM: pip install --no-deps fbgemm-gpu-cpu==1.8.0)
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 
-os.environ["GOMP_SPINCOUNT"] = "0"  # an idle thread gives its core back: others may need it
+os.environ["GOMP_SPINCOUNT"] = "0"  # idle threads do not spin: other processes may need the core
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ import frostline as fl
 D, IDS = 64, 8192
 LR = 0.01
 DENSE_UP_TO = 1_000_000  # rows; beyond, a dense step takes seconds
-BYTES = {"AdamW": 7, "Adagrad": 5, "row-wise Adagrad": 3, "SGD": 3}  # rows read and written, for each row in use
+BYTES = {"AdamW": 7, "Adagrad": 5, "row-wise Adagrad": 3, "SGD": 3}  # rows read and written per row in use
 
 Optimizer = torch.optim.Optimizer
 
@@ -72,8 +72,8 @@ class Family:
     """Ways that do the same arithmetic.
 
     Attributes:
-        ours: Makes our optimizer.
-        theirs: By name, what makes torch's; True for those that need a dense gradient.
+        ours: Makes frostline's optimizer.
+        theirs: Name -> what makes torch's optimizer, and whether it needs a dense gradient.
         fbgemm: FBGEMM's name of the optimizer, or None.
     """
 
@@ -104,11 +104,11 @@ FAMILIES = {
 
 
 def fbgemm_table(values: Tensor, optimizer: str) -> Callable[[Tensor], Tensor]:
-    """FBGEMM's table (V, D), which steps in its backward."""
-    place = import_module("fbgemm_gpu.split_table_batched_embeddings_ops_common").EmbeddingLocation.HOST
+    """Return FBGEMM's table (V, D), which steps in its backward."""
+    host = import_module("fbgemm_gpu.split_table_batched_embeddings_ops_common").EmbeddingLocation.HOST
     ops = import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
     table = ops.SplitTableBatchedEmbeddingBagsCodegen(
-        [(len(values), D, place, ops.ComputeDevice.CPU)],
+        [(len(values), D, host, ops.ComputeDevice.CPU)],
         optimizer=ops.OptimType[optimizer],
         learning_rate=LR,
         eps=1e-10,
@@ -125,7 +125,7 @@ def fbgemm_table(values: Tensor, optimizer: str) -> Callable[[Tensor], Tensor]:
 
 
 def why_no_fbgemm() -> str | None:
-    """Why FBGEMM's rows are missing, or None."""
+    """Return why FBGEMM cannot be used, or None."""
     try:
         fbgemm_table(torch.zeros(2, D), "EXACT_SGD")
     except Exception as error:
@@ -138,13 +138,13 @@ def make(name: str, values: Tensor, with_fbgemm: bool, copies: bool) -> tuple[li
     family, ways, tables = FAMILIES[name], [], {}
     shared = nn.Parameter(values)
     row = type(family.ours([nn.Parameter(torch.zeros(1, 1))])).__name__
-    listed = {
+    optimizers = {
         f"{row} (C++)": (family.ours, False),
         f"{row} (plain torch)": (family.ours, False),
         **family.theirs,
     }
     ours: Optimizer | None = None
-    for title, (build, dense) in listed.items():
+    for title, (build, dense) in optimizers.items():
         if dense and len(values) > DENSE_UP_TO:
             continue
         weight = nn.Parameter(values.clone()) if copies else shared
@@ -162,11 +162,11 @@ def make(name: str, values: Tensor, with_fbgemm: bool, copies: bool) -> tuple[li
 
 
 def check(with_fbgemm: bool) -> None:
-    """Prove that all ways of a family learn the same in the rows in use, and that ours leave the same bits."""
+    """Prove that all ways of a family learn the same, and that the kernel and plain torch give the same bits."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(1000, D, generator=generator)
     ids = torch.randint(500, (700,), generator=generator)
-    for name in FAMILIES:  # to within 1e-4 of steps of 1e-2: eps stands at another place in SparseAdam
+    for name in FAMILIES:  # within 1e-4 of steps of 1e-2: SparseAdam adds eps elsewhere
         ways, tables = make(name, values, with_fbgemm, copies=True)
         for _ in range(3):
             upstream = torch.randn(len(ids), D, generator=generator)
@@ -181,7 +181,7 @@ def check(with_fbgemm: bool) -> None:
 
 
 def draw(law: str, size: int) -> Tensor:
-    """Ids (IDS,) of a table with `size` rows. By Zipf's law, the k-th row comes up in proportion to 1 / k."""
+    """Return ids (IDS,) of a table with `size` rows. By Zipf's law, the k-th row has a frequency of 1 / k."""
     if law == "uniform":
         return torch.randint(size, (IDS,))
     rank = (size ** torch.rand(IDS, dtype=torch.float64)).long().clamp(max=size - 1)
@@ -189,7 +189,7 @@ def draw(law: str, size: int) -> Tensor:
 
 
 def bandwidth() -> float:
-    """Bytes a second that a copy reads and writes."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(2**26)
     target, seconds = torch.empty_like(source), []
     for _ in range(8):
@@ -212,14 +212,14 @@ def compare(
             ids = draw(law, len(values))
             used.append(len(ids.unique()))
             seconds, part = way.step(ids, upstream)
-            if turn >= 3:  # the first make state and warm up
+            if turn >= 3:  # the first ones make state and warm up
                 way.steps.append(seconds)
                 way.parts.append(part)
     return ways, statistics.mean(used)
 
 
 def table_of(name: str, ways: Sequence[Way], used: float, speed: float) -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     floor = used * BYTES[name] * D * 4 / speed
     lines = [
         f"| {name} | ms a step: median (least - most) | x the first | optimizer: ms | x {1e3 * floor:.2f} ms |",

@@ -1,12 +1,12 @@
-"""Known words keep their vectors, missing words learn; and the same on a bare matrix, by a mask.
+"""Known words keep their vectors, missing words learn; then the same on a plain matrix, with a mask.
 
 Run:  python examples/known_and_missing_words.py
 
-First a layer of padding and nine words, of which six have a pretrained vector. It is a plain nn.Embedding whose weight
-is a partial tensor: 200 steps of AdamW, weight decay and all, move the three missing words and no bit of the others.
+First a layer for padding and nine words, six of which have a pretrained vector. It is a plain nn.Embedding whose weight
+is a partial tensor: 200 steps of AdamW with weight decay move the three missing words and no bit of the others.
 With a file of real vectors the first line would be `vectors = fl.vectors.load("glove.6B.50d.txt.gz")`.
 
-Then the bare mask: a 10 x 5 matrix through `fl.stop_gradient`, and the gradient of each of its ten rows.
+Then the mask: a 10 x 5 matrix through `fl.stop_gradient`, and the gradient of each of its ten rows.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ WORDS = ["<pad>", "the", "ice", "frostline", "melts", "in", "permafrosty", "spri
 KNOWN = ["the", "ice", "melts", "in", "spring", "snow"]
 
 
-def the_layer() -> None:
-    """Train a layer of nine words, six of them known, and say which rows moved."""
+def train_layer() -> None:
+    """Train a layer of nine words, six of them known, and print which rows moved."""
     vectors = fl.vectors.Vectors(KNOWN, torch.randn(len(KNOWN), 4).numpy())
     embed = fl.vectors.embedding(WORDS, vectors, learn="missing", padding_idx=0)
     head = torch.nn.Linear(4, 2)
@@ -39,11 +39,11 @@ def the_layer() -> None:
     after = embed.weight.detach().clone()
     for word, old, new in zip(WORDS, before, after, strict=True):
         known = "known" if word in KNOWN else "padding" if word == "<pad>" else "missing"
-        moved = "stands, bit for bit" if torch.equal(old, new) else f"moved by {(new - old).norm():.2f}"
+        moved = "unchanged, bit for bit" if torch.equal(old, new) else f"moved by {(new - old).norm():.2f}"
         print(f"  {word:12s} {known:8s} {moved}")
 
 
-def the_mask() -> None:
+def apply_mask() -> None:
     """Stop the gradient of four rows of a matrix, and print the gradient of all ten."""
     matrix = torch.ones(10, 5, requires_grad=True)
     learns = torch.tensor([1, 0, 1, 1, 0, 0, 1, 1, 0, 1], dtype=torch.bool)
@@ -55,14 +55,14 @@ def the_mask() -> None:
     assert matrix.grad is not None
     print("the mask: the values pass unchanged:", torch.equal(gated, matrix))
     for row, gradient in enumerate(matrix.grad):
-        print(f"  row {row} {'learns' if learns[row] else 'stands'}  gradient {gradient.tolist()}")
+        print(f"  row {row} {'learns' if learns[row] else 'frozen'}  gradient {gradient.tolist()}")
 
 
 def main() -> None:
     """Run it and print what it shows."""
     torch.manual_seed(0)
-    the_layer()
-    the_mask()
+    train_layer()
+    apply_mask()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Teach a language model two new tokens; every other number keeps every bit.
+"""Teach a language model two new tokens; everything else keeps every bit.
 
-A small random Llama and a small tokenizer, both made here. Its table is tied to its head, as in most small models. Two
-tokens are added and trained on a dozen lines. Then: which numbers moved, how large is the file that holds what was
-learned, and what does a fresh copy of the base model know when it has read that file?
+A small random Llama and a small tokenizer, both made here. Its embedding is tied to its head, as in most small models.
+Two tokens are added and trained on a dozen lines. Then: which rows moved, how large is the file of learned rows, and
+does a fresh copy of the base model that loads this file have the same embedding?
 
 Run:    python examples/new_tokens.py          (needs transformers: pip install transformers)
 """
@@ -32,7 +32,7 @@ TEXTS = [
 
 
 def make_tokenizer() -> Any:
-    """Pairs of bytes, as in GPT-2 and Llama 3, from three lines of text."""
+    """Return a byte-level BPE tokenizer, as in GPT-2 and Llama 3, trained on three lines of text."""
     plain = Tokenizer(models.BPE())
     plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -44,7 +44,7 @@ def make_tokenizer() -> Any:
 
 
 def make_model(rows: int) -> Any:
-    """A Llama of two layers with a tied table."""
+    """Return a Llama of two layers with a tied embedding."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=rows,
@@ -58,7 +58,7 @@ def make_model(rows: int) -> Any:
 
 
 def train(model: Any, plan: fl.Plan, batches: list[Tensor], steps: int = 60) -> list[float]:
-    """Train what the plan lets learn; the loss of each step."""
+    """Train the parameters of the plan; return the loss of each step."""
     optimizer, losses = torch.optim.AdamW(plan.parameters(), lr=0.03, weight_decay=0.1), []
     for step in range(steps):
         ids = batches[step % len(batches)]
@@ -70,14 +70,14 @@ def train(model: Any, plan: fl.Plan, batches: list[Tensor], steps: int = 60) -> 
     return losses
 
 
-def chance(model: Any, batches: list[Tensor], token: int) -> float:
-    """How likely the model finds `token` where it stands, on average."""
-    found = []
+def mean_probability(model: Any, batches: list[Tensor], token: int) -> float:
+    """Return the mean probability of `token` where it is the next token."""
+    probabilities = []
     for ids in batches:
         with torch.no_grad():
-            likely = model(input_ids=ids).logits.softmax(-1)[0, :-1]
-        found += likely[ids[0, 1:] == token, token].tolist()
-    return sum(found) / len(found)
+            predicted = model(input_ids=ids).logits.softmax(-1)[0, :-1]
+        probabilities += predicted[ids[0, 1:] == token, token].tolist()
+    return sum(probabilities) / len(probabilities)
 
 
 def main() -> None:
@@ -92,32 +92,30 @@ def main() -> None:
     before = {name: value.detach().clone() for name, value in model.state_dict().items()}
     batches = [tokenizer(text, return_tensors="pt")["input_ids"] for text in TEXTS]
     close = tokenizer.convert_tokens_to_ids("</tool>")
-    first = chance(model, batches, close)
+    first = mean_probability(model, batches, close)
     losses = train(model, plan, batches)
-    print(f"\nloss {losses[0]:.2f} -> {losses[-1]:.2f}, chance of </tool> in its place {first:.4f} -> ", end="")
-    print(f"{chance(model, batches, close):.4f}")
+    last = mean_probability(model, batches, close)
+    print(f"\nloss {losses[0]:.2f} -> {losses[-1]:.2f}, mean probability of </tool> {first:.4f} -> {last:.4f}")
 
     after, table = model.state_dict(), "model.embed_tokens.weight"
     rows = (after[table] != before[table]).any(dim=1).nonzero().flatten().tolist()
     others = [name for name in before if name not in (table, "lm_head.weight")]
     moved = [name for name in others if not torch.equal(after[name], before[name])]
-    print(
-        f"of {old + len(TOKENS)} rows moved: {rows}; of the {len(others)} other tensors: {moved or 'none, not a bit'}"
-    )
+    print(f"of {old + len(TOKENS)} rows moved: {rows}; of the {len(others)} other tensors: {moved or 'none'}")
     tied = model.lm_head.weight.learned is model.model.embed_tokens.weight.learned
-    print(f"head and table are still one: {tied}")
+    print(f"head and embedding are still tied: {tied}")
 
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokens.safetensors"
         fl.save_learned(model, file)
-        print(f"what was learned: a file of {file.stat().st_size:,} bytes")
+        print(f"the learned rows: a file of {file.stat().st_size:,} bytes")
         fl.add_tokens(base, tokenizer, TOKENS)
         fl.load_learned(base, file)
         fl.merge(base)  # a plain model
         base.save_pretrained(Path(folder) / "plain")
         again = LlamaForCausalLM.from_pretrained(Path(folder) / "plain")
     same = torch.equal(again.model.embed_tokens.weight, after[table])
-    print(f"a fresh base with that file, saved and opened as a plain model, has the same table: {same}")
+    print(f"a fresh base model with that file, saved and loaded as a plain model, has the same embedding: {same}")
 
 
 if __name__ == "__main__":

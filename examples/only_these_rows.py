@@ -1,10 +1,10 @@
-"""A table of ten rows of which only rows 0 and 3 change.
+"""Train only rows 0 and 3 of a table of ten rows.
 
 Run:  python examples/only_these_rows.py
 
-Looking up rows 0 and 3 and taking one step of SGD changes just these two, which looks like freezing the rest, and is
-not: the other rows have a gradient of zero, and an optimizer with decay or momentum moves them all the same. With
-`fl.rows([0, 3])` the optimizer never sees the others.
+A step of SGD after a lookup of rows 0 and 3 changes only these two. That looks as if the others were frozen, but they
+are not: their gradient is zero, and an optimizer with decay or momentum still moves them. With `fl.rows([0, 3])` the
+optimizer never sees the others.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def train(make: Maker, learns: Selection, steps: int) -> tuple[Tensor, Tensor]:
 
 
 def changed(before: Tensor, after: Tensor) -> list[int]:
-    """The rows in which any bit differs."""
+    """Return the rows in which any bit differs."""
     rows: list[int] = (before != after).any(dim=1).nonzero().flatten().tolist()
     return rows
 

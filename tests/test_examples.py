@@ -1,29 +1,31 @@
-"""The examples run, and print what they say they show."""
+"""The examples run and print what their docstrings say."""
 
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
 from frostline.record import read_record
 
-EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+@pytest.fixture
+def examples(pytestconfig):
+    return pytestconfig.rootpath / "examples"
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
+def run(examples, monkeypatch, capsys, tmp_path):
     def run(name, *arguments):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
-        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        runpy.run_path(str(examples / f"{name}.py"), run_name="__main__")
         return capsys.readouterr().out
 
     return run
 
 
-def test_each_example_has_a_test():
+def test_each_example_has_a_test(examples):
     tested = {
         "cbow_attack",
         "known_and_missing_words",
@@ -32,14 +34,14 @@ def test_each_example_has_a_test():
         "only_these_rows",
         "tagger_embedding_moves",
     }
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+    assert {path.stem for path in examples.glob("*.py")} == tested
 
 
-def test_known_words_stand_and_missing_words_move(run):
+def test_known_words_are_unchanged_and_missing_words_move(run):
     out = run("known_and_missing_words")
     assert "3 of 10 rows learn" in out
     for word in ("<pad>", "the", "ice", "melts", "in", "spring", "snow"):
-        assert re.search(rf"^  {re.escape(word)} +(known|padding) +stands, bit for bit$", out, re.M)
+        assert re.search(rf"^  {re.escape(word)} +(known|padding) +unchanged, bit for bit$", out, re.M)
     moves = re.findall(r"^  (\S+) +missing +moved by (\S+)$", out, re.M)
     assert [word for word, _ in moves] == ["frostline", "permafrosty", "brr"]
     assert all(float(distance) > 0.1 for _, distance in moves)
@@ -53,10 +55,10 @@ def test_the_mask_stops_the_gradient_of_four_of_ten_rows(run):
     assert "the values pass unchanged: True" in out
 
 
-def test_w1_arrives_and_w2_and_w3_stand_still_unless_nothing_stops_them(run, tmp_path):
+def test_w1_converges_and_w2_and_w3_stay_frozen_unless_nothing_stops_them(run, tmp_path):
     out = run("only_some_variables", "--out", str(tmp_path / "pictures"))
     rows = re.findall(r"^(.+?) +moved: w1 (\S+), w2 (\S+), w3 (\S+); from w1 to w2 \* w3: (\S+)$", out, re.M)
-    moved = {title: [float(number) for number in numbers] for title, *numbers in rows}
+    moved = {title: [float(value) for value in values] for title, *values in rows}
     for title in ("only w1 named", "product stopped"):
         w1, w2, w3, gap = moved[title]
         assert w1 > 0.1
@@ -92,9 +94,9 @@ def test_word_vectors_are_attacked_and_the_run_is_the_one_that_never_was(run):
     (plain,) = re.findall(r"^the loss is (\S+), a vector's length", out, re.M)
     rows = re.findall(r"^  by (\S+): at random (\S+), one step uphill (\S+), ten steps (\S+)$", out, re.M)
     assert [radius for radius, *_ in rows] == ["0.1", "0.5", "1.0"]
-    for _, random, one, many in rows:
-        assert float(one) - float(plain) > 3 * abs(float(random) - float(plain))
-        assert float(many) >= float(one)
+    for _, random, single, ten in rows:
+        assert float(single) - float(plain) > 3 * abs(float(random) - float(plain))
+        assert float(ten) >= float(single)
 
 
 def test_the_tagger_moves_the_rows_it_used_and_stands_when_told(run):
@@ -119,14 +121,12 @@ def test_two_new_tokens_are_learned_and_nothing_else_moves(run):
     out = run("new_tokens")
     assert re.search(r"^model.embed_tokens.weight \(= lm_head.weight\) +\d+ x 64 +2 of \d+ rows", out, re.M)
     first, last, before, after = map(
-        float, re.search(r"^loss (\S+) -> (\S+), chance of </tool> in its place (\S+) -> (\S+)$", out, re.M).groups()
+        float, re.search(r"^loss (\S+) -> (\S+), mean probability of </tool> (\S+) -> (\S+)$", out, re.M).groups()
     )
     assert last < first
     assert after > 10 * before
-    rows, moved = re.search(
-        r"^of (\d+) rows moved: \[(.+)\]; of the 19 other tensors: none, not a bit$", out, re.M
-    ).groups()
+    rows, moved = re.search(r"^of (\d+) rows moved: \[(.+)\]; of the 19 other tensors: none$", out, re.M).groups()
     assert moved == f"{int(rows) - 2}, {int(rows) - 1}"
-    assert "head and table are still one: True" in out
+    assert "head and embedding are still tied: True" in out
     assert int(re.search(r"a file of ([\d,]+) bytes", out)[1].replace(",", "")) < 2_000
-    assert "has the same table: True" in out
+    assert "has the same embedding: True" in out

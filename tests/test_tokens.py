@@ -1,4 +1,4 @@
-"""New tokens: what grows, what the new rows start from, what learns, what is refused.
+"""New tokens: which tensors grow, how the new rows are initialized, what learns, which calls are an error.
 
 Seven families of transformers, random and small, and tokenizers trained on a few lines: nothing is downloaded.
 """
@@ -27,7 +27,7 @@ TEXT = ["the cat sat on the mat", "call the tool and use it", "ice melts in spri
 
 
 def make_tokenizer() -> Any:
-    """Bytes in pairs, as GPT-2 and Llama 3 have them: every text has pieces."""
+    """Byte-level BPE, as in GPT-2 and Llama 3: every text has pieces."""
     bytewise = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     plain = tokenizers.Tokenizer(tokenizers.models.BPE())
     plain.pre_tokenizer, plain.decoder = bytewise, tokenizers.decoders.ByteLevel()
@@ -46,7 +46,7 @@ def make_tokenizer() -> Any:
 
 
 def make_wordpiece() -> Any:
-    """Pieces of words in lower case, as BERT has them, and an unknown one."""
+    """Lower-case WordPiece with an unknown token, as in BERT."""
     plain = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     plain.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     plain.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -58,7 +58,7 @@ def make_wordpiece() -> Any:
 
 
 def make_unigram() -> Any:
-    """Sentence pieces with a mark for the space before a word, as T5 and Gemma have them."""
+    """Unigram pieces that mark the space before a word, as in T5 and Gemma."""
     plain = tokenizers.Tokenizer(tokenizers.models.Unigram())
     plain.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     trainer = tokenizers.trainers.UnigramTrainer(
@@ -98,7 +98,7 @@ def _gpt2(v: int) -> Any:
 
 
 def _gptj(v: int) -> Any:
-    """Untied, and its head has a bias."""
+    """Untied, with a bias in the head."""
     sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 40, "rotary_dim": 4}
     return transformers.GPTJForCausalLM(transformers.GPTJConfig(vocab_size=v, **SIZES, **sizes))
 
@@ -109,7 +109,7 @@ def _t5(v: int) -> Any:
 
 
 def _bart(v: int) -> Any:
-    """It has a bias on the logits that is a buffer."""
+    """With a bias on the logits that is a buffer."""
     sizes = {"d_model": 16, "max_position_embeddings": 40, "decoder_start_token_id": 2}
     for side in ("encoder", "decoder"):
         sizes |= {f"{side}_layers": 1, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
@@ -117,7 +117,7 @@ def _bart(v: int) -> Any:
 
 
 def _bert(v: int) -> Any:
-    """Its head is tied and has a bias under two names."""
+    """With a tied head whose bias has two names."""
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     return transformers.BertForMaskedLM(
         transformers.BertConfig(vocab_size=v, pad_token_id=0, max_position_embeddings=40, **sizes)
@@ -125,7 +125,7 @@ def _bert(v: int) -> Any:
 
 
 def _llava(v: int) -> Any:
-    """The configuration of its language model lies in that of the whole."""
+    """The configuration of its language model is nested in its own."""
     vision = transformers.CLIPVisionConfig(
         hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
     )
@@ -151,7 +151,7 @@ BIAS = {"gptj", "bert"}
 
 
 def make(family: str, v: int) -> Any:
-    """A model of `v` rows whose biases are not all zero, in eval mode: dropout would tell it from its copy."""
+    """Return a model of `v` rows with nonzero biases, in eval mode, so that a copy gives the same output."""
     torch.manual_seed(0)
     model = MAKERS[family](v).eval()
     with torch.no_grad():
@@ -203,7 +203,7 @@ def train(model: Any, plan: fl.Plan, batch: dict[str, Tensor], steps: int = 3) -
         optimizer.step()
 
 
-# What grows
+# Which tensors grow
 
 
 def test_the_table_the_head_and_the_configuration_grow(plain: Any, family: str, tokenizer: Any) -> None:
@@ -264,8 +264,8 @@ def test_only_the_new_rows_learn_and_the_rest_keeps_every_bit_under_decay(
     grown = {name for name in before if before[name].shape[:1] == (v + 2,)}
     assert len(grown) >= 2
     for name in before:
-        kept = slice(0, v) if name in grown else slice(None)
-        assert torch.equal(after[name][kept], before[name][kept]), name
+        frozen = slice(0, v) if name in grown else slice(None)
+        assert torch.equal(after[name][frozen], before[name][frozen]), name
     for name in grown:
         assert (after[name][v:] != before[name][v:]).all(dim=tuple(range(1, before[name].ndim))).any(), name
     width = table(plain).shape[1]
@@ -291,7 +291,7 @@ def test_gradients_are_the_rows_of_the_dense_gradient(plain: Any, tokenizer: Any
 
 
 @pytest.mark.parametrize("family", ["llama", "gptj"], indirect=True)
-def test_compiled_whole_the_gradients_are_those_of_eager(plain: Any, family: str, tokenizer: Any) -> None:
+def test_under_torch_compile_the_gradients_are_those_of_eager(plain: Any, family: str, tokenizer: Any) -> None:
     """gptj has three partial tensors: the table, the head's weight and the head's bias."""
     fl.add_tokens(plain, tokenizer, NEW)
     eager, batch = copy.deepcopy(plain), batch_of(tokenizer)
@@ -306,7 +306,7 @@ def test_compiled_whole_the_gradients_are_those_of_eager(plain: Any, family: str
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_generate_works_and_can_say_a_new_token(plain: Any, family: str, tokenizer: Any) -> None:
+def test_generate_works_and_can_produce_a_new_token(plain: Any, family: str, tokenizer: Any) -> None:
     if family == "bert":
         pytest.skip("BERT does not generate")
     plan = fl.add_tokens(plain, tokenizer, NEW)
@@ -351,7 +351,7 @@ def test_a_partial_model_saves_what_a_plain_one_would(plain: Any, tokenizer: Any
     torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-6)
 
 
-def test_what_was_learned_loads_onto_a_fresh_base(plain: Any, family: str, tokenizer: Any, tmp_path: Path) -> None:
+def test_learned_rows_load_onto_a_fresh_base_model(plain: Any, family: str, tokenizer: Any, tmp_path: Path) -> None:
     v = len(tokenizer)
     fresh = copy.deepcopy(plain)
     plan = fl.add_tokens(plain, tokenizer, NEW, pad_to_multiple_of=16)
@@ -363,14 +363,14 @@ def test_what_was_learned_loads_onto_a_fresh_base(plain: Any, family: str, token
     saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
     fl.add_tokens(fresh, saved, NEW, pad_to_multiple_of=16)  # it knows them; the model does not
     assert torch.equal(table(fresh), started)
-    fl.load_learned(fresh, tmp_path / "tokens.safetensors")  # warns if the rest differed
+    fl.load_learned(fresh, tmp_path / "tokens.safetensors")  # it would warn if the rest differed
     mine, theirs = tensors(plain), tensors(fresh)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert not torch.equal(theirs[next(iter(theirs))], started)
     assert len(table(fresh)) > v + 2
 
 
-# What the new rows start from
+# How the new rows are initialized
 
 
 @pytest.mark.parametrize("tokenize", [make_tokenizer, make_wordpiece, make_unigram])
@@ -513,14 +513,14 @@ def test_more_tokens_later_after_a_merge_and_again_without_one(tokenizer: Any) -
     assert torch.equal(table(model)[v], learned)
 
 
-def test_given_values_reach_a_row_that_is_learning_already(tokenizer: Any) -> None:
+def test_given_values_are_written_to_a_row_that_already_learns(tokenizer: Any) -> None:
     model = make("llama", len(tokenizer))
     fl.add_tokens(model, tokenizer, NEW)
     fl.add_tokens(model, tokenizer, NEW, init=torch.full((2, 16), 7.0))
     assert torch.equal(model.get_input_embeddings().weight.learned, torch.full((2, 16), 7.0))
 
 
-def test_special_tokens_are_left_out_when_decoding_and_ordinary_ones_are_not(tokenizer: Any, tmp_path: Path) -> None:
+def test_special_tokens_are_omitted_when_decoding_and_ordinary_ones_are_not(tokenizer: Any, tmp_path: Path) -> None:
     model = make("llama", len(tokenizer))
     fl.add_tokens(model, tokenizer, ["<tool>"])
     fl.add_tokens(copy.deepcopy(make("llama", len(tokenizer))), tokenizer, ["<hidden>"], special=True)
@@ -532,7 +532,7 @@ def test_special_tokens_are_left_out_when_decoding_and_ordinary_ones_are_not(tok
     assert saved.decode(ids, skip_special_tokens=True) == "cat<tool>"
 
 
-def test_added_token_objects_are_taken(tokenizer: Any) -> None:
+def test_added_token_objects_are_accepted(tokenizer: Any) -> None:
     model = make("llama", len(tokenizer))
     token = transformers.AddedToken("<tool>", lstrip=True)
     fl.add_tokens(model, tokenizer, [token])
@@ -577,7 +577,7 @@ def test_also_lets_other_tensors_learn(tokenizer: Any) -> None:
     assert "model.layers.0.mlp.up_proj.weight" not in learns
 
 
-def test_everything_may_learn_beside_the_new_rows(tokenizer: Any) -> None:
+def test_everything_may_learn_besides_the_new_rows(tokenizer: Any) -> None:
     model = make("llama", len(tokenizer))
     plan = fl.add_tokens(model, tokenizer, NEW, also={"*": fl.everything})
     learns = {line.name: line.learns for line in plan.lines}
@@ -585,16 +585,16 @@ def test_everything_may_learn_beside_the_new_rows(tokenizer: Any) -> None:
     assert set(learns.values()) == {"everything"}
 
 
-# What is refused
+# Which calls are an error
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [
-        ({"tokens": "<tool>"}, TypeError, "tokens: '<tool>' is no list. Pass a list of texts, such as ['<tool>']."),
+        ({"tokens": "<tool>"}, TypeError, "tokens: expected a list of strings, such as ['<tool>'], got '<tool>'."),
         ({"tokens": []}, fl.SelectionError, "tokens: the list is empty"),
-        ({"tokens": ["<a>", ""]}, fl.SelectionError, "tokens: '' is no token"),
-        ({"tokens": ["<a>", 3]}, fl.SelectionError, "tokens: 3 is no token"),
+        ({"tokens": ["<a>", ""]}, fl.SelectionError, "tokens: expected strings of one character or more, got ''."),
+        ({"tokens": ["<a>", 3]}, fl.SelectionError, "tokens: expected strings of one character or more, got 3."),
         ({"tokens": ["<a>", "<b>", "<a>"]}, fl.SelectionError, "tokens: listed more than once: '<a>'"),
         ({"tokens": ["<a>", "<pad>"]}, fl.SelectionError, "tokens: '<pad>' is the padding token"),
         ({"init": "zeros"}, fl.SelectionError, "init: 'zeros' is not known. Pass 'pieces', 'mean'"),
@@ -602,8 +602,8 @@ def test_everything_may_learn_beside_the_new_rows(tokenizer: Any) -> None:
         ({"init": torch.full((2, 16), torch.nan)}, fl.SelectionError, "init: holds NaN or Inf"),
         ({"init": [[0.0] * 16] * 2}, fl.SelectionError, "is not known. Pass 'pieces', 'mean', or a tensor"),
         ({"init": torch.zeros(2, 15)}, fl.SelectionError, "init: shape (2, 15). Pass shape (2, 16)"),
-        ({"pad_to_multiple_of": 0}, fl.SelectionError, "pad_to_multiple_of: 0 is no multiple"),
-        ({"pad_to_multiple_of": 8.0}, fl.SelectionError, "pad_to_multiple_of: 8.0 is no multiple"),
+        ({"pad_to_multiple_of": 0}, fl.SelectionError, "expected an integer of 1 or more, or None, got 0."),
+        ({"pad_to_multiple_of": 8.0}, fl.SelectionError, "expected an integer of 1 or more, or None, got 8.0."),
     ],
 )
 def test_bad_arguments_name_the_value_and_change_nothing(
@@ -617,7 +617,7 @@ def test_bad_arguments_name_the_value_and_change_nothing(
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_values_that_leave_the_range_of_the_table_are_refused(tokenizer: Any) -> None:
+def test_values_beyond_the_range_of_the_tables_dtype_are_an_error(tokenizer: Any) -> None:
     model = make("llama", len(tokenizer)).half()
     with pytest.raises(fl.SelectionError, match=re.escape("init: holds NaN or Inf in torch.float16")):
         fl.add_tokens(model, tokenizer, NEW, init=torch.full((2, 16), 1e6))
@@ -625,17 +625,17 @@ def test_values_that_leave_the_range_of_the_table_are_refused(tokenizer: Any) ->
     assert table(model)[-2:].eq(6e4).all()
 
 
-def test_a_model_without_an_input_embedding_is_refused(tokenizer: Any) -> None:
+def test_a_model_without_an_input_embedding_is_an_error(tokenizer: Any) -> None:
     with pytest.raises(TypeError, match=re.escape("model: a Linear has no get_input_embeddings()")):
         fl.add_tokens(nn.Linear(2, 2), tokenizer, NEW)
 
 
-def test_a_processor_in_place_of_a_tokenizer_is_refused(tokenizer: Any) -> None:
+def test_a_processor_in_place_of_a_tokenizer_is_an_error(tokenizer: Any) -> None:
     with pytest.raises(TypeError, match=re.escape("tokenizer: a object has no get_vocab()")):
         fl.add_tokens(make("llama", len(tokenizer)), object(), NEW)
 
 
-def test_a_head_of_another_size_is_refused(tokenizer: Any) -> None:
+def test_a_head_of_another_size_is_an_error(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama-untied", v)
     model.lm_head = nn.Linear(16, v - 3, bias=False)
@@ -644,7 +644,7 @@ def test_a_head_of_another_size_is_refused(tokenizer: Any) -> None:
     assert len(tokenizer) == v
 
 
-def test_a_second_table_over_the_same_tokens_is_refused(tokenizer: Any) -> None:
+def test_a_second_table_over_the_same_tokens_is_an_error(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama", v)
     model.model.embed_tokens_per_layer = nn.Embedding(v, 4)
@@ -653,23 +653,23 @@ def test_a_second_table_over_the_same_tokens_is_refused(tokenizer: Any) -> None:
     assert len(tokenizer) == v
 
 
-def test_a_quantized_head_is_refused(tokenizer: Any) -> None:
+def test_a_quantized_head_is_an_error(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama-untied", v)
     model.lm_head.weight = nn.Parameter(torch.zeros(v, 16, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(fl.PartialTensorError, match="the weight of its Linear is not a plain tensor of numbers here"):
+    with pytest.raises(fl.PartialTensorError, match="the weight of its Linear is not a plain floating-point tensor"):
         fl.add_tokens(model, tokenizer, NEW)
 
 
-def test_an_offloaded_table_is_refused(tokenizer: Any) -> None:
+def test_an_offloaded_table_is_an_error(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama", v).to("meta")
-    with pytest.raises(fl.PartialTensorError, match="out of quantization, offloading"):
+    with pytest.raises(fl.PartialTensorError, match="from quantization, offloading"):
         fl.add_tokens(model, tokenizer, NEW)
     assert len(tokenizer) == v
 
 
-def test_a_head_without_a_row_for_a_known_token_is_refused(tokenizer: Any) -> None:
+def test_a_head_without_a_row_for_a_known_token_is_an_error(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama-untied", v)
     model.lm_head = nn.Linear(16, v - 1, bias=False)
@@ -678,7 +678,7 @@ def test_a_head_without_a_row_for_a_known_token_is_refused(tokenizer: Any) -> No
 
 
 class BytesTokenizer:
-    """No tokenizer of the tokenizers library behind it: a token for each letter, which takes no upper case."""
+    """A tokenizer without the tokenizers library: a token for each letter, and upper case is not kept."""
 
     unk_token_id = None
 
@@ -699,7 +699,7 @@ class BytesTokenizer:
         return {"input_ids": [self.known[text]] if text in self.known else [self.known[c] for c in text]}
 
 
-def test_a_tokenizer_of_another_make_will_do() -> None:
+def test_any_tokenizer_with_the_same_methods_works() -> None:
     model, tokenizer = make("llama", 123), BytesTokenizer()
     before = table(model)
     fl.add_tokens(model, tokenizer, ["tool", "the cat"])
@@ -707,7 +707,7 @@ def test_a_tokenizer_of_another_make_will_do() -> None:
     assert torch.equal(table(model)[124], before[[ord(c) for c in "the cat"]].mean(0))
 
 
-def test_a_token_whose_pieces_cannot_be_seen_starts_at_the_mean() -> None:
+def test_a_token_whose_pieces_are_not_known_starts_at_the_mean() -> None:
     model, tokenizer = make("llama", 123), BytesTokenizer()
     tokenizer.add_tokens(["tool"])  # from now on it is one piece, without a row
     before = table(model)
@@ -722,19 +722,19 @@ def test_a_tokenizer_that_leaves_ids_out_gets_a_row_for_each() -> None:
     assert torch.equal(plan.parameters()[0][0], table(model)[127])
 
 
-def test_a_token_that_the_tokenizer_changes_is_refused() -> None:
+def test_a_token_that_the_tokenizer_changes_is_an_error() -> None:
     model, tokenizer = make("llama", 123), BytesTokenizer()
-    with pytest.raises(fl.SelectionError, match="tokens: the tokenizer does not take 'AT' as it stands"):
+    with pytest.raises(fl.SelectionError, match="tokens: the tokenizer does not keep 'AT' as written"):
         fl.add_tokens(model, tokenizer, ["AT"])
     assert len(table(model)) == 123
 
 
-def test_a_pattern_that_fits_nothing_says_so_and_the_next_call_goes_on(tokenizer: Any) -> None:
+def test_a_pattern_without_a_match_is_an_error_and_the_next_call_continues(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama", v)
     model(**batch_of(tokenizer)).loss.backward()
     assert model.get_input_embeddings().weight.grad is not None
-    with pytest.raises(fl.PatternError, match="'\\*lora_\\*' fits no parameter"):
+    with pytest.raises(fl.PatternError, match="'\\*lora_\\*' matches no parameter"):
         fl.add_tokens(model, tokenizer, NEW, also={"*lora_*": fl.everything})
     start = table(model)
     assert len(start) == v + 2
@@ -743,7 +743,7 @@ def test_a_pattern_that_fits_nothing_says_so_and_the_next_call_goes_on(tokenizer
     assert torch.equal(table(model), start)
 
 
-def test_a_configuration_that_had_another_size_follows_too(tokenizer: Any) -> None:
+def test_a_configuration_with_another_size_is_updated_too(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama", v + 6)
     model.config.vocab_size = v + 1
@@ -751,7 +751,7 @@ def test_a_configuration_that_had_another_size_follows_too(tokenizer: Any) -> No
     assert model.config.vocab_size == len(table(model)) == -(-(v + 6) // 100) * 100
 
 
-def test_a_model_in_the_hands_of_ddp_is_refused(tokenizer: Any) -> None:
+def test_a_model_inside_ddp_is_an_error(tokenizer: Any) -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(make("llama", len(tokenizer)))
@@ -767,7 +767,7 @@ def test_a_model_without_a_head_learns_its_table(tokenizer: Any) -> None:
     assert plan.learned == 2 * 16
 
 
-def test_marian_with_two_vocabulary_sizes_follows_in_both(tokenizer: Any) -> None:
+def test_both_vocabulary_sizes_of_marian_are_updated(tokenizer: Any) -> None:
     v = len(tokenizer)
     sizes = {"d_model": 16, "max_position_embeddings": 40, "decoder_start_token_id": 0}
     for side in ("encoder", "decoder"):
@@ -793,7 +793,7 @@ print(repr(model(**batch).logits.sum().item()))
 """
 
 
-def test_another_process_opens_the_base_and_what_was_learned(tokenizer: Any, tmp_path: Path) -> None:
+def test_another_process_loads_the_base_model_and_the_learned_rows(tokenizer: Any, tmp_path: Path) -> None:
     make("llama", len(tokenizer)).save_pretrained(tmp_path / "base")
     model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
     plan = fl.add_tokens(model, tokenizer, NEW)

@@ -1,9 +1,9 @@
-"""Ways to train some rows of a table, side by side: a masked gradient, two tables, and so on, and frostline's.
+"""Several ways to train some rows of a table: frostline's, a masked gradient, two tables, and so on.
 
 Letters used for shapes in this file:
     V  rows of the table          D  width of a row
     R  rows that learn            n  ids of a batch
-Each way is a function of the table (V, D), which it may keep and change, and the ids of the rows that learn (R,).
+Each way is a function of the table (V, D), which it may store and modify, and the ids of the rows that learn (R,).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Way:
 
     Attributes:
         look_up: ids (n,) -> rows (n, D).
-        learns: The Parameters of the table that an optimizer gets.
-        read: The whole table (V, D) as it is now.
+        learns: The Parameters of the table, for the optimizer.
+        read: Returns the current table (V, D).
         after: Called after every optimizer step.
         sparse: Whether the gradient of `learns` is sparse.
     """
@@ -39,13 +39,13 @@ class Way:
 
 
 def frozen(table: Tensor, rows: Tensor) -> Way:
-    """Nothing of the table learns."""
+    """No row of the table learns."""
     embedding = nn.Embedding(len(table), table.shape[1], _weight=table).requires_grad_(False)
     return Way(embedding, [], lambda: embedding.weight)
 
 
 def partial(table: Tensor, rows: Tensor, sparse: bool = False) -> Way:
-    """The rows learn as a part of their own."""
+    """The rows learn, as a partial tensor."""
     embedding = nn.Embedding(len(table), table.shape[1], _weight=table, sparse=sparse)
     plan = fl.train_only(embedding, {"weight": fl.rows(rows)})
     return Way(embedding, plan.parameters(), lambda: embedding.weight.detach().clone(), sparse=sparse)
@@ -64,32 +64,32 @@ def hook(table: Tensor, rows: Tensor) -> Way:
 
 
 def mask_and_stop(table: Tensor, rows: Tensor) -> Way:
-    """The table is made anew in every forward, from a part with gradient and a part without."""
+    """Every forward computes the table from a part with gradient and a part without."""
     weight, mask = nn.Parameter(table), _mask(table, rows)
     return Way(lambda ids: F.embedding(ids, mask * weight + ((1 - mask) * weight).detach()), [weight], lambda: weight)
 
 
 def two_tables(table: Tensor, rows: Tensor) -> Way:
     """A constant and a variable, concatenated in every forward."""
-    kept = kept_rows(table, rows)
-    number = torch.empty(len(table), dtype=torch.int64)
-    number[torch.cat([kept, rows])] = torch.arange(len(table))
-    constant, variable = table[kept], nn.Parameter(table[rows])
+    frozen_ids = frozen_rows(table, rows)
+    new_id = torch.empty(len(table), dtype=torch.int64)
+    new_id[torch.cat([frozen_ids, rows])] = torch.arange(len(table))
+    constant, variable = table[frozen_ids], nn.Parameter(table[rows])
     return Way(
-        lambda ids: F.embedding(number[ids], torch.cat([constant, variable])),
+        lambda ids: F.embedding(new_id[ids], torch.cat([constant, variable])),
         [variable],
-        lambda: torch.cat([constant, variable])[number],
+        lambda: torch.cat([constant, variable])[new_id],
     )
 
 
 def restore(table: Tensor, rows: Tensor) -> Way:
     """Everything steps, and the frozen rows are written back."""
-    weight, kept = nn.Parameter(table), kept_rows(table, rows)
-    values = table[kept]
+    weight, frozen_ids = nn.Parameter(table), frozen_rows(table, rows)
+    values = table[frozen_ids]
 
     @torch.no_grad()
     def write_back() -> None:
-        weight.index_copy_(0, kept, values)
+        weight.index_copy_(0, frozen_ids, values)
 
     return Way(lambda ids: F.embedding(ids, weight), [weight], lambda: weight, write_back)
 
@@ -121,6 +121,6 @@ def _mask(table: Tensor, rows: Tensor) -> Tensor:
     return torch.zeros(len(table), 1).index_fill_(0, rows, 1.0)
 
 
-def kept_rows(table: Tensor, rows: Tensor) -> Tensor:
-    """The rows that do not learn."""
+def frozen_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """Return the rows that do not learn."""
     return (_mask(table, rows).squeeze(1) == 0).nonzero().squeeze(1)

@@ -1,10 +1,10 @@
-"""A model's vocabulary grows where it is: the tables over the tokens, and all that knows how many there are.
+"""Resize a model's vocabulary in place: tables with a row per token, and every module and config with its size.
 
 Letters used for shapes in this file:
     V  rows of the table          *  the rest of a row: (D,), or () for a bias
 
-The Parameters and the modules that hold them stay the same objects, so a tied head stays tied, and hooks, subclasses
-and biases stay what they were. transformers' own `resize_token_embeddings` makes a new head and draws random numbers.
+The Parameters and the modules that own them stay the same objects, so tied weights stay tied, and hooks, subclasses and
+biases are kept. transformers' own `resize_token_embeddings` makes a new head and draws random numbers.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
 from frostline.partial.indices import writable
-from frostline.partial.model_tensors import Found, find_tensors
+from frostline.partial.model_tensors import ModelTensor, find_tensors
 
 
-def tables(model: Any) -> list[Found]:
-    """The input embedding, then the weight of a head that is not tied to it, and the head's bias."""
+def find_tables(model: Any) -> list[ModelTensor]:
+    """Return the input embedding, then the weight of a head that is not tied to it, and the head's bias."""
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"model: a {type(model).__name__} has no get_input_embeddings(). Pass a language model.")
     embedding = model.get_input_embeddings()
@@ -30,89 +30,91 @@ def tables(model: Any) -> list[Found]:
     wanted = [(embedding, "weight")]
     if head is not None:
         wanted += [(head, "weight")] + [(head, "bias")] * (getattr(head, "bias", None) is not None)
-    found: dict[int, Found] = {}
-    everywhere = find_tensors(model)
-    for module, name in wanted:
-        one = next((one for one in everywhere if (module, name) in one.owners), None)
-        if one is None or not one.tensor.is_floating_point() or one.tensor.is_meta:
+    tables: dict[int, ModelTensor] = {}  # by id: a tied head is the embedding's tensor again
+    model_tensors = find_tensors(model)
+    for owner in wanted:
+        table = next((table for table in model_tensors if owner in table.owners), None)
+        if table is None or not table.tensor.is_floating_point() or table.tensor.is_meta:
+            module, name = owner
             raise PartialTensorError(
-                f"model: the {name} of its {type(module).__name__} is not a plain tensor of numbers here, so no rows "
-                "can be added. Leave embedding and head out of quantization, offloading and adapters' target_modules."
+                f"model: the {name} of its {type(module).__name__} is not a plain floating-point tensor, so no rows "
+                "can be added. Exclude embedding and head from quantization, offloading and adapters' target_modules."
             )
-        found[id(one.tensor)] = one
-    return list(found.values())
+        tables[id(table.tensor)] = table
+    return list(tables.values())
 
 
-def refuse_to_grow(model: nn.Module, found: list[Found], size: int) -> None:
-    """Refuse tables that cannot have `size` rows where they are; those that have them already are fine."""
-    before = len(found[0].tensor)
-    if all(len(one.tensor) >= size for one in found):
+def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int) -> None:
+    """Raise if the tables cannot be enlarged to `size` rows in place; tables that have as many are fine."""
+    before = len(tables[0].tensor)
+    if all(len(table.tensor) >= size for table in tables):
         return
-    for one in found:
-        if one.layout is not None or one.mapped:
+    for table in tables:
+        if table.indices is not None or table.mapped:
             raise PartialTensorError(
-                f"model: {one.names[0]} learns in part or is mapped, so it cannot grow to {size:,} rows. "
+                f"model: {table.name} learns in part or is mapped, so it cannot grow to {size:,} rows. "
                 "Call fl.merge(model) first."
             )
-        if len(one.tensor) != before:
+        if len(table.tensor) != before:
             raise PartialTensorError(
-                f"model: {one.names[0]} has {len(one.tensor):,} rows and {found[0].names[0]} {before:,}, so one "
+                f"model: {table.name} has {len(table.tensor):,} rows and {tables[0].name} {before:,}, so one "
                 "vocab_size cannot fit both after they have grown. Resize one to the other's rows first."
             )
-    grows = {module for one in found for module, _ in one.owners}
+    resized = {module for table in tables for module, _ in table.owners}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == before and module not in grows:
+        if isinstance(module, nn.Embedding) and module.num_embeddings == before and module not in resized:
             raise PartialTensorError(
-                f"model: {name} has a row for each token too, and would not grow. Call model.resize_token_embeddings"
+                f"model: {name} has a row for each token too, but would not grow. Call model.resize_token_embeddings"
                 f"({size}) first; then add_tokens has nothing to grow."
             )
 
 
-def whole(one: Found) -> Tensor:
-    """The tensor with what it has learned: itself, or of a partial one a copy."""
-    module, name = one.owners[0]
+def full_tensor(table: ModelTensor) -> Tensor:
+    """Return the current values, learned ones included: the tensor itself, or a copy if it is partial."""
+    module, name = table.owners[0]
     tensor: Tensor = getattr(module, name).detach()
-    return tensor if one.layout is None else tensor.clone()
+    return tensor if table.indices is None else tensor.clone()
 
 
-def grow(one: Found, size: int, filler: Tensor) -> None:
-    """Give the tensor `size` rows, the new ones `filler`; it stays the same Parameter, so it stays tied."""
-    tensor = one.tensor
+def resize_(table: ModelTensor, size: int, fill: Tensor) -> None:
+    """Enlarge the table to `size` rows, the new ones equal to `fill`; it stays the same Parameter, so it stays tied."""
+    tensor = table.tensor
     if len(tensor) >= size:
         return
-    more = filler.to(tensor.dtype).expand(size - len(tensor), *tensor.shape[1:])
-    tensor.data, tensor.grad = torch.cat([tensor.data, more]), None
-    for module, _ in one.owners:
-        for count in ("num_embeddings", "out_features"):
-            if hasattr(module, count):
-                setattr(module, count, size)
+    new_rows = fill.to(tensor.dtype).expand(size - len(tensor), *tensor.shape[1:])
+    # Assigning .data keeps the Parameter object, which the head, hooks and the caller's own code may hold.
+    tensor.data, tensor.grad = torch.cat([tensor.data, new_rows]), None
+    for module, _ in table.owners:
+        for attribute in ("num_embeddings", "out_features"):
+            if hasattr(module, attribute):
+                setattr(module, attribute, size)
 
 
-def put(one: Found, values: dict[int, Tensor]) -> None:
-    """Write rows: id -> values (*)."""
-    module, name = one.owners[0]
-    target: Tensor = writable(one.tensor) if one.layout is None else getattr(module, name)
+def write_rows(table: ModelTensor, values: dict[int, Tensor]) -> None:
+    """Write rows, a dict of row id -> values (*)."""
+    module, name = table.owners[0]
+    target: Tensor = writable(table.tensor) if table.indices is None else getattr(module, name)
     if values:
         target[list(values)] = torch.stack(list(values.values())).to(target)
 
 
-def follow(model: Any, before: int, size: int) -> None:
-    """Let the rest of the model know that its vocabulary has `size` entries, no longer `before`."""
+def update_configs(model: Any, before: int, size: int) -> None:
+    """Set the vocabulary size to `size` wherever modules and configs have the old one, `before`."""
     if size == before:
         return
     for module in model.modules():
-        for holder in (module, *_configs(module)):
+        for holder in (module, *_text_configs(module)):
             for name in ("vocab_size", "decoder_vocab_size"):
                 if getattr(holder, name, None) == before:
                     setattr(holder, name, size)
         bias = module._buffers.get("final_logits_bias")
         if bias is not None and bias.shape[-1] == before:
             module.final_logits_bias = F.pad(bias, (0, size - before))
-    for config in _configs(model):
+    for config in _text_configs(model):
         config.vocab_size = size
 
 
-def _configs(module: Any) -> Iterator[Any]:
-    """The configuration of the text part of `module`, if it has one."""
+def _text_configs(module: Any) -> Iterator[Any]:
+    """Yield the configuration of the text part of `module`, if it has one."""
     if (config := getattr(module, "config", None)) is not None:
         yield config.get_text_config() if hasattr(config, "get_text_config") else config
