@@ -1,11 +1,11 @@
-"""w1 runs after the product w2 * w3, and the product stands still.
+"""w1 learns to equal the product w2 * w3, and the product stays frozen.
 
 Run:  python examples/only_some_variables.py [--out FOLDER]
 
-The loss is mean((x @ w1 - x @ (w2 * w3))^2). Left alone, gradient descent moves all three to meet in the middle. There
-are two ways to say that only w1 goes: name what learns (`fl.train_only`), or stop the gradient on the way into the
-product (`fl.stop_gradient`). They give the same run, bit for bit. A Recorder keeps the way of each vector; the picture
-is drawn from its record and shows the five entries of w1 arriving at those of w2 * w3.
+The loss is mean((x @ w1 - x @ (w2 * w3))^2). By default gradient descent moves all three vectors. There are two ways to
+train w1 alone: name what learns (`fl.train_only`), or stop the gradient into the product (`fl.stop_gradient`). Both give
+the same run, bit for bit. A Recorder records each vector; the picture is drawn from its record and shows the five entries
+of w1 converging to those of w2 * w3.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from frostline.record import Recorded, describe_run, read_record
 
 
 class Chase(nn.Module):
-    """Three columns of five numbers, and the distance of w1 from w2 * w3 on a batch."""
+    """Three columns of five values; the loss is the distance of w1 from w2 * w3 on a batch."""
 
     def __init__(self, columns: Iterable[Tensor]) -> None:
         super().__init__()
         self.w1, self.w2, self.w3 = (nn.Parameter(column.clone()) for column in columns)
 
     def forward(self, x: Tensor, stop: bool) -> Tensor:
-        """The loss on a batch x of shape (16, 5); `stop` stops the gradient into the product."""
+        """Return the loss on a batch x of shape (16, 5); `stop` stops the gradient into the product."""
         product = self.w2 * self.w3
         return (x @ self.w1 - x @ (fl.stop_gradient(product) if stop else product)).pow(2).mean()
 
 
 def train(
-    columns: Iterable[Tensor], batches: Tensor, learns: dict[str, Selection], folder: Path, stop: bool = False
+    columns: Iterable[Tensor], batches: Tensor, learns: dict[str, Selection], run_folder: Path, stop: bool = False
 ) -> dict[str, Recorded]:
-    """One step of SGD for each batch, (steps, 16, 5); return what was recorded in `folder` before and after each."""
+    """Take one SGD step for each batch, (steps, 16, 5); return what was recorded before and after each."""
     model = Chase(columns)
     plan = fl.train_only(model, learns)
     optimizer = torch.optim.SGD(plan.parameters(), lr=0.1)
-    describe_run(folder, plan=plan)
+    describe_run(run_folder, plan=plan)
     watched = {"w1": model.w1, "w2": model.w2, "w3": model.w3, "w2 * w3": lambda: model.w2 * model.w3}
-    with fl.Recorder(folder, watched) as recorder:
+    with fl.Recorder(run_folder, watched) as recorder:
         recorder()
         for x in batches:
             loss = model(x, stop)
@@ -53,31 +53,31 @@ def train(
             loss.backward()
             optimizer.step()
             recorder(loss=loss)
-    return read_record(folder)
+    return read_record(run_folder)
 
 
-def draw(record: dict[str, Recorded], file: Path) -> None:
-    """Draw the way of every entry into a PNG file."""
+def draw(record: dict[str, Recorded], path: Path) -> None:
+    """Draw the trajectory of every entry into a PNG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    ways = {name: record[name].values.flatten(1) for name in ("w1", "w2", "w3", "w2 * w3")}  # (steps + 1, 5)
+    values = {name: record[name].values.flatten(1) for name in ("w1", "w2", "w3", "w2 * w3")}  # (steps + 1, 5)
     for entry in range(5):
-        (line,) = left.plot(record["w1"].steps, ways["w1"][:, entry], label=f"entry {entry}")
-        left.plot(record["w2 * w3"].steps, ways["w2 * w3"][:, entry], linestyle="--", color=line.get_color())
-        right.plot(record["w2"].steps, ways["w2"][:, entry], color=line.get_color())
-        right.plot(record["w3"].steps, ways["w3"][:, entry], color=line.get_color(), linestyle=":")
-    left.set(title="w1 (solid) arrives at w2 * w3 (dashed)", xlabel="step", ylabel="value")
-    right.set(title="w2 (solid) and w3 (dotted) stand still", xlabel="step")
+        (line,) = left.plot(record["w1"].steps, values["w1"][:, entry], label=f"entry {entry}")
+        left.plot(record["w2 * w3"].steps, values["w2 * w3"][:, entry], linestyle="--", color=line.get_color())
+        right.plot(record["w2"].steps, values["w2"][:, entry], color=line.get_color())
+        right.plot(record["w3"].steps, values["w3"][:, entry], color=line.get_color(), linestyle=":")
+    left.set(title="w1 (solid) converges to w2 * w3 (dashed)", xlabel="step", ylabel="value")
+    right.set(title="w2 (solid) and w3 (dotted) stay frozen", xlabel="step")
     left.legend(fontsize="small")
-    figure.savefig(file, dpi=120)
-    print(f"picture: {file}")
+    figure.savefig(path, dpi=120)
+    print(f"picture: {path}")
 
 
 def main() -> None:
-    """Run it and print what it shows."""
-    parser = argparse.ArgumentParser(description="w1 runs after w2 * w3, and the product stands still.")
+    """Train three times and print what moved."""
+    parser = argparse.ArgumentParser(description="w1 learns to equal w2 * w3, and the product stays frozen.")
     parser.add_argument("--out", type=Path, help="folder of the runs (a fresh temporary one if left out)")
     out = parser.parse_args().out or Path(tempfile.mkdtemp(prefix="only-some-variables-"))
 
@@ -101,7 +101,7 @@ def main() -> None:
         draw(named, out / "only_some_variables.png")
     except ImportError:
         print("no picture: pip install matplotlib")
-    print(f"its page: frostline report {out / 'named'}")
+    print(f"report: frostline report {out / 'named'}")
 
 
 if __name__ == "__main__":

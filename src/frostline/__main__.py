@@ -1,4 +1,4 @@
-"""`python -m frostline` is the command `frostline`."""
+"""Run the command `frostline` as `python -m frostline`."""
 
 from frostline.cli import main
 

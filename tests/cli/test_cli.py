@@ -1,4 +1,4 @@
-"""The command answers quickly, refuses in one line, and says how it ended by its exit code."""
+"""The command starts fast, prints errors in one line, and returns an exit code."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_wrong_argument_gets_one_line_and_exit_code_2(
 
 
 class _Command:
-    """A command file, as main sees one, that ends as a test wants."""
+    """Stands in for a command file: ends as the test says."""
 
     HELP = "end somehow"
 
@@ -126,7 +126,7 @@ def test_python_dash_m_is_the_command() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="closing a pipe early is answered otherwise there")
-def test_a_reader_that_leaves_ends_the_command_quietly(tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_without_a_message(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom frostline import cli\n"
         "class Talker:\n"
@@ -160,9 +160,9 @@ def test_a_full_disk_behind_stdout_gets_one_line_and_exit_code_2(tmp_path: Path)
     assert (done.returncode, done.stderr) == (2, "frostline: cannot write: No space left on device. Make room.\n")
 
 
-def test_a_closed_stdout_is_refused_since_nothing_could_be_said(
+def test_a_closed_stdout_is_refused_because_output_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout", None)
     assert main(["tagger", "score", "nowhere.conll"]) == 2
-    assert capsys.readouterr().err.startswith("frostline: stdout is closed")
+    assert capsys.readouterr().err.startswith("frostline: stdout is closed, cannot write output.")

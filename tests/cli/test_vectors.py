@@ -1,3 +1,5 @@
+"""`frostline vectors` inspects, converts and compares files of word vectors, and answers wrong input in one line."""
+
 import io
 import json
 import sys
@@ -16,15 +18,15 @@ def in_a_folder_with_vectors(tmp_path, monkeypatch):
     (tmp_path / "text.txt").write_text("Ice and snow ,\nsnow and rain ,\n", encoding="utf-8")
 
 
-def said(capfd, *arguments):
+def output_of(capfd, *arguments):
     code = main(["vectors", *arguments])
     out, err = capfd.readouterr()
     return code, out, err
 
 
-def test_info_says_how_many_words_and_how_wide(capfd):
-    assert said(capfd, "info", "v.txt") == (0, "3 words x 2 numbers; the first: ice snow fire\n", "")
-    assert json.loads(said(capfd, "info", "v.txt", "--json")[1]) == {
+def test_info_prints_the_number_of_words_and_the_dimension(capfd):
+    assert output_of(capfd, "info", "v.txt") == (0, "3 words, dimension 2; the first: ice snow fire\n", "")
+    assert json.loads(output_of(capfd, "info", "v.txt", "--json")[1]) == {
         "file": "v.txt",
         "words": 3,
         "dimension": 2,
@@ -33,31 +35,31 @@ def test_info_says_how_many_words_and_how_wide(capfd):
 
 
 def test_convert_writes_what_load_reads(capfd):
-    assert said(capfd, "convert", "v.txt", "v.safetensors") == (0, "3 words x 2 numbers in v.safetensors\n", "")
+    assert output_of(capfd, "convert", "v.txt", "v.safetensors") == (0, "3 words, dimension 2, in v.safetensors\n", "")
     assert load("v.safetensors")["snow"].tolist() == [3, 4]
 
 
 def test_cover_counts_different_words_and_all_words(capfd):
-    code, out, err = said(capfd, "cover", "v.txt", "text.txt", "--lowercase")
+    code, out, err = output_of(capfd, "cover", "v.txt", "text.txt", "--lowercase")
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "2 of 5 different words have a vector (40.0%)",
         "3 of 8 words in the text (37.5%)",
-        "commonest of the missing: and (2) , (2) rain (1)",
+        "most frequent missing words: and (2) , (2) rain (1)",
     ]
-    values = json.loads(said(capfd, "cover", "v.txt", "text.txt", "--json")[1])
+    values = json.loads(output_of(capfd, "cover", "v.txt", "text.txt", "--json")[1])
     assert values["missing"] == ["and", ",", "Ice", "rain"]
     assert (values["found"], values["tokens_found"], values["share"]) == (1, 2, 0.2)
 
 
 def test_cover_reads_from_a_pipe(capfd, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("ice été".encode()), encoding="ascii"))
-    assert said(capfd, "cover", "v.txt")[1].startswith("1 of 2 different words have a vector (50.0%)\n")
+    assert output_of(capfd, "cover", "v.txt")[1].startswith("1 of 2 different words have a vector (50.0%)\n")
 
 
 def test_near_lists_words_by_cosine(capfd):
-    assert said(capfd, "near", "v.txt", "ice")[1].split() == ["0.6000", "snow", "-1.0000", "fire"]
-    assert json.loads(said(capfd, "near", "v.txt", "ice", "--count", "1", "--json")[1]) == {
+    assert output_of(capfd, "near", "v.txt", "ice")[1].split() == ["0.6000", "snow", "-1.0000", "fire"]
+    assert json.loads(output_of(capfd, "near", "v.txt", "ice", "--count", "1", "--json")[1]) == {
         "word": "ice",
         "near": [{"word": "snow", "cosine": 0.6}],
     }
@@ -79,7 +81,7 @@ def test_near_lists_words_by_cosine(capfd):
 )
 def test_wrong_input_is_one_line_and_exit_code_2(capfd, tmp_path, arguments, says):
     (tmp_path / "latin.txt").write_bytes(b"ice\ncaf\xe9\n")
-    code, out, err = said(capfd, *arguments)
+    code, out, err = output_of(capfd, *arguments)
     assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1

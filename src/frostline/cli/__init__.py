@@ -1,8 +1,8 @@
 """The command `frostline`: each file beside this one is a subcommand.
 
-A command file holds `HELP` (one line), `configure(parser)` (its arguments) and `run(args)` (its exit code), and imports
-torch only inside `run`, so that `--help` is quick. Exit codes: 0 done, 1 a check failed, 2 cannot run, 130 interrupted,
-141 the reader of a pipe went away.
+A command file holds `HELP` (one line), `configure(parser)`, which adds its arguments, and `run(args)`, which returns the
+exit code. It imports torch only inside `run`, so that `--help` is fast. Exit codes: 0 done, 1 a check failed, 2 cannot run,
+130 interrupted, 141 the reader of a pipe is gone.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import NoReturn
 
 from frostline.errors import FrostlineError
 
-_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}  # what writing to an open file, such as stdout, can meet
+_FULL = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}  # errors of writing to an open file, such as stdout
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a wrong argument with one line, and never guesses at abbreviated options."""
+    """An argument parser whose errors are one line, and that accepts no abbreviated options."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, allow_abbrev=False, **kwargs)  # type: ignore[arg-type, misc]
 
     def error(self, message: str) -> NoReturn:
-        """Print one line and leave with 2."""
+        """Print one line and exit with 2."""
         self.exit(2, f"{self.prog}: {message} (try: {self.prog} --help)\n")
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         child.set_defaults(run=command.run)
         command.configure(child)
     if sys.stdout is None:
-        return _refuse("stdout is closed, so nothing could be said. Send it to a file, or to /dev/null.")
+        return _print_error("stdout is closed, cannot write output. Send it to a file, or to /dev/null.")
     try:
         args = parser.parse_args(argv)
         code: int = args.run(args)
@@ -63,28 +63,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong argument
         return stop.code if isinstance(stop.code, int) else 2
     except FrostlineError as error:
-        return _refuse(str(error))
+        return _print_error(str(error))
     except BrokenPipeError:
-        _say_no_more()
+        _silence_stdout()
         return 141
     except KeyboardInterrupt:
         print("frostline: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
         if error.filename is None and error.errno in _FULL:
-            _say_no_more()
-            return _refuse(f"cannot write: {error.strerror}. Make room.")
+            _silence_stdout()
+            return _print_error(f"cannot write: {error.strerror}. Make room.")
         if error.filename is None:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}. Check the path.")
+        return _print_error(f"{error.filename}: {error.strerror}. Check the path.")
     return code
 
 
-def _say_no_more() -> None:
-    """Let what stdout still holds go nowhere, so that the flush at exit stays silent."""
+def _silence_stdout() -> None:
+    """Send what is left in the buffer of stdout nowhere, so that the flush at exit raises no second error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _refuse(message: str) -> int:
+def _print_error(message: str) -> int:
     print("frostline:", " ".join(message.splitlines()), file=sys.stderr)
     return 2

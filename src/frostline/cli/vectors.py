@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-HELP = "look into files of word vectors, convert them, see which words they cover"
+HELP = "inspect files of word vectors, convert them, see which words they cover"
 
 _INFO_EXAMPLES = """\
 examples:
@@ -24,7 +24,7 @@ examples:
   frostline vectors cover glove.6B.50d.txt.gz text.txt --lowercase
   cut -f1 train.conll | frostline vectors cover glove.6B.50d.txt.gz --json
 
-Words are separated by blanks and line ends."""
+Words are separated by whitespace."""
 _NEAR_EXAMPLES = """\
 examples:
   frostline vectors near glove.6B.50d.txt.gz frost
@@ -36,8 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "examples:\n  frostline vectors info glove.6B.50d.txt.gz\n  frostline vectors near wiki.vec frost"
     actions = parser.add_subparsers(metavar="action", required=True)
 
-    info = actions.add_parser("info", help="how many words, how wide", epilog=_INFO_EXAMPLES)
-    info.description = "Read a file of word vectors and say what is in it. Anything wrong is named with its line."
+    info = actions.add_parser("info", help="how many words, which dimension", epilog=_INFO_EXAMPLES)
+    info.description = "Read a file of word vectors and print what is in it. An error names the line."
     info.set_defaults(action=_info)
 
     convert = actions.add_parser("convert", help="write .safetensors, which opens at once", epilog=_CONVERT_EXAMPLES)
@@ -45,18 +45,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     convert.set_defaults(action=_convert)
 
     cover = actions.add_parser("cover", help="which words of a text have a vector", epilog=_COVER_EXAMPLES)
-    cover.description = "Count the words of a text that have a vector, and list the commonest that have none."
+    cover.description = "Count the words of a text that have a vector, and list the most frequent ones that have none."
     cover.set_defaults(action=_cover)
 
     near = actions.add_parser("near", help="the words nearest to a word", epilog=_NEAR_EXAMPLES)
-    near.description = "List the words whose vectors have the greatest cosine with a word's."
+    near.description = "List the words whose vectors have the highest cosine similarity with a word's."
     near.set_defaults(action=_near)
 
     for action in (info, convert, cover, near):
         action.add_argument("file", metavar="F", help="word vectors: .txt .vec .bin .gz .safetensors")
     convert.add_argument("out", metavar="OUT", help="file to write, named .safetensors")
     cover.add_argument("text", metavar="TEXT", nargs="?", help="UTF-8 text (default: stdin)")
-    cover.add_argument("--lowercase", action="store_true", help="a word whose lower case has a vector counts")
+    cover.add_argument("--lowercase", action="store_true", help="look a missing word up again in lower case")
     near.add_argument("word", metavar="WORD", help="a word that has a vector")
     near.add_argument("--count", metavar="N", type=int, default=10, help="how many words (default 10)")
     for action in (info, cover, near):
@@ -81,7 +81,7 @@ def _info(args: argparse.Namespace) -> None:
     vectors = load(args.file)
     first = vectors.words[:5]
     values = {"file": args.file, "words": len(vectors), "dimension": vectors.dimension, "first": first}
-    _show(args, values, [f"{len(vectors):,} words x {vectors.dimension} numbers; the first: {' '.join(first)}"])
+    _show(args, values, [f"{len(vectors):,} words, dimension {vectors.dimension}; the first: {' '.join(first)}"])
 
 
 def _convert(args: argparse.Namespace) -> None:
@@ -89,7 +89,7 @@ def _convert(args: argparse.Namespace) -> None:
 
     vectors = load(args.file)
     save(vectors, args.out)
-    print(f"{len(vectors):,} words x {vectors.dimension} numbers in {args.out}")
+    print(f"{len(vectors):,} words, dimension {vectors.dimension}, in {args.out}")
 
 
 def _cover(args: argparse.Namespace) -> None:
@@ -103,26 +103,24 @@ def _cover(args: argparse.Namespace) -> None:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise DataFileError(f"{args.text or 'stdin'}:{line}: not UTF-8. Convert it: iconv -f latin1 -t utf-8") from None
-    found = cover(list(counts), vectors, args.lowercase)
-    missing = sorted(found.missing, key=counts.__getitem__, reverse=True)
-    total = counts.total()
-    tokens = total - sum(counts[word] for word in missing)
+    coverage = cover(counts, vectors, args.lowercase)
+    share = coverage.found_words / coverage.words if coverage.words else 1.0
     values = {
-        "words": found.total,
-        "found": found.found,
-        "share": found.share,
-        "tokens": total,
-        "tokens_found": tokens,
-        "tokens_share": tokens / total if total else 1.0,
-        "missing": missing,
+        "words": coverage.words,
+        "found": coverage.found_words,
+        "share": share,
+        "tokens": coverage.tokens,
+        "tokens_found": coverage.found_tokens,
+        "tokens_share": coverage.share,
+        "missing": coverage.missing,
     }
     lines = [
-        f"{found.found:,} of {found.total:,} different words have a vector ({found.share:.1%})",
-        f"{tokens:,} of {total:,} words in the text ({values['tokens_share']:.1%})",
+        f"{coverage.found_words:,} of {coverage.words:,} different words have a vector ({share:.1%})",
+        f"{coverage.found_tokens:,} of {coverage.tokens:,} words in the text ({coverage.share:.1%})",
     ]
-    if missing:
-        shown = " ".join(f"{word} ({counts[word]:,})" for word in missing[:10])
-        lines.append(f"commonest of the missing: {shown}")
+    if coverage.missing:
+        shown = " ".join(f"{word} ({counts[word]:,})" for word in coverage.missing[:10])
+        lines.append(f"most frequent missing words: {shown}")
     _show(args, values, lines)
 
 

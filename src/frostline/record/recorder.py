@@ -74,8 +74,8 @@ class Recorder:
         >>> record = read_record(run_folder)
         >>> {name: tuple(trajectory.values.shape) for name, trajectory in record.items()}
         {'words': (4, 2, 2), 'norm': (4,), 'loss': (3,)}
-        >>> path = record["words"].values[:, 1]  # "line" did not move
-        >>> torch.equal(path, path[:1].expand(4, 2))
+        >>> line = record["words"].values[:, 1]  # "line" did not move
+        >>> torch.equal(line, line[:1].expand(4, 2))
         True
     """
 

@@ -23,10 +23,10 @@ class Trajectory:
 
     Example:
         >>> from torch import tensor
-        >>> path = Trajectory(limit=4)
+        >>> trajectory = Trajectory(limit=4)
         >>> for step in range(8):
-        ...     path.add(step, tensor(float(step)))
-        >>> path.steps, path.stride
+        ...     trajectory.add(step, tensor(float(step)))
+        >>> trajectory.steps, trajectory.stride
         ([0, 4, 7], 4)
     """
 
