@@ -1,4 +1,4 @@
-"""clip_grad_norm_ over dense and sparse gradients is torch's over the dense ones."""
+"""clip_grad_norm_ on sparse gradients gives the same as torch's on the equivalent dense ones."""
 
 import copy
 import inspect
@@ -21,7 +21,7 @@ def model(dtype=torch.float64):
 
 
 def with_gradients(ids=IDS, dtype=torch.float64):
-    """The same gradients twice: the table's sparse, and dense."""
+    """Return two models with the same gradients; those of the first one's table are sparse."""
     net = model(dtype)
     (net(ids).pow(2).sum() * 10).backward()
     dense = copy.deepcopy(net)
@@ -89,7 +89,7 @@ def test_a_norm_that_is_not_finite_raises_before_anything_is_scaled_or_passes_as
         torch.testing.assert_close(ours.grad, theirs.grad, equal_nan=True)
 
 
-def test_one_parameter_none_without_gradient_and_a_generator_are_taken_as_in_torch():
+def test_one_parameter_none_without_gradient_and_a_generator_are_accepted_as_in_torch():
     net, dense = with_gradients()
     alone = fl.clip_grad_norm_(net[0].weight, 1.0)
     torch.testing.assert_close(alone, torch.nn.utils.clip_grad_norm_(dense[0].weight, 1.0), rtol=1e-12, atol=0)

@@ -1,11 +1,7 @@
-"""The C++ kernel gives the same bits as plain torch; it is compiled once, when it is first needed."""
+"""The C++ kernel gives the same bits as plain torch, and `backend()` says which is in use."""
 
 import math
-import os
 import re
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,12 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import frostline as fl
-from frostline.optim import compiler, kernel, reference
+from frostline.optim import kernel, reference
 
-needs_compiler = pytest.mark.skipif(
-    not any(os.access(f"{folder}/c++", os.X_OK) for folder in os.environ["PATH"].split(":")),
-    reason="no C++ compiler here",
-)
+needs_compiler = pytest.mark.usefixtures("cpp_compiler")
 OURS = {
     "sgd": (fl.optim.RowSGD, {"lr": st.floats(0, 2), "weight_decay": st.sampled_from([0, 0.3])}),
     "momentum": (
@@ -53,16 +46,6 @@ OURS = {
         },
     ),
 }
-
-
-@pytest.fixture
-def fresh(tmp_path, monkeypatch):
-    """Make this process forget the kernel, and give it a cache folder of its own."""
-    monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("FROSTLINE_BACKEND", raising=False)
-    kernel._load_once.cache_clear()
-    yield tmp_path / "cache" / "kernel"
-    kernel._load_once.cache_clear()
 
 
 def same_bits(a, b):
@@ -178,104 +161,7 @@ def test_a_table_that_the_kernel_does_not_support_uses_plain_torch(monkeypatch):
     assert (results[0][[1, 4]] != start[[1, 4]]).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_square_roots_are_correctly_rounded_at_every_index(dtype):
-    x = torch.rand(2000, dtype=dtype, generator=torch.Generator().manual_seed(0))
-    expected = torch.tensor([math.sqrt(value) for value in x.tolist()], dtype=torch.float64).to(dtype)
-    assert torch.equal(reference.sqrt(x), expected)
-
-
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.99, 0.99999)])
-def test_corrections_do_not_depend_on_which_other_rows_a_step_uses(betas):
-    t = torch.tensor([1.0, 2, 3, 7, 100, 36_000, 37_000, 40_000, 2_000_000], dtype=torch.float64)
-    together = reference.bias_corrections(t, 0.1, *betas)
-    for i, count in enumerate(t.tolist()):
-        alone = reference.bias_corrections(t[i : i + 1], 0.1, *betas)
-        assert [x[i].item() for x in together] == [x.item() for x in alone]
-        assert together[0][i].item() == pytest.approx(0.1 / (1 - betas[0] ** count), rel=1e-15)
-        assert together[1][i].item() == pytest.approx(math.sqrt(1 - betas[1] ** count), rel=1e-15)
-
-
-def in_a_process(code, **environment):
-    """Return what a fresh interpreter prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={key: value for key, value in os.environ.items() if not key.startswith("FROSTLINE")} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-ASK = "import frostline as fl; print(fl.optim.backend().name)"
-
-
-@needs_compiler
-def test_nothing_is_compiled_before_a_step_that_can_use_it(tmp_path):
-    code = """
-import os, torch, frostline as fl
-def compiled():
-    return os.path.exists(os.environ["FROSTLINE_CACHE"] + "/kernel")
-optimizer = fl.optim.RowSGD([weight := torch.nn.Parameter(torch.ones(2, 1, dtype=torch.bfloat16))])
-weight.grad = torch.ones_like(weight)
-optimizer.step()
-print(compiled())
-optimizer = fl.optim.RowSGD([weight := torch.nn.Parameter(torch.ones(2, 1))])
-weight.grad = torch.ones_like(weight)
-print(compiled())
-optimizer.step()
-print(compiled())
-"""
-    assert in_a_process(code, FROSTLINE_CACHE=str(tmp_path)).split() == ["False", "False", "True"]
-
-
-@needs_compiler
-def test_processes_that_compile_at_the_same_time_leave_one_complete_file(tmp_path):
-    with ThreadPoolExecutor(3) as pool:
-        backends = list(pool.map(lambda _: in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)), range(3)))
-    assert backends == ["c++"] * 3
-    assert [path.suffix for path in (tmp_path / "kernel").iterdir()] == [".so"]
-
-
-@needs_compiler
-def test_the_kernel_is_built_once_and_again_if_its_file_is_damaged(tmp_path):
-    for damage in (None, b"", b"\x7fELF and then nothing"):
-        assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
-        (file,) = (tmp_path / "kernel").iterdir()
-        built = file.stat().st_mtime_ns
-        assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
-        assert file.stat().st_mtime_ns == built
-        if damage is not None:
-            file.write_bytes(damage)
-            assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
-            assert file.stat().st_size > 10_000
-
-
-@needs_compiler
-def test_if_the_cache_is_not_writable_the_kernel_is_compiled_for_this_process_alone(fresh):
-    fresh.parent.write_text("a file where the folder should be")
-    assert kernel.backend().name == "c++"
-    assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh}")
-
-
-@needs_compiler
-def test_a_file_that_others_could_have_written_is_not_loaded(fresh):
-    assert kernel.backend().why.endswith(f"kept in {fresh}")
-    (file,) = fresh.iterdir()
-    file.chmod(0o777)
-    before = file.stat().st_ino
-    kernel._load_once.cache_clear()
-    assert kernel.backend().name == "c++"
-    assert file.stat().st_ino != before
-    fresh.chmod(0o777)
-    kernel._load_once.cache_clear()
-    assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh}")
-
-
-def test_without_a_compiler_plain_torch_is_used_and_the_reason_is_given(fresh, monkeypatch, tmp_path):
+def test_without_a_compiler_plain_torch_is_used_and_the_reason_is_given(fresh_kernel, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     why = "no C++ compiler found (c++, g++ or clang++; $CXX names another)"
@@ -291,27 +177,6 @@ def test_without_a_compiler_plain_torch_is_used_and_the_reason_is_given(fresh, m
         kernel.backend()
 
 
-@pytest.mark.parametrize(
-    ("command", "says"),
-    [
-        ("/nowhere/c++", r"the compiler /nowhere/c\+\+ cannot be run: .*No such file"),
-        ("{folder}/fails", "the compiler .*/fails failed: this is the first line$"),
-        ("{folder}/lies", "the compiled kernel does not load: "),
-    ],
-)
-def test_a_compiler_that_fails_is_named_with_its_message(fresh, monkeypatch, tmp_path, command, says):
-    scripts = {
-        "fails": "echo this is the first line >&2; echo this the second >&2; exit 1",
-        "lies": 'while [ $# -gt 0 ]; do [ "$1" = -o ] && echo nonsense > "$2"; shift; done',
-    }
-    for name, script in scripts.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("CXX", command.format(folder=tmp_path))
-    assert kernel.backend().name == "torch"
-    assert re.search(says, kernel.backend().why)
-
-
 def test_the_environment_chooses_and_a_wrong_choice_is_an_error(monkeypatch):
     monkeypatch.setenv("FROSTLINE_BACKEND", "torch")
     assert kernel.backend() == ("torch", "FROSTLINE_BACKEND asks for it")
@@ -319,12 +184,3 @@ def test_the_environment_chooses_and_a_wrong_choice_is_an_error(monkeypatch):
     says = "FROSTLINE_BACKEND: expected torch or c++, got 'cuda'. Set it to one, or unset it."
     with pytest.raises(fl.FrostlineError, match=f"^{re.escape(says)}$"):
         kernel.backend()
-
-
-def test_without_its_source_plain_torch_is_used_and_the_reason_is_given(fresh, monkeypatch, tmp_path):
-    monkeypatch.setattr(compiler, "SOURCE", tmp_path / "kernel.cpp")
-    assert kernel.backend() == ("torch", "kernel.cpp was not installed with frostline")
-
-
-def test_the_source_of_the_kernel_is_installed_with_the_package():
-    assert compiler.SOURCE.is_file()

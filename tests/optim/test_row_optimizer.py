@@ -19,7 +19,7 @@ KINDS = {
     "sgd": (fl.optim.RowSGD, {"lr": 0.1}),
     "momentum": (fl.optim.RowSGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
     "adagrad": (fl.optim.RowAdagrad, {"lr": 0.1, "lr_decay": 0.1}),
-    "one sum a row": (fl.optim.RowAdagrad, {"lr": 0.1, "rowwise": True}),
+    "one sum per row": (fl.optim.RowAdagrad, {"lr": 0.1, "rowwise": True}),
     "adamw": (fl.optim.RowAdamW, {"lr": 0.1, "amsgrad": True}),
     "one count": (fl.optim.RowAdamW, {"lr": 0.1, "step_per_row": False}),
 }
@@ -47,7 +47,7 @@ def train(net, optimizer, steps):
 
 
 def everything(net, optimizer):
-    """Copies of all values and all state."""
+    """Return copies of all values and all state."""
     values = [parameter.detach().clone() for parameter in net.parameters()]
     return values, copy.deepcopy(optimizer.state_dict()["state"])
 
@@ -64,7 +64,7 @@ def assert_same(a, b):
 
 
 @pytest.mark.parametrize(("ours", "theirs"), NAMESAKES)
-def test_arguments_and_defaults_are_those_of_the_namesake_in_the_same_order(ours, theirs):
+def test_arguments_and_defaults_are_those_of_torch_optim_in_the_same_order(ours, theirs):
     mine, namesake = (inspect.signature(make).parameters for make in (ours, theirs))
     shared = [name for name in mine if name in namesake]
     assert set(mine) - set(namesake) <= {"rowwise", "step_per_row"}
@@ -128,7 +128,7 @@ def test_parameters_without_a_gradient_keep_their_bits_and_get_no_state(make, op
 
 
 @EACH
-def test_named_parameters_are_taken_and_their_names_kept(make, options):
+def test_named_parameters_are_accepted_and_their_names_saved(make, options):
     net = model()
     optimizer = make(net.named_parameters(), **options)
     train(net, optimizer, range(1))
@@ -169,7 +169,7 @@ def test_empty_parameters_are_skipped(make, options):
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-def test_a_state_dict_goes_through_a_file_and_training_goes_on_with_the_same_bits(make, options, dtype):
+def test_training_continues_with_the_same_bits_from_a_saved_state_dict(make, options, dtype):
     net = model(dtype)
     optimizer = make(net.parameters(), **options)
     train(net, optimizer, range(4))

@@ -1,7 +1,7 @@
-"""Only the rows that a step used change, and each as if it were alone.
+"""Only the rows that a step used change, each as if it were a parameter with an optimizer of its own.
 
-The oracle is slow and obvious: every row is a parameter of its own with a torch.optim optimizer of its own, stepped
-only when the row is used.
+The oracle is slow and obvious: every row has its own Parameter and its own torch.optim optimizer, which steps only when
+the row is used.
 """
 
 import pytest
@@ -25,7 +25,7 @@ PAIRS = {
 }
 EACH = pytest.mark.parametrize(("ours", "theirs", "options"), PAIRS.values(), ids=PAIRS.keys())
 OURS = {name: (ours, options) for name, (ours, _, options) in PAIRS.items()} | {
-    "one sum a row": (fl.optim.RowAdagrad, {"lr": 0.1, "rowwise": True, "weight_decay": 0.3, "lr_decay": 0.1}),
+    "one sum per row": (fl.optim.RowAdagrad, {"lr": 0.1, "rowwise": True, "weight_decay": 0.3, "lr_decay": 0.1}),
     "one count": (fl.optim.RowAdamW, {"lr": 0.05, "step_per_row": False}),
 }
 OF_OURS = pytest.mark.parametrize(("make", "options"), OURS.values(), ids=OURS.keys())
@@ -39,7 +39,7 @@ BATCHES = st.lists(
 
 
 def entries(ids, step, dtype=torch.float64, width=D):
-    """One gradient for each id, seeded by the step, shape (len(ids), width)."""
+    """Return one gradient for each id, seeded by the step, shape (len(ids), width)."""
     generator = torch.Generator().manual_seed(100 + step)
     return torch.randn(len(ids), width, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -54,7 +54,7 @@ def table(dtype=torch.float64):
 
 
 def state_of(optimizer, parameter):
-    """The state that has one entry a row."""
+    """Return the state that has one entry per row."""
     return {name: value for name, value in optimizer.state[parameter].items() if value.shape[:1] == (V,)}
 
 
@@ -81,7 +81,7 @@ def test_any_batches_move_each_row_as_if_it_were_alone(ours, theirs, options, ba
 @given(batches=BATCHES)
 @OF_OURS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_out_of_use_keep_every_bit_and_their_state(make, options, dtype, batches):
+def test_unused_rows_keep_every_bit_and_their_state(make, options, dtype, batches):
     weight = nn.Parameter(table(dtype))
     optimizer = make([weight], **options)
     for step, ids in enumerate(batches):
@@ -120,7 +120,7 @@ def test_a_sparse_gradient_of_every_row_is_a_dense_one(make, options):
 
 
 @OF_OURS
-def test_vectors_and_kernels_take_sparse_gradients_too(make, options):
+def test_one_and_three_dimensional_parameters_accept_sparse_gradients(make, options):
     for shape in ((V,), (V, 2, 2)):
         weight = nn.Parameter(torch.ones(shape))
         optimizer = make([weight], **options)
@@ -165,7 +165,7 @@ def test_the_first_use_of_a_row_sets_its_momentum_to_the_gradient_undampened():
     assert weight.detach()[:2].flatten().tolist() == [-1.75, -1.0]
 
 
-def test_bias_correction_goes_by_the_uses_of_the_row_or_by_the_steps_of_all():
+def test_bias_correction_counts_the_uses_of_the_row_or_all_steps():
     moves = {}
     for per_row in (True, False):
         weight = nn.Parameter(torch.zeros(2, 1, dtype=torch.float64))
@@ -181,7 +181,7 @@ def test_bias_correction_goes_by_the_uses_of_the_row_or_by_the_steps_of_all():
     assert moves[False] == pytest.approx(too_young, rel=1e-12)
 
 
-def test_an_empty_batch_counts_as_a_step_only_where_there_is_one_count():
+def test_an_empty_batch_counts_as_a_step_only_if_all_rows_share_a_count():
     weight = nn.Parameter(torch.zeros(1, 1))
     for per_row, count in ((True, [0]), (False, 1)):
         optimizer = fl.optim.RowAdamW([weight], step_per_row=per_row)
@@ -191,7 +191,7 @@ def test_an_empty_batch_counts_as_a_step_only_where_there_is_one_count():
     assert weight.item() == 0
 
 
-def test_a_step_on_a_huge_table_makes_nothing_of_its_size():
+def test_a_step_on_a_huge_table_allocates_nothing_of_its_size():
     rows, width = 200_000, 8
     weight = nn.Parameter(torch.zeros(rows, width))
     for make, options in OURS.values():

@@ -1,4 +1,4 @@
-"""With dense gradients every row is used: the row optimizers do what their torch.optim namesakes do."""
+"""With dense gradients every row is used, and the row optimizers do the same as those of torch.optim."""
 
 import copy
 
@@ -45,7 +45,7 @@ def parameters(dtype=torch.float64):
 
 
 def run(make, options, dtype, steps=6, change=None):
-    """Steps with the same seeded gradients; return the parameters."""
+    """Take steps with the same seeded gradients; return the parameters."""
     learned = parameters(dtype)
     optimizer = make(learned, **options)
     torch.manual_seed(1)
@@ -60,7 +60,7 @@ def run(make, options, dtype, steps=6, change=None):
 
 @EACH
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-def test_matrices_vectors_scalars_and_kernels_move_as_under_torch(ours, theirs, options, dtype):
+def test_parameters_of_any_shape_move_as_in_torch(ours, theirs, options, dtype):
     got, expected, start = run(ours, options, dtype), run(theirs, options, dtype), parameters(dtype)
     for value, oracle, before in zip(got, expected, start, strict=True):
         assert (value != before).all()
@@ -69,7 +69,7 @@ def test_matrices_vectors_scalars_and_kernels_move_as_under_torch(ours, theirs, 
 
 @EACH
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision_is_computed_in_float32_and_rounded_once_a_step(ours, theirs, options, dtype):
+def test_half_precision_is_computed_in_float32_and_rounded_once_per_step(ours, theirs, options, dtype):
     options = options | {"lr": 0.2}
 
     def in_float32(step, learned, optimizer):  # the oracle: torch on float32 copies, rounded after every step
@@ -83,28 +83,28 @@ def test_half_precision_is_computed_in_float32_and_rounded_once_a_step(ours, the
     for value, oracle, before in zip(got, expected, start, strict=True):
         assert value.dtype == dtype
         moved = (oracle - before).abs().max()
-        unit = torch.finfo(dtype).eps * 4  # of values up to 4; one rounding may fall to the other side
+        unit = torch.finfo(dtype).eps * 4  # for values up to 4; one rounding may differ
         assert (value.float() - oracle.to(dtype).float()).abs().max() <= 2 * unit < moved
 
 
 @EACH
-def test_nan_and_infinite_gradients_pass_through_as_under_torch(ours, theirs, options):
+def test_nan_and_infinite_gradients_have_the_same_effect_as_in_torch(ours, theirs, options):
     values = torch.tensor([INF, -INF, NAN, 1e30, -1e29, 1e-30, 0.0, 1.0])
 
-    def strange(step, learned, optimizer):
+    def not_finite(step, learned, optimizer):
         if step == 1:
             learned[0].grad = values[:6].repeat(3)[:15].view(5, 3).to(learned[0].dtype)
         if step == 3:
             learned[0].grad = values.flip(0).repeat(2)[:15].view(5, 3).to(learned[0].dtype)
 
-    got, expected = (run(make, options, torch.float32, change=strange) for make in (ours, theirs))
+    got, expected = (run(make, options, torch.float32, change=not_finite) for make in (ours, theirs))
     assert not got[0].isfinite().all()
     for value, oracle in zip(got, expected, strict=True):
         torch.testing.assert_close(value, oracle, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 @EACH
-def test_a_schedule_is_followed_as_under_torch(ours, theirs, options):
+def test_a_learning_rate_schedule_has_the_same_effect_as_in_torch(ours, theirs, options):
     def trained(make):
         learned = parameters()
         optimizer = make(learned, **options)
@@ -134,7 +134,7 @@ def test_a_learning_rate_may_be_a_tensor_that_changes(ours, theirs, options):
 
 
 @EACH
-def test_groups_have_options_of_their_own(ours, theirs, options):
+def test_groups_have_their_own_options(ours, theirs, options):
     def trained(make):
         learned = parameters()
         optimizer = make([{"params": learned[:2], "lr": 0.5}], **options)
@@ -194,7 +194,7 @@ def test_a_gradient_is_never_written_to(ours, theirs, options):
         assert all(torch.equal(parameter.grad, torch.full_like(parameter, 0.3)) for parameter in learned)
 
 
-def test_one_sum_a_row_is_the_mean_of_the_squares():
+def test_one_sum_per_row_is_the_mean_of_the_squares():
     torch.manual_seed(0)
     for width in (1, 2, 3, 7, 64):
         weight = nn.Parameter(torch.zeros(4, width, dtype=torch.float64))
@@ -210,7 +210,7 @@ def test_one_sum_a_row_is_the_mean_of_the_squares():
 
 
 @pytest.mark.parametrize("rowwise", [False, True])
-def test_one_sum_a_row_serves_every_shape(rowwise):
+def test_one_sum_per_row_works_for_every_shape(rowwise):
     for shape in SHAPES:
         weight = nn.Parameter(torch.ones(shape))
         weight.grad = torch.full(shape, 2.0)
@@ -219,7 +219,7 @@ def test_one_sum_a_row_serves_every_shape(rowwise):
 
 
 @EACH
-def test_an_optimizer_can_be_copied_and_goes_on_alike(ours, theirs, options):
+def test_a_copy_of_an_optimizer_continues_with_the_same_bits(ours, theirs, options):
     learned = parameters()
     optimizer = ours(learned, **options)
     for parameter in learned:

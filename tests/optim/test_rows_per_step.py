@@ -1,4 +1,4 @@
-"""Each step trains only the rows that the batch, or the caller, picked."""
+"""Each step trains only the rows that the batch uses and the caller does not stop."""
 
 import copy
 
@@ -13,7 +13,7 @@ OPTIMIZERS = {
     "sgd": lambda p: fl.optim.RowSGD(p, lr=0.1, weight_decay=0.5),
     "momentum": lambda p: fl.optim.RowSGD(p, lr=0.1, momentum=0.9, weight_decay=0.5),
     "adagrad": lambda p: fl.optim.RowAdagrad(p, lr=0.1, weight_decay=0.5),
-    "one sum a row": lambda p: fl.optim.RowAdagrad(p, lr=0.1, weight_decay=0.5, rowwise=True),
+    "one sum per row": lambda p: fl.optim.RowAdagrad(p, lr=0.1, weight_decay=0.5, rowwise=True),
     "adamw": lambda p: fl.optim.RowAdamW(p, lr=0.1, weight_decay=0.5),
     "one count": lambda p: fl.optim.RowAdamW(p, lr=0.1, weight_decay=0.5, step_per_row=False),
 }
@@ -22,7 +22,7 @@ TABLES = pytest.mark.parametrize("partial", [False, True], ids=["sparse table", 
 
 
 def a_table(partial, learn=range(V), padding_idx=None):
-    """A table and what learns in it: all rows of a plain one, `learn` of a partial one."""
+    """Return a table and its parameters that learn: all rows of a plain table, the rows `learn` of a partial one."""
     torch.manual_seed(0)
     embedding = nn.Embedding(V, D, padding_idx, sparse=True)
     if not partial:
@@ -73,7 +73,7 @@ def test_the_rows_that_the_caller_stops_keep_every_bit_in_that_step_only(make, p
 
 @EACH
 @TABLES
-def test_stopped_positions_give_exact_zeros_even_under_infinity(make, partial):
+def test_stopped_positions_give_exact_zeros_even_for_infinite_gradients(make, partial):
     embedding, (learned,) = a_table(partial)
     vectors = fl.stop_gradient(embedding(torch.tensor([2, 4])), where=torch.tensor([[True], [False]]))
     before = values(embedding)

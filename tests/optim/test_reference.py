@@ -1,4 +1,6 @@
-"""Plain torch updates many rows block by block, with the same bits."""
+"""The arithmetic in plain torch: correctly rounded, and the same bits for blocks of rows."""
+
+import math
 
 import pytest
 import torch
@@ -52,3 +54,21 @@ def test_blocks_give_the_same_bits_as_one_update_of_all_rows(name):
         assert torch.equal(blocks, whole)
     used = torch.zeros(V, dtype=torch.bool).index_fill_(0, ids, True)
     assert torch.equal((results[0][0] != start).any(1), used)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_square_roots_are_correctly_rounded_at_every_index(dtype):
+    x = torch.rand(2000, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    expected = torch.tensor([math.sqrt(value) for value in x.tolist()], dtype=torch.float64).to(dtype)
+    assert torch.equal(reference.sqrt(x), expected)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.99, 0.99999)])
+def test_corrections_do_not_depend_on_which_other_rows_a_step_uses(betas):
+    t = torch.tensor([1.0, 2, 3, 7, 100, 36_000, 37_000, 40_000, 2_000_000], dtype=torch.float64)
+    together = reference.bias_corrections(t, 0.1, *betas)
+    for i, count in enumerate(t.tolist()):
+        alone = reference.bias_corrections(t[i : i + 1], 0.1, *betas)
+        assert [x[i].item() for x in together] == [x.item() for x in alone]
+        assert together[0][i].item() == pytest.approx(0.1 / (1 - betas[0] ** count), rel=1e-15)
+        assert together[1][i].item() == pytest.approx(math.sqrt(1 - betas[1] ** count), rel=1e-15)
