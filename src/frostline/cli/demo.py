@@ -12,7 +12,7 @@ HELP = "the whole story on data that is on this machine already, in a minute or 
 _EXAMPLES = """\
 examples:
   frostline demo
-  frostline demo --out /tmp/story
+  frostline demo --out story
 
 It reads the documentation of the installed Python, trains word vectors on one part of it, then a tagger that finds
 code terms in the other part, in three regimes: missing words learn, all words frozen, all words learn. It prints what

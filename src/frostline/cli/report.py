@@ -10,7 +10,7 @@ HELP = "one page of HTML from a run folder: what learned, curves, rows that move
 _EXAMPLES = """\
 examples:
   frostline report demo-run
-  frostline report model -o /tmp/model.html
+  frostline report model -o page.html
   frostline report runs/first --tensorboard logs/first
 
 A run folder is written by fl.Recorder, `frostline tagger train --out DIR` or `frostline demo`. The page is one file

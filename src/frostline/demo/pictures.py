@@ -136,7 +136,7 @@ class _Labels:
         self._arrows = np.empty((0, 2))  # points along the arrows, in pixels
 
     def add(self, word: str, start: Point, end: Point, colour: str, size: float) -> bool:
-        """Write a word next to `end`, preferably on the side away from `start`; return False if there is no space.
+        """Write a word next to `end`, preferably on the side away from `start`; return False if it does not fit.
 
         Later labels are kept off the arrow from `start` to `end`.
         """

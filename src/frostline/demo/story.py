@@ -109,7 +109,7 @@ def _table(console: Console, titles: Sequence[str], rows: Sequence[Sequence[str]
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold")
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, collapse_padding=True)
     for index, title in enumerate(titles):
         numeric = index > 0 and all(row[index][:1].isdigit() for row in rows)
         table.add_column(title, justify="right" if numeric else "left", no_wrap=index == 0)
@@ -188,11 +188,12 @@ def _train(parts: corpus.Parts, vectors: Vectors, scale: Scale, console: Console
     console.print(
         "\nEntity F1 on the test sentences (missed and invented terms both count as errors, and both ends of a term "
         f"must be right) and seconds of training, mean of {len(scale.seeds)} runs with different random seeds. The two "
-        "columns on the right count parameters in the table of word vectors."
+        "columns on the right count parameters in the table of word vectors: those that learn, and those of known words "
+        "that moved."
     )
     _table(
         console,
-        ["regime", "F1 %", "lowest", "highest", "seconds", "parameters that learn", "known ones that moved"],
+        ["regime", "F1 %", "lowest", "highest", "seconds", "learn", "known moved"],
         [
             [
                 name,
