@@ -492,5 +492,5 @@ def test_an_adapter_on_the_table_itself_is_refused(case: Case) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own, on tied weights
         adapted = with_lora(case.base, target_modules=["q_proj", "embed_tokens"])
-    with pytest.raises(fl.PartialTensorError, match=r"Leave embedding and head out of .*adapters' target_modules"):
+    with pytest.raises(fl.PartialTensorError, match=r"Exclude embedding and head from .*adapters' target_modules"):
         fl.add_tokens(adapted, make_tokenizer(), NEW, also=LORA)
