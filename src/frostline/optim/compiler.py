@@ -2,9 +2,9 @@
 
 The command is plain `c++ -shared`, without torch's headers: it takes about a second, and the library works with every
 version of torch. The name of the file in the cache is a hash of the source, the flags, and the macros that the compiler
-predefines: its own version and the features of this machine's CPU. A folder shared by different machines therefore holds
-one file for each. The file is written atomically, so any number of processes may compile at the same time. If the cache
-is not writable, or belongs to another user, each process compiles for itself.
+predefines: its own version and the features of this machine's CPU. A folder shared by different machines therefore
+holds one file for each. The file is written atomically, so any number of processes may compile at the same time. If the
+cache is not writable, or belongs to another user, each process compiles for itself.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ class Backend(NamedTuple):
 def backend() -> Backend:
     """Return what computes the steps of row optimizers: the C++ kernel or plain torch. Both give the same bits.
 
-    The kernel is for float32 and float64 tables on the CPU; all others use plain torch, whatever this returns. To choose,
-    set the environment variable `FROSTLINE_BACKEND` to `torch` or `c++`.
+    The kernel is for float32 and float64 tables on the CPU; all others use plain torch, whatever this returns. To
+    choose, set the environment variable `FROSTLINE_BACKEND` to `torch` or `c++`.
 
     Returns:
         A pair (name, why); name is "c++" or "torch".

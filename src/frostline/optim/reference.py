@@ -1,4 +1,4 @@
-"""The arithmetic of the row optimizers in plain torch, on chosen rows of a table, in place: the reference for the kernel.
+"""The arithmetic of the row optimizers in plain torch, on chosen rows of a table, in place; the kernel's reference.
 
 Letters used for shapes in this file:
     V  rows of the table          n  rows that a step uses (n <= V)
@@ -13,10 +13,10 @@ Letters used for shapes in this file:
 Each function is a short sequence of element-wise operations, each rounded once, in the order written, none contracted
 into a multiply-add: no `alpha=`, no `addcmul`, no `lerp`. An implementation that follows this order gets the same bits.
 Python floats (`1 - lr * weight_decay`) are doubles, rounded to the dtype of `grad` when combined with a tensor; so are
-the per-row factors of `adagrad_` and `adamw_`, which `decayed_rates` and `bias_corrections` compute in float64. Values of
-another dtype than `grad` are widened when read and rounded once when written. `grad` is never written to. Nothing of size
-V is allocated unless `rows` is None. A row that is not in `rows` keeps every bit. Rows of a sparse gradient whose sum is
-all zeros are not in `rows`: `used_rows` (sparse_grad.py) drops them.
+the per-row factors of `adagrad_` and `adamw_`, which `decayed_rates` and `bias_corrections` compute in float64. Values
+of another dtype than `grad` are widened when read and rounded once when written. `grad` is never written to. Nothing of
+size V is allocated unless `rows` is None. A row that is not in `rows` keeps every bit. Rows of a sparse gradient whose
+sum is all zeros are not in `rows`: `used_rows` (sparse_grad.py) drops them.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Letters used for shapes in this file:
     V  rows of the table          k  entries of a sparse gradient, rows repeated in any order
     n  rows in use                *  the shape of one row
 
-A dense gradient uses every row. A sparse gradient uses the rows that it names, but rows whose summed gradient is exactly
-zero are dropped: if `stop_gradient` stopped every position of a row, neither decay nor momentum moves it. NaN is not
-zero.
+A dense gradient uses every row. A sparse gradient uses the rows that it names, but rows whose summed gradient is
+exactly zero are dropped: if `stop_gradient` stopped every position of a row, neither decay nor momentum moves it. NaN
+is not zero.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Cache of vector files that have been read, in a form that opens in milliseconds.
 
-The name of a cache file holds the (hashed) absolute path, size and modification time of its source, so a source that has
-changed is read again. A cache file is written atomically and flushed to disk; its own modification time is then set to a
-fixed date, the seal: any later write to it breaks the seal, and the file is ignored. Any other fault of the file or its
-folder means reading the source again, never an error.
+The name of a cache file holds the (hashed) absolute path, size and modification time of its source, so a source that
+has changed is read again. A cache file is written atomically and flushed to disk; its own modification time is then set
+to a fixed date, the seal: any later write to it breaks the seal, and the file is ignored. Any other fault of the file
+or its folder means reading the source again, never an error.
 """
 
 from __future__ import annotations

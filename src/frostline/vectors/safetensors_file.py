@@ -12,10 +12,10 @@ The tensors of the file:
     filler   U8  (0 to 7,)   aligns what follows `matrix` to 8 bytes
 and its metadata: {"format": "frostline.vectors", "version": "1"}. Any safetensors library can read it.
 
-The header is read and written here, not by `safetensors`, for three reasons. `safe_open` of the "np" framework copies
-every tensor into memory (1 s for a million words of 300 dimensions; mapping takes 1 ms). That of "pt" does map, but as a
-private writable mapping that cannot be told from ordinary memory, so `release_pages` could not release it. And
-`serialize_file` needs the whole matrix at once, while `write` streams a file whose number of words is not known yet.
+The header is read and written here, not by `safetensors`, for three reasons. `safe_open(framework="np")` copies every
+tensor into memory (1 s for a million words of 300 dimensions; mapping takes 1 ms). `safe_open(framework="pt")` does
+map, but as a private writable mapping that looks like ordinary memory, so `release_pages` could not release it. And
+`serialize_file` needs the whole matrix at once, while `write` streams a file whose count of words is not known yet.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _chunks(vectors: Vectors) -> Iterator[Chunk]:
 
 
 def write(chunks: Iterable[Chunk], target: Path, modified_ns: int | None = None) -> None:
-    """Write all chunks of a file to `target`, atomically and flushed to disk; `modified_ns` is its modification time."""
+    """Write all chunks to `target`, atomically and flushed to disk, and set its modification time to `modified_ns`."""
     with replacing(target) as unfinished:
         with unfinished.open("r+b") as file:
             _write(file, chunks)
@@ -176,7 +176,7 @@ def _read_header(file: IO[bytes], size: int, path: str | os.PathLike[str]) -> di
     if metadata != METADATA or set(entries) != set(_TYPES):
         raise VectorFileError(
             f"{path}: no word vectors: not a file that frostline wrote. "
-            "Pass a file written by `frostline.vectors.save`, or GloVe or word2vec text, fastText .vec or word2vec .bin."
+            "Pass a file from `frostline.vectors.save`, or GloVe or word2vec text, fastText .vec or word2vec .bin."
         )
     try:
         count, width = entries["matrix"]["shape"]

@@ -215,7 +215,7 @@ class Words(Sequence[str]):
         return same
 
     def _search(self, word: bytes, rank: int) -> int:
-        """Return the row of `word`, or -1, among the words that share the hash at `rank`, the first of its rank."""
+        """Return the row of `word`, or -1. Its hash is that at `rank`, the first index where `hashes` has it."""
         for other in range(rank, len(self)):
             if self.hashes[other] != self.hashes[rank]:
                 break
