@@ -147,7 +147,7 @@ def families(topics: Mapping[str, str]) -> list[list[str]]:
 
     Example:
         >>> shared = "A paragraph that two topics both contain."
-        >>> families({"a": shared, "b": "Only here, for real, is this one said.", "c": "Words.\\n\\n" + shared})
+        >>> families({"a": shared, "b": "Words that are only here, in no other topic.", "c": "Words.\\n\\n" + shared})
         [['a', 'c'], ['b']]
     """
     family = {name: {name} for name in topics}

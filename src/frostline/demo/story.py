@@ -1,7 +1,7 @@
 """The demo, step by step: read, train vectors, train one tagger in three regimes, audit, draw.
 
-Every number it prints is computed in this run, and it names the regime that wins, whichever that is. rich wraps, draws
-tables and shows a progress bar on a terminal; in a pipe it prints plain lines.
+Every number it prints is computed in this run, the best regime too. rich wraps text, draws tables and shows a progress
+bar on a terminal; in a pipe it prints plain lines.
 """
 
 from __future__ import annotations
@@ -188,8 +188,8 @@ def _train(parts: corpus.Parts, vectors: Vectors, scale: Scale, console: Console
     console.print(
         "\nEntity F1 on the test sentences (missed and invented terms both count as errors, and both ends of a term "
         f"must be right) and seconds of training, mean of {len(scale.seeds)} runs with different random seeds. The two "
-        "columns on the right count parameters in the table of word vectors: those that learn, and those of known words "
-        "that moved."
+        "columns on the right count parameters in the table of word vectors: those that learn, and those of known "
+        "words that moved."
     )
     _table(
         console,

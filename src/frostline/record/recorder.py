@@ -176,7 +176,7 @@ class _Store:
         self.write()
 
     def write_if_due(self) -> None:
-        """Write what is new if the pause is over."""
+        """Write new points if enough time has passed since the last write."""
         if time.monotonic() >= self._next:
             self.write_if_new()
 

@@ -1,4 +1,4 @@
-"""What a training run leaves in its folder for `frostline report`: small files, each of them optional.
+"""The files of a run folder, which `frostline report` draws: small, each of them optional.
 
 about.json                {"title": ..., "facts": {name: text}}                     what the run was
 plan.json                 Plan.to_dict()                                            what was to learn
@@ -131,7 +131,7 @@ def describe_run(
     curves: Iterable[Mapping[str, Any]] = (),
     row_changes: RowChanges | None = None,
 ) -> None:
-    """Write to a run folder what `frostline report` shows; files of what is not given stay as they are.
+    """Write to a run folder what `frostline report` shows; for arguments left out, existing files stay as they are.
 
     Args:
         run_folder: The run folder; made if it is missing.
@@ -217,7 +217,7 @@ def _read_object(path: Path) -> dict[str, Any] | None:
 
 
 def _is_valid(name: str, value: Any) -> bool:
-    """Return whether `value` is what the file `name` holds, as far as the report reads it."""
+    """Return whether `value` is valid content of the file `name`, as far as the report reads it."""
     if not isinstance(value, dict):
         return False
     if name == ABOUT:

@@ -135,7 +135,7 @@ def _rows(tensor: Tensor, ids: Tensor) -> Tensor:
     ids = ids.to(frozen.device)
     if indices.row_to_slot is None:
         return indices.merged(_promoted(frozen, learned), learned)[ids]
-    slots = indices.row_to_slot[ids]
+    slots = indices.row_to_slot[ids]  # -1 for a frozen row
     values = _promoted(frozen[ids], learned)
     values[slots >= 0] = learned[slots[slots >= 0]].to(values.dtype)
     return values

@@ -31,7 +31,7 @@ class Leaf:
 
     @property
     def alarm(self) -> bool:
-        """Whether it does not train as it stands."""
+        """Whether it does not train as intended."""
         return self.verdict not in _QUIET
 
 
@@ -130,22 +130,22 @@ def _node(name: str, module: _Module, small: bool, top: bool) -> str:
     learned, total = sum(leaf.learned for leaf in found), sum(leaf.total for leaf in found)
     verdicts = list(dict.fromkeys(leaf.verdict for leaf in (alarms or found)))
     dots = "".join(_dot(verdict) for verdict in verdicts)
-    says = f"{learned:,} of {total:,} parameters learn" if total else f"{len(found)} tensors"
+    summary = f"{learned:,} of {total:,} parameters learn" if total else f"{len(found)} tensors"
     if alarms:
-        says += f", {len(alarms)} alarm{'s' * (len(alarms) > 1)}"
+        summary += f", {len(alarms)} alarm{'s' * (len(alarms) > 1)}"
     share = 100 * learned / total if total else 0.0
     fill = f'<i style="width:{share:.1f}%"></i>' if learned else ""
     bar = f'<span class="share">{fill}</span>' if total else ""
     is_open = " open" if alarms or small or top else ""
     return (
-        f'<details{is_open}><summary>{dots}<b>{escape(name)}</b>{bar}<span class="says">{says}</span></summary>'
+        f'<details{is_open}><summary>{dots}<b>{escape(name)}</b>{bar}<span class="detail">{summary}</span></summary>'
         f"{_children(module, small)}</details>"
     )
 
 
 def _tensor(name: str, leaf: Leaf) -> str:
     where = f"<code>{escape(leaf.where)}</code>" if leaf.where else ""
-    reason = f'<span class="says">{escape(leaf.reason)}</span>' if leaf.reason else ""
+    reason = f'<span class="detail">{escape(leaf.reason)}</span>' if leaf.reason else ""
     return (
         f'<div class="tensor" title="{escape(leaf.name)}">{_dot(leaf.verdict)}<span>{escape(name)}</span>'
         f'<span class="shape">{escape(leaf.shape)}</span>'
