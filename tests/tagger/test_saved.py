@@ -149,6 +149,18 @@ def test_what_else_lies_beside_a_tagger_is_not_lost(name: str, trained: Tagger, 
     assert Tagger.load(saved).tags == trained.tags
 
 
+def test_unfinished_files_of_a_killed_training_are_replaced_and_those_of_others_are_not(
+    trained: Tagger, saved: Path
+) -> None:
+    for name in (".training.safetensors.0123456789abcdef.part", ".about.json.0123456789abcdef.part", ".tmpAbCdEf"):
+        (saved / name).touch()
+    trained.save(saved)
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors", "words.json"]
+    (saved / ".notes.txt.0123456789abcdef.part").touch()
+    with pytest.raises(fl.ModelFolderError, match="holds something else than a tagger: '.notes.txt."):
+        trained.save(saved)
+
+
 def test_a_folder_that_cannot_be_renamed_is_refused_before_the_work(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

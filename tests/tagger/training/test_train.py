@@ -281,7 +281,8 @@ def test_threads_that_predict_at_once_leave_the_setting_of_later_threads_as_it_w
     torch.set_num_threads(3)
     try:
         with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as later:
-            entered_first, entered_second = pool.submit(first), pool.submit(second)
+            entered_first = pool.submit(first)
+            entered_second = pool.submit(second)
             assert entered_second.result() == 1
             assert later.submit(torch.get_num_threads).result() == 3
     finally:

@@ -126,53 +126,42 @@ def train(
     _check_corpora({"train": train, "dev": dev} | {f"auxiliary[{i}]": corpus for i, corpus in enumerate(auxiliary)})
     coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), vectors, lowercase=True)
     _check_coverage(coverage, len(vectors.words))
-    # Gradients are needed wherever the caller stands; his generator and his threads are given back as they were.
+    # Gradients are needed even under the caller's no_grad; the caller's generator and threads are left as they were.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
         vocabulary = Vocabulary(Words.of(coverage.missing) + vectors.words, missing=len(coverage.missing))
         initial_table = InitialTable.draw(vectors.matrix, vocabulary.missing, np.random.default_rng(seed))
         tag_sets = [tag_set(tags for _, tags in corpus) for corpus in corpora]
-        model = LSTMTagger(
-            initial_table.to_tensor(),
-            tag_sets[0],
-            hidden=config.hidden,
-            shape_width=config.shape_width,
-            dropout=config.dropout,
-            recurrent_dropout=config.recurrent_dropout,
-            crf=config.crf,
-            char_filters=config.char_filters,
-        )
-        unused = [] if config.forget_bias is None else model.use_single_bias(config.forget_bias)
+        model, unused = _network(initial_table.to_tensor(), tag_sets[0], config)
         heads = [model.head, *(Head(2 * config.hidden, tags, config.crf) for tags in tag_sets[1:])]
         for module in (model, *heads[1:]):
             module.to(device)
 
         plan = partial.train_only(model, _selections(learn, vocabulary, unused))
-        tagger = Tagger(model, vocabulary, tag_sets[0])
-        learned_from = [
+        parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
+        tagger, group = Tagger(model, vocabulary, tag_sets[0]), DataParallelGroup(distributed)
+        encoded = [
             Corpus(encode_corpus(corpus, vocabulary, tags, characters=config.char_filters > 0), head)
             for corpus, tags, head in zip(corpora, tag_sets, heads, strict=True)
         ]
-        sampler = BatchSampler(learned_from, vocabulary, config, epochs, seed)
-        parameters = [*plan.parameters(), *(weight for head in heads[1:] for weight in head.parameters())]
-        group = DataParallelGroup(distributed)
+        sampler = BatchSampler(encoded, vocabulary, config, epochs, seed)
         loop = TrainingLoop(tagger, sampler, Optimizer(parameters, config, sampler.steps), config, group, bf16)
-
         callback.start(plan, coverage)
+
         file = None
         if checkpoint is not None:
-            given = {"epochs": epochs, "seed": seed, "learn": learn, "bf16": bf16, **asdict(config)}
-            given |= {"processes": group.size, "device": device.type}
-            file = Checkpoint(checkpoint, given | _digests(corpora, dev, vectors, initial_table), checkpoint_every)
+            arguments = {"epochs": epochs, "seed": seed, "learn": learn, "bf16": bf16, "device": device.type}
+            arguments |= {"processes": group.size, **asdict(config)}
+            arguments |= _digests(corpora, dev, vectors, initial_table)
+            file = Checkpoint(checkpoint, arguments, checkpoint_every)
             if resume:
                 file.read(loop)
-                if not group.agree(sum(epoch.tokens for epoch in loop.history) + loop.tokens):
-                    raise RunFolderError(f"{checkpoint}: another training writes to it. End that one, and try again.")
+                _check_same_progress(loop, group, checkpoint)
                 callback.resumed(loop.history, loop.tokens)
         best = loop.run(dev, callback, patience, after_step=None if file is None or group.rank else file.write)
         model.to("cpu")
     audit = compare(initial_table.rows, model.embed, _rows_that_learn(learn, vocabulary))
-    dev_score = loop.best_score or tagger.evaluate(dev)  # judged again where the best epoch was before a resumption
+    dev_score = loop.best_score or tagger.evaluate(dev)  # scored again only where the best epoch was before resuming
     return TrainingRun(tagger, plan, coverage, loop.history, best, dev_score, audit, initial_table)
 
 
@@ -208,6 +197,21 @@ def _check_coverage(coverage: Coverage, words: int) -> None:
         )
 
 
+def _network(table: Tensor, tags: Sequence[str], config: TaggerConfig) -> tuple[LSTMTagger, list[str]]:
+    """Return a new network, and the names of those of its parameters that must not learn."""
+    model = LSTMTagger(
+        table,
+        tags,
+        hidden=config.hidden,
+        shape_width=config.shape_width,
+        dropout=config.dropout,
+        recurrent_dropout=config.recurrent_dropout,
+        crf=config.crf,
+        char_filters=config.char_filters,
+    )
+    return model, [] if config.forget_bias is None else model.use_single_bias(config.forget_bias)
+
+
 def _selections(learn: Learn, vocabulary: Vocabulary, unused: Sequence[str]) -> dict[str, Any]:
     rows = {"missing": partial.rows(vocabulary.learned), "none": partial.nothing, "all": partial.everything}
     selections = {"*": partial.everything, "embed.weight": rows[learn]}
@@ -217,10 +221,16 @@ def _selections(learn: Learn, vocabulary: Vocabulary, unused: Sequence[str]) -> 
 def _digests(
     corpora: Sequence[Sequence[Labelled]], dev: Sequence[Labelled], vectors: Vectors, initial_table: InitialTable
 ) -> dict[str, str]:
-    """Return what a checkpoint knows the sentences and the vectors by."""
+    """Return short texts that change whenever the sentences or the vectors do."""
     blocks = (block.numpy().data for block in initial_table.blocks())
     pretrained = digest(chain([vectors.words.blob.data, vectors.words.offsets.data], blocks))
     return {"data": digest([*corpora, dev]), "vectors": pretrained}
+
+
+def _check_same_progress(loop: TrainingLoop, group: DataParallelGroup, checkpoint: str | os.PathLike[str]) -> None:
+    """Raise RunFolderError unless all processes have read the same checkpoint."""
+    if not group.agree(sum(epoch.tokens for epoch in loop.history) + loop.tokens):
+        raise RunFolderError(f"{checkpoint}: another training writes to it. End that one, and try again.")
 
 
 def _rows_that_learn(learn: Learn, vocabulary: Vocabulary) -> Tensor:
