@@ -50,8 +50,8 @@ def test_blocks_give_the_same_bits_as_one_update_of_all_rows(name):
         table, state_tensors = start.clone(), make_state()
         step(table, ids, grad, *state_tensors, lr=0.1, weight_decay=0.1, maximize=False, **options)
         results.append([table, *(tensor for tensor in state_tensors if tensor is not None)])
-    for blocks, whole in zip(*results, strict=True):
-        assert torch.equal(blocks, whole)
+    for in_blocks, at_once in zip(*results, strict=True):
+        assert torch.equal(in_blocks, at_once)
     used = torch.zeros(V, dtype=torch.bool).index_fill_(0, ids, True)
     assert torch.equal((results[0][0] != start).any(1), used)
 

@@ -52,12 +52,12 @@ def test_empty_words_contain_nothing():
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.text(st.characters(), max_size=9), unique=True, max_size=30), st.lists(st.text(max_size=3)))
-def test_look_ups_agree_with_a_dictionary(known, asked):
+def test_look_ups_agree_with_a_dictionary(known, queries):
     rows = {word: row for row, word in enumerate(known)}
     words = Words.of(known)
     assert list(words) == known
-    assert words.rows_of(known + asked).tolist() == [rows.get(word, -1) for word in known + asked]
-    assert [words.row_of(word) for word in known + asked] == [rows.get(word, -1) for word in known + asked]
+    assert words.rows_of(known + queries).tolist() == [rows.get(word, -1) for word in known + queries]
+    assert [words.row_of(word) for word in known + queries] == [rows.get(word, -1) for word in known + queries]
     assert [int(hash_) for hash_ in module.hash_words(*module.pack(known))] == [slow_hash(word) for word in known]
 
 
@@ -66,9 +66,9 @@ def test_words_with_equal_hashes_are_told_apart_by_their_bytes(monkeypatch, buck
     monkeypatch.setattr(module, "hash_words", lambda blob, offsets: (np.diff(offsets) % buckets).astype(np.uint64))
     monkeypatch.setattr(module, "hash_word", lambda word: len(word) % buckets)
     words = Words.of(SOME)
-    asked = [*SOME, "ice", "forst"]
-    assert words.rows_of(asked).tolist() == [*range(len(SOME)), -1, -1]
-    assert [words.row_of(word) for word in asked] == [*range(len(SOME)), -1, -1]
+    queries = [*SOME, "ice", "forst"]
+    assert words.rows_of(queries).tolist() == [*range(len(SOME)), -1, -1]
+    assert [words.row_of(word) for word in queries] == [*range(len(SOME)), -1, -1]
 
 
 def test_concatenated_words_are_those_of_both_in_order():
@@ -86,10 +86,10 @@ def test_repeated_words_are_found_even_among_equal_hashes():
 
 def test_hashes_do_not_depend_on_the_block_size(monkeypatch):
     many = [f"{value:x}" * (value % 5) + str(value) for value in range(1000)]
-    whole = module.hash_words(*module.pack(many))
+    expected = module.hash_words(*module.pack(many))
     monkeypatch.setattr(module, "_BLOCK", 7)
-    assert np.array_equal(module.hash_words(*module.pack(many)), whole)
-    assert [int(hash_) for hash_ in whole[:50]] == [slow_hash(word) for word in many[:50]]
+    assert np.array_equal(module.hash_words(*module.pack(many)), expected)
+    assert [int(hash_) for hash_ in expected[:50]] == [slow_hash(word) for word in many[:50]]
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_hashes_and_loads_no_extra():
