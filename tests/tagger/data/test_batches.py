@@ -7,10 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 
 from frostline import tagger
 from frostline.tagger import tagger as tagging
-from frostline.tagger.data.batches import Batch, group_by_length, pad
+from frostline.tagger.data.batches import Batch, group_by_length, pad, shuffled_groups
 
 
 def test_groups_are_full_where_no_sentence_is_long() -> None:
@@ -61,3 +62,14 @@ def test_no_group_has_more_padding_than_allowed_and_similar_lengths_stay_togethe
     for group, after in pairwise(groups):
         more = [lengths[index] for index in [*group, after[0]]]
         assert len(group) == 64 or len(more) * max(more) - sum(more) > 30, "the next sentence would have been too many"
+
+
+def test_groups_hold_every_sentence_once_and_similar_lengths_together() -> None:
+    lengths = [(7 * i) % 23 + 1 for i in range(101)]
+    groups = shuffled_groups(lengths, 8, torch.Generator().manual_seed(0))
+    assert sorted(index for group in groups for index in group) == list(range(101))
+    padding = sum(len(group) * max(lengths[i] for i in group) for group in groups) - sum(lengths)
+    assert padding < 0.25 * sum(lengths)
+    assert groups != shuffled_groups(lengths, 8, torch.Generator().manual_seed(1))
+    assert groups == shuffled_groups(lengths, 8, torch.Generator().manual_seed(0))
+    assert [lengths[i] for group in group_by_length(lengths, 8) for i in group] == sorted(lengths)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from frostline.tagger import LSTMTagger
-from frostline.tagger.data.batches import NO_TAG, encode_corpus, group_by_length, pad, shuffled_groups
+from frostline.tagger.data.batches import NO_TAG, encode_corpus, pad
 from frostline.tagger.data.vocabulary import Vocabulary
 from frostline.tagger.network.model import LockedDropout
 
@@ -107,17 +107,6 @@ def test_a_feature_that_is_dropped_is_dropped_for_every_token_of_its_sentence_an
     assert (dropped[:, 0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert not torch.equal(dropped[0], dropped[1])
     assert dropout.eval()(features) is features
-
-
-def test_groups_hold_every_sentence_once_and_similar_lengths_together() -> None:
-    lengths = [(7 * i) % 23 + 1 for i in range(101)]
-    groups = shuffled_groups(lengths, 8, torch.Generator().manual_seed(0))
-    assert sorted(index for group in groups for index in group) == list(range(101))
-    padding = sum(len(group) * max(lengths[i] for i in group) for group in groups) - sum(lengths)
-    assert padding < 0.25 * sum(lengths)
-    assert groups != shuffled_groups(lengths, 8, torch.Generator().manual_seed(1))
-    assert groups == shuffled_groups(lengths, 8, torch.Generator().manual_seed(0))
-    assert [lengths[i] for group in group_by_length(lengths, 8) for i in group] == sorted(lengths)
 
 
 def test_dropout_of_the_recurrent_weights_is_drawn_once_a_batch_and_is_gone_in_eval() -> None:

@@ -1,4 +1,4 @@
-"""The table to start from: the bits of the vectors, and rows drawn to go with them."""
+"""The initial table has the bits of the vectors and random rows like them; the audit finds every entry that moved."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from frostline import vectors
-from frostline.tagger.training.initial_table import InitialTable
+from frostline import tagger, vectors
+from frostline.tagger.training.initial_table import InitialTable, compare
 
 
 def test_the_table_keeps_the_vectors_bits_and_draws_the_rest_as_widely_spread() -> None:
@@ -46,3 +46,15 @@ def test_a_table_of_many_blocks_of_mapped_vectors_is_whole(tmp_path: Path) -> No
     assert torch.equal(initial.to_tensor()[7:], torch.from_numpy(matrix))
     assert torch.equal(torch.cat(list(initial.blocks())), initial.to_tensor())
     assert len(initial) == 25_007
+
+
+def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
+    before = torch.randn(6, 3)
+    before[0, 0] = 0.0
+    after = before.clone()
+    after[0, 0] = -0.0
+    after[4] += 1
+    after[5, 2] += 1
+    learns = torch.tensor([False, False, False, True, True, False])
+    assert compare(before.__getitem__, after.__getitem__, learns) == tagger.Audit(12, 2, 2, 1)
+    assert compare(before.__getitem__, before.clone().__getitem__, learns) == tagger.Audit(12, 0, 2, 0)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -14,8 +12,6 @@ import torch
 
 import frostline as fl
 from frostline import tagger
-from frostline.tagger.tagger import one_thread
-from frostline.tagger.training.initial_table import compare
 
 
 def _train(toy: Any, **changes: Any) -> tagger.TrainingRun:
@@ -214,35 +210,6 @@ def test_the_learning_rate_falls_evenly_to_a_tenth_also_beside_a_second_corpus(
     assert rates[0] == toy.config.learning_rate
 
 
-def test_strings_in_place_of_token_lists_are_refused(run: tagger.TrainingRun) -> None:
-    with pytest.raises(TypeError, match=re.escape("Pass [sentence.split()]")):
-        run.tagger.predict(["Person3 sees"])
-
-
-def test_sentences_may_come_one_by_one(toy: Any, run: tagger.TrainingRun) -> None:
-    tokens = [sentence.tokens for sentence in toy.dev]
-    assert run.tagger.predict(iter(tokens)) == run.tagger.predict(tokens) != []
-
-
-def test_prediction_keeps_the_order_of_sentences_of_all_lengths(toy: Any, run: tagger.TrainingRun) -> None:
-    sentences = [list(tokens) for tokens, _ in toy.train] + [[]]
-    together = run.tagger.predict(sentences)
-    assert together == [tags for tokens in sentences for tags in run.tagger.predict([tokens])]
-    assert [len(tags) for tags in together] == [len(tokens) for tokens in sentences]
-
-
-def test_the_audit_finds_every_planted_change_of_a_bit() -> None:
-    before = torch.randn(6, 3)
-    before[0, 0] = 0.0
-    after = before.clone()
-    after[0, 0] = -0.0
-    after[4] += 1
-    after[5, 2] += 1
-    learns = torch.tensor([False, False, False, True, True, False])
-    assert compare(before.__getitem__, after.__getitem__, learns) == tagger.Audit(12, 2, 2, 1)
-    assert compare(before.__getitem__, before.clone().__getitem__, learns) == tagger.Audit(12, 0, 2, 0)
-
-
 def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(toy: Any) -> None:
     class Notes(tagger.Callback):
         seen: ClassVar[list[int]] = []
@@ -259,34 +226,6 @@ def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(
     finally:
         torch.set_num_threads(before)
     assert set(Notes.seen) == {1}
-
-
-def test_threads_that_predict_at_once_leave_the_setting_of_later_threads_as_it_was() -> None:
-    begun, ended = threading.Barrier(2, timeout=60), threading.Barrier(2, timeout=60)
-
-    def first() -> None:
-        with one_thread():
-            begun.wait()
-            ended.wait()
-
-    def second() -> int:
-        begun.wait()
-        with one_thread():  # while the other is in it, and longer
-            inside = torch.get_num_threads()
-            ended.wait()
-            entered_first.result()
-        return inside
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with ThreadPoolExecutor(2) as pool, ThreadPoolExecutor(1) as later:
-            entered_first = pool.submit(first)
-            entered_second = pool.submit(second)
-            assert entered_second.result() == 1
-            assert later.submit(torch.get_num_threads).result() == 3
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
