@@ -9,7 +9,6 @@ import torch
 from frostline import tagger
 from frostline.demo.corpus import Sentence
 from frostline.demo.moved_words import MovedWords
-from frostline.demo.regimes import verdict
 from frostline.vectors import Vectors
 
 CODE = Sentence(("call", "foo", "now"), ("O", "B-code", "O"))
@@ -66,8 +65,3 @@ def test_the_run_changed_no_frozen_bit(run: tagger.TrainingRun) -> None:
     before, after = run.initial_table.to_tensor(), run.tagger.model.embed.weight.detach()
     assert torch.equal(after[frozen], before[frozen])
     assert not torch.equal(after[~frozen], before[~frozen])
-
-
-def test_the_verdict_names_whichever_regime_wins_and_whether_the_seeds_agree() -> None:
-    assert verdict({"a": [0.1, 0.2], "b": [0.3, 0.4]}) == 'Highest mean: "b", 20.0 points above "a"; every seed agrees.'
-    assert "may be chance" in verdict({"a": [0.1, 0.35], "b": [0.3, 0.4]})

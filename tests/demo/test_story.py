@@ -15,7 +15,6 @@ import pytest
 import frostline as fl
 from frostline.cli import demo, main
 from frostline.demo.story import Scale, tell
-from frostline.demo.train_vectors import train_vectors
 from frostline.record import read_run
 
 for extra in ("gensim", "matplotlib", "plotly", "rich"):
@@ -111,24 +110,10 @@ def test_without_plotly_the_demo_says_what_to_install_and_ends_well(
     assert (tmp_path / "results.json").exists()
 
 
-def test_the_same_seed_gives_the_same_vectors() -> None:
-    text = [["red", "green", "blue", "white", "black"]] * 20
-    first, second, other = (train_vectors(text, 4, 2, seed) for seed in (0, 0, 1))
-    assert (first.matrix == second.matrix).all()
-    assert (first.matrix != other.matrix).any()
-    assert first.matrix.std() == pytest.approx(0.35, abs=1e-3)
-
-
 def test_without_rich_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.console", None)
     with pytest.raises(fl.MissingExtraError, match=r"the demo needs rich.*pip install 'frostline\[demo\]'"):
         tell(tmp_path, SMALL)
-
-
-def test_without_gensim_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gensim.models", None)
-    with pytest.raises(fl.MissingExtraError, match=r"pip install 'frostline\[demo\]'"):
-        train_vectors([["a"]], 4, 1)
 
 
 @pytest.mark.parametrize(("moved", "code"), [(0, 0), (3, 1)])
