@@ -30,7 +30,7 @@ class Stop(Callback):
 
 @dataclass(frozen=True)
 class Toy:
-    """Sentences of the tiny language, vectors for most of its words, and config that make training quick."""
+    """Sentences of the tiny language, vectors for most of its words, and a config that trains quickly."""
 
     train: list[Sentence]
     dev: list[Sentence]

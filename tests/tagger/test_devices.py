@@ -1,4 +1,4 @@
-"""The device and the precision to compute in can be chosen; what learns, and what comes out, stays what it was."""
+"""The device and the precision to compute in can be chosen, and change neither what learns nor the saved files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def coarse(toy: Any) -> tagger.TrainingRun:
     return tagger.train(toy.train, toy.dev, toy.vectors, epochs=4, config=toy.config, bf16=True)
 
 
-def test_in_bfloat16_the_loss_falls_as_in_float32_and_what_is_kept_is_float32(
+def test_in_bfloat16_the_loss_falls_as_in_float32_and_the_weights_are_float32(
     toy: Any, coarse: tagger.TrainingRun
 ) -> None:
     fine = tagger.train(toy.train, toy.dev, toy.vectors, epochs=4, config=toy.config)
@@ -57,7 +57,7 @@ def test_in_bfloat16_interrupted_and_resumed_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", "lazy", ""])
-def test_a_device_that_is_not_here_is_refused_in_one_short_line(toy: Any, name: str) -> None:
+def test_a_missing_device_is_refused_in_one_short_line(toy: Any, name: str) -> None:
     with pytest.raises(
         fl.FrostlineError, match=f"device: '{name}' cannot be used here .*Pass one that can: cpu"
     ) as why:
@@ -73,13 +73,13 @@ def test_a_device_without_bfloat16_is_refused(monkeypatch: pytest.MonkeyPatch) -
     precision(torch.device("cuda:0"), bf16=False)
 
 
-def test_a_usable_device_is_given_back_as_it_was_named() -> None:
+def test_a_device_that_works_is_returned() -> None:
     assert check_device("cpu") == check_device(torch.device("cpu")) == torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -> Path:
-    """What train_elsewhere.py writes: trained on the CPU and on a device that torch takes for another one."""
+    """What train_elsewhere.py writes: trained on the CPU and on a device that torch takes for a different one."""
     folder = tmp_path_factory.mktemp("elsewhere")
     torch_lib = Path(torch.__path__[0]) / "lib"
     command = ["g++", "-std=c++20", "-shared", "-fPIC", *(f"-I{path}" for path in cpp_extension.include_paths())]
@@ -101,7 +101,7 @@ def test_the_device_of_these_tests_computes_and_refuses_to_mix_devices_and_to_dr
     assert not found["draws"]
 
 
-def test_on_another_device_the_same_is_drawn_so_training_differs_by_rounding_alone(elsewhere: Path) -> None:
+def test_another_device_draws_the_same_so_training_differs_by_rounding_alone(elsewhere: Path) -> None:
     found = _found(elsewhere)
     assert found["elsewhere"]["losses"] == pytest.approx(found["cpu"]["losses"], rel=1e-4)
     assert found["elsewhere"]["losses"][-1] < 0.9 * found["elsewhere"]["losses"][0]
@@ -129,7 +129,7 @@ def test_a_saved_tagger_predicts_on_another_device_what_it_predicts_on_the_cpu(e
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("bf16", [False, True])
-def test_on_a_gpu_the_same_is_learned_as_on_the_cpu(toy: Any, tmp_path: Path, bf16: bool) -> None:
+def test_a_gpu_learns_the_same_as_the_cpu(toy: Any, tmp_path: Path, bf16: bool) -> None:
     given = {"epochs": 4, "config": toy.config, "bf16": bf16}
     here = tagger.train(toy.train, toy.dev, toy.vectors, **given)
     there = tagger.train(

@@ -1,4 +1,4 @@
-"""A saved tagger comes back the same; a damaged or hostile folder is refused; nothing half-written is left."""
+"""A saved tagger is loaded with the same bits; a damaged or hostile folder is refused; nothing half-written is left."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_loading_does_not_import_the_compiler_of_torch(saved: Path) -> None:
     assert done.stdout == f"{Tagger.load(saved).predict([['Person3', 'sees']])} False\n"
 
 
-def test_a_loaded_tagger_has_the_same_bits_and_says_the_same(toy: Any, trained: Tagger, saved: Path) -> None:
+def test_a_loaded_tagger_has_the_same_bits_and_predicts_the_same(toy: Any, trained: Tagger, saved: Path) -> None:
     loaded = Tagger.load(saved)
     before, after = trained.model.state_dict(), loaded.model.state_dict()
     assert list(before) == list(after)
@@ -90,7 +90,7 @@ def reading(toy: Any) -> Tagger:
     return tagger.train(toy.train, toy.dev, toy.vectors, epochs=2, config=config).tagger
 
 
-def test_a_tagger_that_reads_characters_comes_back_with_them(toy: Any, reading: Tagger, tmp_path: Path) -> None:
+def test_a_tagger_that_reads_characters_is_loaded_with_its_filters(toy: Any, reading: Tagger, tmp_path: Path) -> None:
     reading.save(tmp_path / "model")
     loaded = Tagger.load(tmp_path / "model")
     before, after = reading.model.state_dict(), loaded.model.state_dict()
@@ -125,14 +125,14 @@ def test_damaged_filters_are_refused_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_holds_three_files_and_what_learned_is_in_the_table(trained: Tagger, saved: Path) -> None:
+def test_a_folder_holds_three_files_and_the_table_has_the_learned_rows(trained: Tagger, saved: Path) -> None:
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors", "words.json"]
     assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
     table = load_file(saved / "model.safetensors")["embed.weight"]
     assert torch.equal(table, trained.model.embed.weight.detach().clone())
 
 
-def test_a_tagger_in_the_way_is_replaced_and_nothing_is_left_beside_it(trained: Tagger, saved: Path) -> None:
+def test_an_earlier_tagger_is_replaced_and_nothing_else_is_left(trained: Tagger, saved: Path) -> None:
     (saved / "report.html").touch()
     (saved / "training.safetensors").touch()
     trained.save(saved)
@@ -141,7 +141,7 @@ def test_a_tagger_in_the_way_is_replaced_and_nothing_is_left_beside_it(trained: 
 
 
 @pytest.mark.parametrize("name", ["train.conll", "second", ".git"])
-def test_what_else_lies_beside_a_tagger_is_not_lost(name: str, trained: Tagger, saved: Path) -> None:
+def test_other_files_in_a_taggers_folder_are_not_lost(name: str, trained: Tagger, saved: Path) -> None:
     (saved / name).mkdir()
     with pytest.raises(fl.ModelFolderError, match=f"holds something else than a tagger: '{re.escape(name)}'"):
         trained.save(saved)
@@ -161,7 +161,7 @@ def test_unfinished_files_of_a_killed_training_are_replaced_and_those_of_others_
         trained.save(saved)
 
 
-def test_a_folder_that_cannot_be_renamed_is_refused_before_the_work(
+def test_a_folder_that_cannot_be_renamed_is_refused_before_training(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check_free(saved)
@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_renamed_is_refused_before_the_work(
             check_free(path)
 
 
-def test_an_empty_folder_and_missing_parents_are_no_obstacle(trained: Tagger, tmp_path: Path) -> None:
+def test_a_tagger_is_saved_into_an_empty_folder_or_below_missing_parents(trained: Tagger, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in (tmp_path / "empty", tmp_path / "a" / "b"):
         trained.save(path)
@@ -200,7 +200,7 @@ def test_a_failure_while_writing_leaves_the_old_tagger_and_nothing_else(
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_a_failure_between_the_two_renames_puts_the_old_tagger_back(
+def test_a_failure_between_the_two_renames_restores_the_old_tagger(
     trained: Tagger, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}

@@ -43,7 +43,7 @@ class _Stop(tagger.Callback):
 
 
 def train(**given: Any) -> tagger.TrainingRun:
-    """Train with everything that is drawn: dropout, recurrent dropout, hidden words, a second corpus, characters."""
+    """Train with every kind of random draw: dropout, recurrent dropout, hidden words, a second corpus, characters."""
     words = [f"w{i}" for i in range(40)]
     vectors = Vectors(words, np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
     first, second = (

@@ -7,7 +7,7 @@
                         `char_cnn.weight` exists where characters are read
 
 While `frostline tagger train` is at work the folder holds a checkpoint (see training/checkpoint.py), which is gone at
-the end; then the files of a run stand next to the tagger (see `frostline.record.run_folder`).
+the end; then the files of a run lie next to the tagger (see `frostline.record.run_folder`).
 Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
 """
 

@@ -1,4 +1,4 @@
-"""Features of a word's bytes are those of a loop over words, places and filters, and teach what only spelling tells."""
+"""Features of a word's bytes equal those of a loop over words, positions and filters, and learn what spelling shows."""
 
 from __future__ import annotations
 
@@ -38,30 +38,30 @@ def _slowly(weight: Tensor, word: str) -> Tensor:
     around = [255, *data, 255]
     best = torch.zeros(weight.shape[2], dtype=torch.float64)
     for filter_ in range(weight.shape[2]):
-        answers = [sum(weight[k, around[place + k], filter_] for k in range(3)) for place in range(len(data))]
+        answers = [sum(weight[k, around[start + k], filter_] for k in range(3)) for start in range(len(data))]
         if answers:
             best[filter_] = max(answers)
     return best
 
 
-def test_features_are_those_of_a_loop_over_words_places_and_filters() -> None:
+def test_features_are_those_of_a_loop_over_words_positions_and_filters() -> None:
     module = _module()
     expected = torch.stack([_slowly(module.weight.detach(), word) for word in WORDS])
     torch.testing.assert_close(module(token_bytes(WORDS)).detach(), expected, rtol=0, atol=1e-12)
     assert (expected[[i for i, word in enumerate(WORDS) if word]] != 0).all()
 
 
-def test_the_gradient_is_that_of_small_differences_and_reaches_only_the_bytes_that_are_there() -> None:
+def test_the_gradient_is_that_of_small_differences_and_reaches_only_the_bytes_of_the_words() -> None:
     module, spellings = _module(), token_bytes(["ab", "", "abcab"])
     assert torch.autograd.gradcheck(lambda w: functional_call(module, {"weight": w}, spellings), module.weight[..., :2])
     module(spellings).sum().backward()
     assert module.weight.grad is not None
     touched = module.weight.grad.abs().sum(dim=2)  # (3, 256)
     assert set(touched[1].nonzero().flatten().tolist()) <= set(b"abc")
-    assert touched.sum(dim=1).tolist() == [10, 10, 10], "each of 5 filters has its place in each of 2 words"
+    assert touched.sum(dim=1).tolist() == [10, 10, 10], "each of 5 filters has a window in each of 2 words"
 
 
-def test_a_word_has_the_same_bits_alone_as_beside_longer_words_and_padding() -> None:
+def test_a_word_has_the_same_features_alone_as_with_longer_words_and_padding() -> None:
     module = _module()
     shuffled = [WORDS[i] for i in torch.randperm(len(WORDS), generator=torch.Generator().manual_seed(1))]
     alone = {word: module(token_bytes([word]))[0] for word in WORDS}
@@ -76,7 +76,7 @@ def test_a_word_has_the_same_bits_alone_as_beside_longer_words_and_padding() -> 
 
 
 @pytest.mark.parametrize("words", [[""], ["", ""]])
-def test_words_without_a_character_have_features_of_0_and_teach_nothing(words: list[str]) -> None:
+def test_empty_words_have_features_of_0_and_no_gradient(words: list[str]) -> None:
     module = _module()
     found = module(token_bytes(words))
     assert torch.equal(found, torch.zeros(len(words), 5, dtype=torch.float64))
@@ -85,7 +85,7 @@ def test_words_without_a_character_have_features_of_0_and_teach_nothing(words: l
     assert not module.weight.grad.any()
 
 
-def test_of_a_long_word_both_ends_are_read_and_the_middle_is_not() -> None:
+def test_both_ends_of_a_long_word_are_read_and_the_middle_is_not() -> None:
     middle, start, end = LONG[:2_000] + "!" + LONG[2_001:], "!" + LONG[1:], LONG[:-1] + "!"
     assert torch.equal(token_bytes([LONG]), token_bytes([middle]))
     assert not torch.equal(token_bytes([LONG]), token_bytes([start]))
@@ -103,7 +103,7 @@ def _towns(count: int, dice: random.Random) -> list[tagger.Sentence]:
     return found
 
 
-def test_names_that_only_their_spelling_tells_are_found_with_characters_and_not_without() -> None:
+def test_names_known_by_their_spelling_alone_are_found_with_characters_and_not_without() -> None:
     dice = random.Random(0)
     train, dev = _towns(150, dice), _towns(60, dice)
     assert not {tokens[2] for tokens, _ in train} & {tokens[2] for tokens, _ in dev}
@@ -130,7 +130,7 @@ def test_without_characters_the_network_has_no_tensor_for_them(toy: Any) -> None
     assert "char_cnn.weight" in str(reading.plan)
 
 
-def test_a_network_that_reads_characters_says_so_where_they_are_missing() -> None:
+def test_a_network_that_reads_characters_refuses_a_batch_without_them() -> None:
     model = LSTMTagger(torch.randn(4, 3), ["O"], hidden=2, shape_width=2, dropout=0.0, char_filters=4)
     batch = pad([encode(["a", "b"], Vocabulary(["a", "b"], missing=0))])
     assert batch.spellings is None

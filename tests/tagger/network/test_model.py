@@ -60,7 +60,7 @@ def test_the_padding_row_gets_no_gradient_and_the_rows_in_use_do() -> None:
     assert (gradient[rows.unique()[1:]] != 0).any(dim=1).all()
 
 
-def test_the_loss_of_a_sentence_is_that_of_its_real_tokens() -> None:
+def test_the_loss_of_a_sentence_is_that_of_its_tokens_without_padding() -> None:
     model = _model(crf=False)
     vocabulary = Vocabulary([f"w{i}" for i in range(8)], missing=0)
     sentences = [(["w0", "w3", "w5"], ["O", "B-a", "I-a"]), (["w7"], ["B-a"])]
@@ -75,7 +75,7 @@ def test_the_loss_of_a_sentence_is_that_of_its_real_tokens() -> None:
 
 
 @pytest.mark.parametrize("crf", [True, False])
-def test_a_sentence_of_nothing_but_padding_costs_nothing_and_leaves_no_nan(crf: bool) -> None:
+def test_a_sentence_of_padding_alone_has_a_loss_of_0_and_leaves_no_nan(crf: bool) -> None:
     model, (rows, shapes, _) = _model(crf).train(), _batch()
     lengths = torch.tensor([5, 1, 0, 5, 2])
     tags = torch.ones(5, 5, dtype=torch.int64).masked_fill(torch.arange(5) >= lengths[:, None], NO_TAG)
@@ -97,7 +97,7 @@ def test_the_best_tags_of_a_chain_are_legal_where_those_of_single_tokens_are_not
         assert chains[row, :length].tolist() == [1, *[2] * (length - 1)]
 
 
-def test_a_feature_that_is_dropped_is_dropped_for_every_token_of_its_sentence_and_no_other() -> None:
+def test_a_dropped_feature_is_dropped_for_all_tokens_of_its_sentence_and_of_no_other() -> None:
     torch.manual_seed(0)
     dropout = LockedDropout(0.25)
     features = torch.ones(50, 7, 40)
@@ -109,7 +109,7 @@ def test_a_feature_that_is_dropped_is_dropped_for_every_token_of_its_sentence_an
     assert dropout.eval()(features) is features
 
 
-def test_dropout_of_the_recurrent_weights_is_drawn_once_a_batch_and_is_gone_in_eval() -> None:
+def test_recurrent_dropout_is_drawn_once_per_batch_and_is_off_in_eval() -> None:
     torch.manual_seed(0)
     model = LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.0, recurrent_dropout=0.5)
     batch = _batch()

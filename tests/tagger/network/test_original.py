@@ -1,4 +1,4 @@
-"""The tagger's own model and loss, in the original's form, against what TensorFlow computed.
+"""The tagger's model and loss, configured as the original, against what TensorFlow computed.
 
 Letters used for shapes in this file:
     V  words (12)     D  width of a word (4)     H  hidden width (3)     *  a batch of sentences, (4, 6)
@@ -118,7 +118,7 @@ def test_five_steps_give_the_losses_and_the_table_of_the_reference(name: str) ->
     assert (model.embed.weight.detach()[REFERENCE_ROWS] != torch.tensor(DATA["emb"])).any()
 
 
-def test_a_sentence_of_nothing_but_padding_costs_nothing_where_the_reference_has_nan() -> None:
+def test_a_sentence_of_padding_alone_has_a_loss_of_0_where_the_reference_has_nan() -> None:
     model, _ = _model()
     x, lengths = REFERENCE_ROWS[torch.tensor(DATA["empty_x"]).long()], torch.tensor([6, 4, 0, 3])
     assert np.isnan(DATA["empty_loss"])
@@ -129,7 +129,7 @@ def test_a_sentence_of_nothing_but_padding_costs_nothing_where_the_reference_has
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
-def test_the_original_form_trains_and_keeps_its_second_bias_at_zero(toy: Any) -> None:
+def test_the_original_config_trains_and_keeps_its_second_bias_at_zero(toy: Any) -> None:
     run = tagger.train(toy.train, toy.dev, toy.vectors, epochs=3, config=ORIGINAL)
     assert run.best.dev_f1 > 0.5
     for lstm in (run.tagger.model.forwards, run.tagger.model.backwards):
@@ -140,7 +140,7 @@ def test_the_original_form_trains_and_keeps_its_second_bias_at_zero(toy: Any) ->
     assert run.audit.frozen_moved == 0
 
 
-def test_the_original_form_comes_back_from_its_folder(toy: Any, tmp_path: Path) -> None:
+def test_a_tagger_of_the_original_config_is_saved_and_loaded(toy: Any, tmp_path: Path) -> None:
     trained = tagger.train(toy.train, toy.dev, toy.vectors, epochs=1, config=ORIGINAL).tagger
     trained.save(tmp_path / "model")
     loaded = tagger.Tagger.load(tmp_path / "model")

@@ -29,7 +29,7 @@ def _inputs(sentences: int = 3, tokens: int = 7) -> Tensor:
 
 @pytest.fixture
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Gets one entry more whenever weights are packed."""
+    """Return a list that gets an entry whenever weights are packed."""
     calls: list[Any] = []
     pack: Any = packed_lstm._pack
 
@@ -88,7 +88,7 @@ CHANGES: dict[str, Callable[[nn.LSTM], object]] = {
 
 @torch.no_grad()
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_changed_weights_are_read_as_they_are_now(change: Callable[[nn.LSTM], object]) -> None:
+def test_changed_weights_are_packed_again(change: Callable[[nn.LSTM], object]) -> None:
     lstm, inputs = _lstm(), _inputs()
     before = packed_lstm.states(lstm, inputs)
     change(lstm)

@@ -1,4 +1,4 @@
-"""A terminal gets a bar, a pipe gets plain lines, and both get one line an epoch."""
+"""A terminal gets a bar, a pipe gets plain lines, and both get a line per epoch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_pipe_gets_plain_lines(toy: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert not {"\x1b", "\r"} & set(printed)
 
 
-def test_a_terminal_gets_a_bar_with_the_speed_beside_the_same_lines(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_bar_with_the_speed_and_the_same_lines(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rich", reason="the bar needs rich")
     printed = _printed(toy, _Terminal(), monkeypatch)
     assert "\x1b[" in printed
@@ -54,7 +54,7 @@ def test_a_terminal_without_rich_gets_the_plain_lines(toy: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5])
-def test_the_bar_is_full_when_training_ends_also_beside_a_second_corpus(
+def test_the_bar_is_full_when_training_ends_also_with_an_auxiliary_corpus(
     toy: Any, monkeypatch: pytest.MonkeyPatch, epochs: int
 ) -> None:
     pytest.importorskip("rich", reason="the bar needs rich")
@@ -70,7 +70,7 @@ def test_the_bar_is_full_when_training_ends_also_beside_a_second_corpus(
     assert bar.completed == bar.total == sum(epoch.tokens for epoch in run.history)
 
 
-def test_the_time_left_is_told_by_the_tokens_to_come(
+def test_the_time_left_is_estimated_from_the_tokens_to_come(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(3, 100, auxiliary_tokens=200)  # 300, 200 and 100 tokens
@@ -81,7 +81,7 @@ def test_the_time_left_is_told_by_the_tokens_to_come(
     assert capsys.readouterr().out.endswith(" 30 s left\n")
 
 
-def test_resumed_the_time_left_is_told_by_what_was_done_since(
+def test_after_resuming_the_time_left_is_estimated_from_the_tokens_since(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     progress = Progress(3, 100, auxiliary_tokens=200)

@@ -1,4 +1,4 @@
-"""Training that was killed goes on bit for bit, from a file that is whole or not there."""
+"""Training that was killed resumes bit for bit, from a file that is whole or missing."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_interrupted_at_any_step_and_resumed_equals_uninterrupted(
     assert not _same(_train(toy, learn=learn, seed=1), whole)
 
 
-def test_a_training_that_reads_characters_goes_on_bit_for_bit_and_with_no_other_number_of_filters(
+def test_a_training_that_reads_characters_resumes_bit_for_bit_and_only_with_as_many_filters(
     toy: Any, tmp_path: Path
 ) -> None:
     reading, others = (dataclasses.replace(toy.config, char_filters=count) for count in (6, 7))
@@ -73,7 +73,7 @@ def test_a_training_that_reads_characters_goes_on_bit_for_bit_and_with_no_other_
         _train(toy, checkpoint=tmp_path / "c", resume=True, config=others)
 
 
-def test_interrupted_twice_is_no_worse(toy: Any, tmp_path: Path) -> None:
+def test_interrupted_twice_and_resumed_equals_uninterrupted(toy: Any, tmp_path: Path) -> None:
     _interrupted(toy, tmp_path / "c", 5)
     _interrupted(toy, tmp_path / "c", 17, resume=True)
     assert _same(_train(toy, checkpoint=tmp_path / "c", resume=True), _train(toy))
@@ -96,7 +96,7 @@ run.tagger.save(sys.argv[2])
 """
 
 
-def test_a_process_killed_again_and_again_ends_with_the_files_of_one_left_alone(tmp_path: Path) -> None:
+def test_a_process_killed_again_and_again_ends_with_the_files_of_an_undisturbed_one(tmp_path: Path) -> None:
     def start(name: str) -> subprocess.Popen[bytes]:
         return subprocess.Popen([sys.executable, "-c", _SCRIPT, tmp_path / f"{name}.checkpoint", tmp_path / name])
 
@@ -130,7 +130,7 @@ checkpoint.save_file = killed
 """
 
 
-def test_killed_while_it_writes_a_checkpoint_it_leaves_nothing_that_training_refuses(tmp_path: Path) -> None:
+def test_a_process_killed_while_writing_a_checkpoint_leaves_nothing_that_training_refuses(tmp_path: Path) -> None:
     def run(begin: str, out: Path) -> int:
         return subprocess.run([sys.executable, "-c", begin + _SCRIPT, out / CHECKPOINT, out], timeout=120).returncode
 
@@ -164,20 +164,20 @@ def test_two_trainings_that_write_one_checkpoint_at_once_both_write_it_whole(
 
 
 def _steps(path: Path) -> int:
-    data = path.read_bytes()  # in one go: the process may put another file in its place
+    data = path.read_bytes()  # in a single read: the process may replace the file
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     found: int = json.loads(header["__metadata__"]["frostline training"])["progress"]["steps"]
     return found
 
 
-def test_a_checkpoint_is_written_every_so_many_seconds_and_nothing_is_left_beside_it(toy: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_every_few_seconds_and_leaves_no_other_file(toy: Any, tmp_path: Path) -> None:
     _train(toy, checkpoint=tmp_path / "rare", checkpoint_every=1e6)
     assert not list(tmp_path.iterdir())
     _train(toy, checkpoint=tmp_path / "new" / "folder" / "often", checkpoint_every=0)
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["often"]
 
 
-def test_a_failed_writing_leaves_the_checkpoint_before_it(
+def test_a_failed_write_leaves_the_previous_checkpoint(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _interrupted(toy, tmp_path / "c", 5)

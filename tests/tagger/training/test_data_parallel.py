@@ -1,4 +1,4 @@
-"""Several processes train the tagger that one would have trained."""
+"""Several processes train the tagger that a single process would have trained."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_process_ends_with_the_same_bits_and_dropout_draws_differ(launch: 
     assert first["losses"].tolist() != [epoch.loss for epoch in _alone(dropout=0.3).history]
 
 
-def test_what_dropout_draws_differs_between_processes_and_steps_and_follows_from_them() -> None:
+def test_dropout_is_seeded_by_seed_process_and_step() -> None:
     def drawn(seed: int, step: int, rank: int) -> float:
         group = DataParallelGroup(distributed=False)
         group.rank, group.size = rank, 2
@@ -72,7 +72,7 @@ def test_what_dropout_draws_differs_between_processes_and_steps_and_follows_from
         assert len(set(each)) == 12
         assert drawn(0, 1, 1) == each[3]
         before = torch.get_rng_state()
-        DataParallelGroup(distributed=False).seed_dropout(0, 0)  # one process alone draws as it always did
+        DataParallelGroup(distributed=False).seed_dropout(0, 0)  # a single process is not reseeded
         assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -85,12 +85,12 @@ def test_a_group_interrupted_twice_and_resumed_ends_with_the_bits_of_one_that_wa
     for steps in (7, 40):  # of 80, 20 an epoch
         launch(SCRIPT, tmp_path, 0.3, tmp_path / "c", steps, processes=2)
         assert not list(tmp_path.glob("*.pt"))
-    kept = (tmp_path / "c").read_bytes()
+    checkpoint = (tmp_path / "c").read_bytes()
     for resumed in _found(launch, tmp_path, 2, 0.3, tmp_path / "c", 0):
         assert all(torch.equal(resumed["state"][name], value) for name, value in whole[0]["state"].items())
         assert resumed["losses"].tolist() == whole[0]["losses"].tolist()
     assert whole[0]["losses"][-1] < whole[0]["losses"][0]
-    (tmp_path / "c").write_bytes(kept)
+    (tmp_path / "c").write_bytes(checkpoint)
     with pytest.raises(fl.RunFolderError, match="a training with processes 2, and here it is 1"):
         _script().train(0.3, distributed=False, checkpoint=tmp_path / "c", resume=True)
 
@@ -112,7 +112,7 @@ def test_the_command_under_torchrun_prints_once_and_saves_one_tagger(launch: Lau
         launch(*command, "--device", "cuda", processes=2)
 
 
-def test_processes_that_read_different_checkpoints_do_not_go_on(
+def test_processes_that_read_different_checkpoints_are_refused(
     toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def other_is_further(extremes: torch.Tensor, _: object) -> None:

@@ -11,7 +11,7 @@ from frostline import tagger, vectors
 from frostline.tagger.training.initial_table import InitialTable, compare
 
 
-def test_the_table_keeps_the_vectors_bits_and_draws_the_rest_as_widely_spread() -> None:
+def test_the_table_keeps_the_bits_of_the_vectors_and_draws_the_rest_with_their_spread() -> None:
     draw = np.random.default_rng(0)
     matrix = (draw.normal(size=(3000, 4)) * [1, 2, 3, 4] + [0, 0, 5, 5]).astype(np.float32)
     table = InitialTable.draw(matrix, 2000, np.random.default_rng(1)).to_tensor().numpy()
@@ -23,7 +23,7 @@ def test_the_table_keeps_the_vectors_bits_and_draws_the_rest_as_widely_spread() 
     assert np.array_equal(table, InitialTable.draw(matrix, 2000, np.random.default_rng(1)).to_tensor().numpy())
 
 
-def test_what_is_drawn_is_what_mean_and_spread_of_the_whole_matrix_give() -> None:
+def test_random_rows_have_the_mean_and_deviation_of_the_whole_matrix() -> None:
     matrix = np.random.default_rng(0).normal(3, 2, size=(5000, 50)).astype(np.float32)
     drawn = np.random.default_rng(7).normal(matrix.mean(axis=0), matrix.std(axis=0), size=(12, 50)).astype(np.float32)
     drawn[0] = 0

@@ -1,4 +1,4 @@
-"""Training holds the table once: the vectors stay in their file, and what they were is not copied."""
+"""Training holds the table once: the vectors stay in their file, and the initial table is not a copy."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ print(train(100_000, 200), megabytes("VmHWM"))
 TABLE = 100_000 * 200 * 4 / 2**20  # in MB
 
 
-def test_the_peak_of_a_training_is_one_table_and_its_words_above_what_was_there_before(tmp_path: Path) -> None:
+def test_the_peak_memory_of_a_training_grows_by_one_table_and_its_words(tmp_path: Path) -> None:
     if not Path("/proc/self/status").exists():
         pytest.skip("needs Linux's /proc")
     command = [sys.executable, "-c", SCRIPT, str(tmp_path)]

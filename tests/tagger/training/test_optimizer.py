@@ -1,4 +1,4 @@
-"""Steps are those of torch's AdamW, and the average is the one written out by hand."""
+"""Steps are those of torch's AdamW, and the average is that computed by hand."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_each_step_has_its_weight_and_early_steps_are_soon_forgotten() -> None:
         torch.testing.assert_close(ema.values[0], expected)
 
 
-def test_the_own_values_are_back_bit_for_bit_even_after_an_error() -> None:
+def test_parameters_get_their_own_values_back_bit_for_bit_even_after_an_error() -> None:
     weight = nn.Parameter(torch.tensor([1.1, -0.0]))
     ema = EMA([weight], decay=0.9)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Training moves what it said it would, keeps every other bit, and learns."""
+"""Training moves what the plan says, keeps every other bit, and learns."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_global_random_generator_is_left_as_it_was(toy: Any) -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_tagger_handed_back_is_that_of_the_best_epoch(toy: Any) -> None:
+def test_the_returned_tagger_is_that_of_the_best_epoch(toy: Any) -> None:
     config = dataclasses.replace(toy.config, learning_rate=0.3, max_grad_norm=100.0)  # so that later epochs get worse
     run = _train(toy, epochs=5, config=config)
     assert run.best.dev_f1 == max(epoch.dev_f1 for epoch in run.history)
@@ -166,38 +166,38 @@ def test_without_an_average_the_weights_kept_are_those_of_the_last_step(toy: Any
     assert not torch.equal(last, mean)
 
 
-def test_a_second_corpus_teaches_the_network_its_words_and_leaves_no_tag_of_its_own(toy: Any) -> None:
+def test_an_auxiliary_corpus_teaches_the_network_its_words_and_leaves_none_of_its_tags(toy: Any) -> None:
     few = toy.train[:3]
     other = [
         (tokens, [tag.replace("person", "who").replace("place", "where") for tag in tags]) for tokens, tags in toy.train
     ]
-    alone, beside = _train(toy, train=few, epochs=4), _train(toy, train=few, auxiliary=[other], epochs=4)
-    assert alone.best.dev_f1 < beside.best.dev_f1
-    assert beside.tagger.tags == alone.tagger.tags
-    assert beside.tagger.model.state_dict().keys() == alone.tagger.model.state_dict().keys()
-    assert beside.coverage.words > alone.coverage.words
-    assert beside.history[0].tokens == sum(len(tokens) for tokens, _ in [*few, *other])
-    assert beside.audit.frozen_moved == 0
-    assert beside.audit.learned_rows_moved == beside.audit.learned_rows == 11
+    alone, both = _train(toy, train=few, epochs=4), _train(toy, train=few, auxiliary=[other], epochs=4)
+    assert alone.best.dev_f1 < both.best.dev_f1
+    assert both.tagger.tags == alone.tagger.tags
+    assert both.tagger.model.state_dict().keys() == alone.tagger.model.state_dict().keys()
+    assert both.coverage.words > alone.coverage.words
+    assert both.history[0].tokens == sum(len(tokens) for tokens, _ in [*few, *other])
+    assert both.audit.frozen_moved == 0
+    assert both.audit.learned_rows_moved == both.audit.learned_rows == 11
 
 
-def test_the_second_corpus_has_a_last_layer_of_its_own(toy: Any) -> None:
-    """Its tags contradict those of the first; judged by one layer, the first would be lost."""
+def test_an_auxiliary_corpus_has_a_head_of_its_own(toy: Any) -> None:
+    """Its tags contradict those of the main corpus, which a shared head would not learn."""
     swap = {"B-person": "B-place", "I-person": "I-place", "B-place": "B-person"}
     contrary = 2 * [(tokens, [swap.get(tag, tag) for tag in tags]) for tokens, tags in toy.train]
     assert _train(toy, auxiliary=[contrary], epochs=4).best.dev_f1 > 0.9
     assert _train(toy, train=[*toy.train, *contrary], epochs=4).best.dev_f1 < 0.8
 
 
-def test_the_first_epoch_reads_all_of_a_second_corpus_each_next_one_less_and_the_last_nothing(toy: Any) -> None:
+def test_the_first_epoch_reads_all_of_an_auxiliary_corpus_each_next_one_less_and_the_last_none(toy: Any) -> None:
     train, other = ([(["Person20", "sees", "place20"], ["B-person", "O", tag])] * 40 for tag in ("B-place", "O"))
-    alone, beside = _train(toy, train=train, epochs=5), _train(toy, train=train, auxiliary=[other], epochs=5)
+    alone, both = _train(toy, train=train, epochs=5), _train(toy, train=train, auxiliary=[other], epochs=5)
     assert [epoch.tokens for epoch in alone.history] == [120] * 5
-    assert [epoch.tokens for epoch in beside.history] == [240, 216, 168, 144, 120]  # 5, 4, 2, 1, 0 batches of 8
+    assert [epoch.tokens for epoch in both.history] == [240, 216, 168, 144, 120]  # 5, 4, 2, 1, 0 batches of 8
     assert [epoch.tokens for epoch in _train(toy, train=train, auxiliary=[other], epochs=1).history] == [240]
 
 
-def test_the_learning_rate_falls_evenly_to_a_tenth_also_beside_a_second_corpus(
+def test_the_learning_rate_falls_linearly_to_a_tenth_also_with_an_auxiliary_corpus(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
@@ -229,7 +229,7 @@ def test_training_and_prediction_use_one_thread_and_leave_the_setting_as_it_was(
 
 
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
-def test_called_where_gradients_are_off_it_learns_the_same(toy: Any, without: Any) -> None:
+def test_training_called_under_no_grad_learns_the_same(toy: Any, without: Any) -> None:
     outside = _train(toy, epochs=1)
     with without():
         inside = _train(toy, epochs=1)

@@ -31,7 +31,7 @@ class Death(tagger.Callback):
 
 
 def train(dropout: float, distributed: bool, **given: Any) -> tagger.TrainingRun:
-    """37 sentences in batches of 4, so that one has a single sentence, and as many of another tag set."""
+    """37 sentences in batches of 4, so that one has a single sentence, and as many with a second tag set."""
     words = [f"w{i}" for i in range(40)]
     vectors = Vectors(words, np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32))
     tokens = [[f"w{(7 * i + j * j) % 50}" for j in range(1 + i % 6)] for i in range(37)]

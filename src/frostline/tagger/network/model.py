@@ -206,7 +206,7 @@ def loss_weights(tags: Tensor, by_sentence: bool) -> Tensor:
     """Return the weight of each sentence's loss in the mean of a batch, shape (B,), 0 for an empty sentence.
 
     Args:
-        tags: The right tags, int64, shape (B, T), NO_TAG where there is no token.
+        tags: The right tags, int64, shape (B, T), NO_TAG after the end.
         by_sentence: Mean over sentences of each one's mean over its tokens, or mean over all tokens.
 
     Example:

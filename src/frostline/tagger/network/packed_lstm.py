@@ -25,7 +25,7 @@ _LSTM = 2  # torch's number for this kind of layer
 
 
 class _Packed(NamedTuple):
-    """Packed weights, the plain ones they were made of, and the memory of those: held, so that nothing else gets it."""
+    """Packed weights, the plain weights they were made of, and the memory of those, held so that it is not reused."""
 
     weights: list[Tensor]
     plain: list[Tensor]

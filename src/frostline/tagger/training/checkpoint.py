@@ -34,7 +34,7 @@ class Checkpoint:
         arguments: What training was given, as JSON takes it: a checkpoint of other arguments is refused.
         every: Seconds between two writings.
 
-    Cost: a writing is one copy of what learns, four times over.
+    Cost: each write copies what learns four times: value, average and two moments; and once more for the best epoch.
     """
 
     def __init__(self, path: str | os.PathLike[str], arguments: Mapping[str, Any], every: float) -> None:

@@ -1,4 +1,4 @@
-"""The training loop: a step for each batch; after each epoch the averaged weights are judged on dev, the best kept."""
+"""The training loop: a step for each batch; after each epoch the averaged weights are scored on dev, the best kept."""
 
 from __future__ import annotations
 

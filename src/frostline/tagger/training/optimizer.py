@@ -1,6 +1,6 @@
 """The optimizer of the tagger: AdamW under a falling learning rate, and a moving average of the parameters.
 
-The average is what is judged and kept: it is steadier than the values of any one step.
+The average is evaluated and saved: it varies less than the values of single steps.
 """
 
 from __future__ import annotations
