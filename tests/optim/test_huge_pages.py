@@ -7,6 +7,7 @@ import torch
 
 from frostline.optim import huge_pages
 
+CPU = torch.device("cpu")
 LARGE = (2**19, 40)  # 80 MB of float32
 
 
@@ -28,10 +29,10 @@ needs_huge_pages = pytest.mark.skipif(not huge_pages._enabled(), reason="no huge
 
 @needs_huge_pages
 def test_large_state_is_made_in_huge_pages_and_small_state_is_not():
-    large = huge_pages.full_like(torch.empty(LARGE), 0.5, torch.float32)
+    large = huge_pages.full(LARGE, 0.5, torch.float32, CPU)
     assert huge_kilobytes(large) > large.nbytes // 1024 * 0.9
     assert (large == 0.5).all()
-    small = huge_pages.full_like(torch.empty(2, 3), 7, torch.float64)
+    small = huge_pages.full((2, 3), 7, torch.float64, CPU)
     assert small.dtype == torch.float64
     assert small.tolist() == [[7.0] * 3] * 2
 
@@ -62,4 +63,4 @@ def test_other_devices_and_strided_tables_are_left_alone():
     assert not huge_pages._worth_it(torch.empty(LARGE, device="meta"))
     assert not huge_pages._worth_it(torch.empty(LARGE)[:, ::2])
     huge_pages.collapse(torch.empty(LARGE, device="meta"))
-    assert huge_pages.full_like(torch.empty(LARGE, device="meta"), 0, torch.float32).shape == LARGE
+    assert huge_pages.full(LARGE, 0, torch.float32, torch.device("meta")).shape == LARGE

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from frostline.optim import huge_pages
 from frostline.optim.kernel import RowGradient, adagrad_
 from frostline.optim.row_optimizer import COMPUTE_DTYPE, RowOptimizer, check_non_negative
 
@@ -82,11 +81,13 @@ class RowAdagrad(RowOptimizer):
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         return ["sum"] if group["lr_decay"] == 0 else ["sum", "step"]
 
-    def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
+    def _state_spec(self, name: str, table: Tensor, group: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
         if name == "step":
-            return torch.zeros(len(table), dtype=torch.int32, device=table.device)
-        like = table.flatten(1)[:, 0] if group["rowwise"] and table.dim() > 1 else table
-        return huge_pages.full_like(like, group["initial_accumulator_value"], COMPUTE_DTYPE[table.dtype])
+            return (len(table),), torch.int32
+        return table.shape[:1] if group["rowwise"] else table.shape, COMPUTE_DTYPE[table.dtype]
+
+    def _initial_value(self, name: str, group: dict[str, Any]) -> float:
+        return float(group["initial_accumulator_value"]) if name == "sum" else 0
 
     def _update(
         self,

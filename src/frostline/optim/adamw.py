@@ -85,11 +85,10 @@ class RowAdamW(RowOptimizer):
         names = ["exp_avg", "exp_avg_sq", "step"]
         return [*names, "max_exp_avg_sq"] if group["amsgrad"] else names
 
-    def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
+    def _state_spec(self, name: str, table: Tensor, group: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
         if name == "step":
-            shape = (len(table),) if group["step_per_row"] else ()
-            return torch.zeros(shape, dtype=torch.int32, device=table.device)
-        return super()._new_state(name, table, group)
+            return ((len(table),) if group["step_per_row"] else ()), torch.int32
+        return super()._state_spec(name, table, group)
 
     def _update(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,12 +23,12 @@ _PAGE = 4096
 _MIN_BYTES = 64 * 2**20  # smaller tables stay in ordinary pages
 
 
-def full_like(table: Tensor, value: float, dtype: torch.dtype) -> Tensor:
-    """Return a tensor like `table` filled with `value`, in huge pages if it is large.
+def full(shape: Sequence[int], value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor filled with `value`, in huge pages if it is large.
 
-    Cost: that of `torch.full_like`.
+    Cost: that of `torch.full`.
     """
-    tensor = torch.empty_like(table, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
     if _worth_it(tensor):
         _advise(tensor, _MADV_HUGEPAGE)  # before the first write, which allocates the pages
     return tensor.fill_(value)

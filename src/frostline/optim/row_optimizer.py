@@ -4,8 +4,11 @@ Letters used for shapes in this file:
     V  rows of a parameter, its dimension 0 (a parameter without dimensions is one row)
     *  the shape of one row
 
-A step has three parts: read and check every gradient, make the missing state, update. Only the last changes a value, so
-a step that fails in the first two, or in the closure, leaves everything as it was.
+A step has three parts: check every gradient and state tensor against its parameter, make the missing state, update. Only
+the last changes a value, so a step that fails in the first two, or in the closure, leaves everything as it was.
+
+The kernel writes by address. A parameter whose shape has changed since its state was made (`weight.data = larger`, as
+when a vocabulary grows) would send it past the end of that state, so nothing reaches it unchecked.
 
 float16 and bfloat16 parameters are updated in float32 and rounded once; their state is float32.
 """
@@ -19,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frostline.errors import StaleOptimizerError
 from frostline.optim import huge_pages
 from frostline.optim.kernel import RowGradient, group_by_row
 from frostline.optim.sparse_grad import used_rows
@@ -42,9 +46,13 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         """Return the names of the state that the options of `group` need."""
 
-    def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
-        """Return the initial value of a state tensor, for a table (V, *)."""
-        return huge_pages.full_like(table, 0, COMPUTE_DTYPE[table.dtype])
+    def _state_spec(self, name: str, table: Tensor, group: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
+        """Return the shape and dtype of a state tensor, for a table (V, *)."""
+        return table.shape, COMPUTE_DTYPE[table.dtype]
+
+    def _initial_value(self, name: str, group: dict[str, Any]) -> float:
+        """Return what every element of a state tensor is before the first step."""
+        return 0
 
     @abstractmethod
     def _update(
@@ -92,7 +100,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             The loss that `closure` returned, or None.
 
         Raises:
-            ValueError: A sparse gradient is not over rows; no parameter and no state has changed.
+            ValueError: A sparse gradient is not over rows, or a parameter has another dtype than the four now.
+            RuntimeError: A gradient has another shape than its parameter.
+            StaleOptimizerError: State was made for another shape, dtype or device than its parameter has now. Whatever
+                is raised, no parameter and no state has changed.
 
         Cost: that of the rows in use. A dense gradient uses all of them.
         """
@@ -104,13 +115,35 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
+                    self._check_sizes(parameter, parameter.grad, group)
                     updates.append((parameter, *_rows_and_grad(_table(parameter.grad), parameter.dtype), group))
         for parameter, _, _, group in updates:
-            missing = [name for name in self._state_names(group) if name not in self.state[parameter]]
-            self.state[parameter].update({name: self._new_state(name, _table(parameter), group) for name in missing})
+            for name in self._state_names(group):
+                if name not in self.state[parameter]:
+                    shape, dtype = self._state_spec(name, _table(parameter), group)
+                    value = self._initial_value(name, group)
+                    self.state[parameter][name] = huge_pages.full(shape, value, dtype, parameter.device)
         for parameter, rows, grad, group in updates:
             self._update(_table(parameter), rows, grad, self.state[parameter], group)
         return loss
+
+    def _check_sizes(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Raise unless the gradient and the state fit the parameter as it is now."""
+        _check_parameter(parameter)
+        if grad.shape != parameter.shape:
+            raise RuntimeError(
+                f"grad: shape {tuple(grad.shape)}, but its parameter has shape {tuple(parameter.shape)} now. "
+                "Call zero_grad() before the shape of a parameter changes."
+            )
+        for name in self._state_names(group):
+            found = self.state[parameter].get(name) if parameter in self.state else None
+            shape, dtype = self._state_spec(name, _table(parameter), group)
+            if found is not None and (found.shape, found.dtype, found.device) != (shape, dtype, parameter.device):
+                raise StaleOptimizerError(
+                    f"optimizer: {type(self).__name__}: its state {name!r} is {found.dtype} of shape "
+                    f"{tuple(found.shape)} on {found.device}, but a parameter of shape {tuple(parameter.shape)} on "
+                    f"{parameter.device} needs {dtype} of shape {tuple(shape)}. Make a new optimizer."
+                )
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -129,17 +162,16 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                 raise ValueError(f"state_dict: has no {missing[0]}, so it is not from a {type(self).__name__}.")
             for parameter, key in zip(ours["params"], saved["params"], strict=False):
                 state = state_dict["state"].get(key, {})
-                meta = _table(parameter).to("meta")
                 for name in self._state_names(saved) if state else []:
-                    expected = self._new_state(name, meta, saved)
+                    expected, dtype = self._state_spec(name, _table(parameter), saved)
                     found = state.get(name)
-                    if found is None or found.shape != expected.shape:
+                    if found is None or found.shape != expected:
                         shape = "nothing" if found is None else f"shape {tuple(found.shape)}"
                         raise ValueError(
                             f"state_dict: {name} of parameter {key} has {shape}, but the parameter of shape "
-                            f"{tuple(parameter.shape)} needs {tuple(expected.shape)}. Load it into the same model."
+                            f"{tuple(parameter.shape)} needs {tuple(expected)}. Load it into the same model."
                         )
-                    loaded.append((parameter, name, found.to(parameter.device, expected.dtype, copy=True)))
+                    loaded.append((parameter, name, found.to(parameter.device, dtype, copy=True)))
         super().load_state_dict(state_dict)
         for parameter, name, value in loaded:  # torch's loading has cast them to the dtype of the parameter
             self.state[parameter][name] = value

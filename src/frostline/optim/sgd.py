@@ -83,10 +83,8 @@ class RowSGD(RowOptimizer):
             return []
         return ["momentum_buffer"] if group["dampening"] == 0 else ["momentum_buffer", "used"]
 
-    def _new_state(self, name: str, table: Tensor, group: dict[str, Any]) -> Tensor:
-        if name == "used":
-            return torch.zeros(len(table), dtype=torch.bool, device=table.device)
-        return super()._new_state(name, table, group)
+    def _state_spec(self, name: str, table: Tensor, group: dict[str, Any]) -> tuple[tuple[int, ...], torch.dtype]:
+        return ((len(table),), torch.bool) if name == "used" else super()._state_spec(name, table, group)
 
     def _update(
         self,
