@@ -85,7 +85,7 @@ def test_state_made_for_another_shape_or_dtype_is_an_error_and_nothing_changes(m
     use(embedding, [len(embedding.weight) - 1, 0], optimizer)
     other.grad = torch.ones(2)
     before = snapshot(optimizer)
-    with pytest.raises(fl.StaleOptimizerError, match="its state '.*Make a new optimizer") as caught:
+    with pytest.raises(fl.StaleOptimizerError, match=r"its state '.*Make a new optimizer") as caught:
         optimizer.step()
     assert isinstance(caught.value, RuntimeError)
     assert_unchanged(optimizer, before)  # of the other parameter, too, which comes first and fits

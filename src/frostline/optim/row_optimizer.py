@@ -4,8 +4,8 @@ Letters used for shapes in this file:
     V  rows of a parameter, its dimension 0 (a parameter without dimensions is one row)
     *  the shape of one row
 
-A step has three parts: check every gradient and state tensor against its parameter, make the missing state, update. Only
-the last changes a value, so a step that fails in the first two, or in the closure, leaves everything as it was.
+A step has three parts: check every gradient and state tensor against its parameter, make the missing state, update.
+Only the last changes a value, so a step that fails in the first two, or in the closure, leaves everything as it was.
 
 The kernel writes by address. A parameter whose shape has changed since its state was made (`weight.data = larger`, as
 when a vocabulary grows) would send it past the end of that state, so nothing reaches it unchecked.
