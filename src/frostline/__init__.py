@@ -55,7 +55,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
 
 __version__ = "0.1.0"
 
-_NAMES = {  # room: the names that it gives to the package
+_NAMES = {  # room: the names of it that `import frostline` offers
     "errors": (
         "DataFileError",
         "FileError",
@@ -92,7 +92,7 @@ _NAMES = {  # room: the names that it gives to the package
     "record": ("Recorder",),
     "tokens": ("add_tokens",),
 }
-_ROOMS = ("adversarial", "optim", "probe", "record", "tagger", "vectors")  # names of the package themselves
+_ROOMS = ("adversarial", "optim", "probe", "record", "tagger", "vectors")  # offered whole: `frostline.vectors`
 _HOME = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_ROOMS])

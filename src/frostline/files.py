@@ -1,4 +1,4 @@
-"""What every room asks of the disk: a folder for what can be made again, and files that are never half written."""
+"""Files on disk: the folder for caches, and atomic writes, so that no file is ever half written."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 def cache_folder(kind: str) -> Path:
-    """Return where cache files of one kind are kept: $FROSTLINE_CACHE/kind, or the system's place for such files.
+    """Return the folder for cache files of one kind: $FROSTLINE_CACHE/kind, or one in the system's cache folder.
 
     Args:
-        kind: The name of a folder in frostline's own, such as "vectors". One for each room that keeps something.
+        kind: The name of a subfolder, such as "vectors"; each room that caches something has one.
 
     Returns:
-        A path; nothing is made there.
+        The path; the folder is not created.
 
     Example:
         >>> cache_folder("vectors").name
@@ -37,7 +37,7 @@ def cache_folder(kind: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
-    """Give the block a temporary file to write, and put it in the place of `path` if the block ends without an error.
+    """Write a file atomically: the block writes a temporary file, which replaces `path` if no error was raised.
 
     A reader sees the old file or the new one, whole. After an error nothing has changed and the temporary file is gone.
 

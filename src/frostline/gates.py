@@ -72,9 +72,9 @@ def scale_gradient(x: Tensor, scale: float | Tensor) -> Tensor:
 
     Args:
         x: Any floating-point or complex tensor, shape (*).
-        scale: A finite number, or a real tensor that broadcasts to (*), on the device of `x`. Negative reverses.
-            It is a constant: it gets no gradient. The values of a tensor are not checked, and 0 times an infinite
-            gradient is NaN: use `stop_gradient` to stop.
+        scale: A finite number, or a real tensor that broadcasts to (*), on the device of `x`. A negative scale
+            reverses the gradient. The scale is a constant: it gets no gradient. The values of a tensor are not checked,
+            and 0 times an infinite gradient is NaN: use `stop_gradient` to stop.
 
     Returns:
         A new tensor equal to `x` bit for bit, shape (*), dtype of `x`. Writing into it does not change `x`.

@@ -6,12 +6,12 @@ from collections.abc import Collection, Iterable, Sequence
 
 
 def text_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), total: bool = False) -> str:
-    """Return `rows` as lines of text, their columns aligned, with a rule under the first.
+    """Return `rows` as lines of text, their columns aligned, with a rule under the first row.
 
     Args:
-        rows: The titles of the columns, then as many cells in each row.
+        rows: The titles of the columns, then the rows, each with a cell for every column.
         right: Indices of the columns that are aligned to the right, such as numbers.
-        total: Whether the last row is a sum, which gets a rule above it.
+        total: Whether the last row is a sum; it then gets a rule above it.
 
     Example:
         >>> print(text_table([("word", "moved"), ("frost", "0.00"), ("line", "1.25")], right=[1]))
@@ -36,7 +36,7 @@ def text_table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), to
 
 
 def listed(names: Iterable[str], most: int) -> str:
-    """Return `names` with commas between them; of more than `most`, the first and how many more there are.
+    """Return `names` separated by commas: the first `most` of them, then how many more there are.
 
     Example:
         >>> listed(["a", "b", "c"], most=3), listed(["a", "b", "c"], most=1)

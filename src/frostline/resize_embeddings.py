@@ -1,4 +1,4 @@
-"""Resize a model's vocabulary in place: tables with a row per token, and every module and config with its size.
+"""Resize a model's vocabulary in place: the tables with a row per token, and the size in every module and config.
 
 Letters used for shapes in this file:
     V  rows of the table          *  the rest of a row: (D,), or () for a bias

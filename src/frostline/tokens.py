@@ -5,7 +5,7 @@ Letters used for shapes in this file:
     n  listed tokens
 
 The idea: enlarge the tensors in place (resize_embeddings.py), and let `train_only` choose the new rows. No random
-number is drawn: the same call on the same model gives the same bits, so a file of learned rows can be loaded there.
+number is drawn: the same call on the same model gives the same bits, so learned rows can be loaded into it again.
 transformers is not imported; any model with `get_input_embeddings()` works.
 """
 

@@ -65,7 +65,7 @@ def test_there_are_no_graph_breaks_and_one_graph(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_steps_of_an_optimizer_and_other_batches_compile_nothing_anew(name: str) -> None:
+def test_steps_of_an_optimizer_and_other_batches_recompile_nothing(name: str) -> None:
     build, selections, batch = MODELS[name]
     torch.manual_seed(0)
     model = build()

@@ -77,7 +77,7 @@ def test_learned_parts_saved_by_their_names_are_refused_not_skipped(strict: bool
     model = make()
     before = values(model)
     learns = {name: value.detach() + 1 for name, value in model.named_parameters() if value.requires_grad}
-    says = "0.weight_learned: does not say of which rows. Load 0.weight, or use save_learned."
+    says = "0.weight_learned: does not say which rows it holds. Load 0.weight, or use save_learned."
     with pytest.raises(RuntimeError, match=re.escape(says)):
         model.load_state_dict(learns, strict=strict)
     assert torch.equal(values(model)["0.weight"], before["0.weight"])

@@ -121,7 +121,7 @@ def test_writing_one_row_keeps_the_float32_digits_of_the_others():
     assert module.weight_learned.tolist() == [[1 + 2**-12] * 4, [9.0] * 4]
 
 
-def test_it_describes_itself_as_the_whole_tensor_without_joining_it(monkeypatch):
+def test_it_describes_itself_as_the_whole_tensor_without_merging(monkeypatch):
     module = partial()
     monkeypatch.setattr(fl.PartialTensor, "merged", lambda self: pytest.fail("merged"))
     weight = module.weight
@@ -136,7 +136,7 @@ def test_it_describes_itself_as_the_whole_tensor_without_joining_it(monkeypatch)
     F.embedding_bag(torch.tensor([[1, 2]]), weight)
 
 
-def test_anything_else_is_right_through_the_joined_tensor():
+def test_any_other_operation_is_right_on_the_merged_tensor():
     module = partial()
     full = module.weight.detach().clone().requires_grad_()
     torch.manual_seed(1)

@@ -47,7 +47,7 @@ def test_nothing_keeps_a_partial_tensor_that_nobody_holds() -> None:
     assert seen() is None
 
 
-def test_a_weight_held_over_a_change_of_its_memory_is_made_anew() -> None:
+def test_a_weight_whose_memory_has_changed_is_not_cached() -> None:
     model = tied()
     held = model.embed.weight
     model.embed._parameters["weight"].data = torch.zeros(6, 3)
@@ -55,7 +55,7 @@ def test_a_weight_held_over_a_change_of_its_memory_is_made_anew() -> None:
     assert model.embed.weight[0].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_a_weight_held_over_a_new_plan_is_made_anew() -> None:
+def test_a_weight_of_an_earlier_plan_is_not_cached() -> None:
     model = tied()
     held = model.embed.weight
     fl.train_only(model, {"embed.weight": fl.rows([0])})

@@ -283,7 +283,7 @@ def test_a_parameter_kept_outside_its_name_is_refused():
             return x @ self.weights[0]
 
     with pytest.raises(
-        fl.PartialTensorError, match=r"layer.weight shares its memory with what the model keeps in weights"
+        fl.PartialTensorError, match=r"layer.weight shares its memory with attribute weights of the model"
     ):
         fl.train_only(Caching(), {"layer.weight": fl.rows([1])})
     assert fl.train_only(Caching(), {"layer.weight": fl.everything}).learned == 9

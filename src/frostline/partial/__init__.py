@@ -4,7 +4,7 @@
 in part becomes a PartialTensor, and its module's class a subclass of itself. `merge` undoes it.
 """
 
-from frostline.partial import lookups as lookups  # fills the table that PartialTensor asks
+from frostline.partial import lookups as lookups  # registers its functions with PartialTensor
 from frostline.partial.indices import LearnedIndices
 from frostline.partial.learned_file import load_learned, save_learned
 from frostline.partial.mapped import mapped_embedding, open_raw, open_safetensors
@@ -29,8 +29,8 @@ __all__ = [
     "train_only",
 ]
 
-# A pickle names a class or a function by its module. These occur in pickles of models, plans and selections, which must
-# outlive a move from one file of this folder to another; so they give the folder as their module.
+# A pickle names each class and function by its module. Those below occur in pickles of models, plans and selections.
+# They give this folder as their module, so that a pickle still loads after they have moved to another of its files.
 for _pickled in (
     *(All, Entries, LearnedIndices, Line, MappedTable, Plan, Rows, State),
     *(new_partial_module, open_raw, open_safetensors),

@@ -62,20 +62,20 @@ def check_not_sharded(model: nn.Module) -> None:
 
 
 def check_ties(model: nn.Module, model_tensor: ModelTensor) -> None:
-    """Raise if a module outside `model` is tied to the tensor: it would keep parts that nothing else has."""
+    """Raise if a module outside `model` is tied to the tensor: it would keep the two parts that this model gives up."""
     learned = model_tensor.learned
     if learned is not None and (outside := owners_of(learned) - set(model.modules())):
         raise PartialTensorError(
             f"{model_tensor.name}: a {type(outside.pop()).__name__} outside this model is tied to it. "
-            "Call it on the whole model that holds both."
+            "Pass the whole model that contains both."
         )
 
 
 def check_unseen_uses(model: nn.Module, found: list[ModelTensor], partial: list[ModelTensor]) -> None:
-    """Raise if the memory of a tensor that is to become partial is also used in another way than by its names.
+    """Raise if a tensor that is about to become partial shares its memory with anything else.
 
-    Code that reaches the memory through another Parameter, a buffer or an attribute would go on reading the frozen part
-    alone, and never see what was learned.
+    Code that reads this memory through another Parameter, a buffer or an attribute would see only the frozen part, and
+    never what was learned.
     """
     if not partial:
         return
@@ -103,7 +103,7 @@ def _tensors_outside_parameters(model: nn.Module) -> Iterator[tuple[Tensor, str]
                 continue
             for leaf in tree_leaves(value):
                 if isinstance(leaf, Tensor) and not isinstance(leaf, PartialTensor):
-                    yield leaf, f"what {path or 'the model'} keeps in {attribute}"
+                    yield leaf, f"attribute {attribute} of {path or 'the model'}"
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:

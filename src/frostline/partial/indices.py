@@ -4,7 +4,7 @@ Letters used for shapes in this file:
     V  rows of the tensor         *  the rest of its shape
     R  rows that learn            n  single entries that learn
 
-A tensor of shape (V, *) is kept as two parts that are never joined while it trains:
+A tensor of shape (V, *) is stored as two parts that are never merged while it trains:
     frozen   (V, *)             the tensor as it was
     learned  (R, *) or (n,)     the elements that learn
 Values of `frozen` at learned positions are ignored: no result depends on them. LearnedIndices says which positions of
@@ -48,7 +48,7 @@ class LearnedIndices:
         learn_padding: bool = False,
         padding: tuple[int, ...] = (),
     ) -> LearnedIndices:
-        """Return the indices with which the rows `ids` (R,) of a tensor of `rows` rows learn."""
+        """Return the indices for a tensor of `rows` rows, of which the rows `ids` (R,) learn."""
         device = _with_data(device)
         ids = ids.to(device)
         row_to_slot = torch.full((rows,), -1, dtype=torch.int32, device=device)
@@ -57,7 +57,7 @@ class LearnedIndices:
 
     @classmethod
     def from_entries(cls, mask: Tensor, device: torch.device) -> LearnedIndices:
-        """Return the indices with which the entries where `mask` is True learn."""
+        """Return the indices for a tensor of which the entries learn where `mask` is True."""
         return cls(mask.to(_with_data(device)).nonzero(as_tuple=True), None)
 
     @property
@@ -108,7 +108,7 @@ class LearnedIndices:
 
 
 def _with_data(device: torch.device) -> torch.device:
-    """Return `device`, but the CPU for meta: a tensor may be without data, its indices may not."""
+    """Return `device`, or the CPU for the meta device: indices need data even if the tensor has none."""
     return torch.device("cpu") if device.type == "meta" else device
 
 
@@ -121,7 +121,7 @@ def writable(tensor: Tensor) -> Tensor:
     """Return the data of `tensor` in memory that can be written to.
 
     Memory that torch did not allocate (numpy's, a mapped file's) may be read-only, and a write to it would crash. The
-    data of `tensor` is then copied, once, into memory of torch's own. Tied tensors are the same object and move too.
+    data of `tensor` is then copied, once, into memory of torch's own. Tied tensors are one object, so they stay tied.
     """
     if tensor.device.type == "cpu" and not tensor.is_shared() and not tensor.untyped_storage().resizable():
         tensor.data = tensor.data.clone()

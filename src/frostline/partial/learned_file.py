@@ -3,7 +3,7 @@
 The format is a safetensors file. For each tensor that learns, `name` holds the learned values; for rows and entries
 `name:places` holds their indices (int64, one column for each indexed dimension). Buffers that training changed (running
 statistics) are saved whole. The metadata holds the kind, shape and dtype of each tensor, and the SHA-256 of everything
-in it that did not learn, so that loading into another base model can be detected.
+in the tensor that did not learn, so that loading into another base model can be detected.
 """
 
 from __future__ import annotations

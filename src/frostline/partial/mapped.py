@@ -52,7 +52,7 @@ def mapped_embedding(
         FileError: The file is not a safetensors file, has no such tensor, or its size does not match `shape`.
         ShapeError: The tensor does not have two dimensions.
 
-    Cost: opening costs the same whatever V; a step reads the pages of its rows; memory for the learned rows, and an
+    Cost: the time to open does not depend on V; a step reads the pages of its rows; memory for the learned rows, and an
         int32 map of V entries once rows learn. The file must not change while it is mapped.
 
     Example:

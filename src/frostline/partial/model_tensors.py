@@ -1,7 +1,7 @@
 """Every tensor of a model once, with all its names and the modules that own it.
 
-Tied tensors are one tensor, a learned part belongs to the tensor that it is a part of, and a table in a mapped file is
-included although it is not a Parameter.
+Tied tensors are one tensor; the two parts of a partial tensor are one tensor; and a table in a mapped file is included,
+although it is not a Parameter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class ModelTensor:
         names: All its names in the model, the first one first.
         owners: The modules that have it, each with its name there.
         learned: Its learned part, if it is partial now.
-        indices: Where that belongs.
+        indices: Which of its elements learn, if it is partial now.
     """
 
     tensor: Tensor

@@ -7,9 +7,9 @@ nothing unusual:
     _parameters["weight_learned"]   the part that learns
 The property makes the PartialTensor from them at each use, so it never refers to memory that a module no longer uses.
 
-Libraries detect a tie by `head.weight is embed.weight`, and make one by `head.weight = embed.weight`. So that both go
-on working, a PartialTensor is cached while anything refers to it; and the learned part of a frozen part that FSDP2 was
-given alone is remembered.
+Libraries detect a tie by `head.weight is embed.weight`, and make one by `head.weight = embed.weight`. For both to
+work, a PartialTensor is cached while anything refers to it. FSDP2 is given the frozen part alone, so the learned part
+that belongs to it is remembered.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class PartialModule(nn.Module):
         return cls._plain_class(*args, **kwargs)
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Accept both parts of a partial tensor, which ties weights; raise if the learned part would be lost."""
+        """Accept a partial tensor, which ties weights; raise for a Parameter that would replace the learned part."""
         state = self._frostline
         if name not in state.partial or state.assigning:
             super().register_parameter(name, param)
@@ -154,16 +154,17 @@ class PartialModule(nn.Module):
             elif problem:
                 errors.append(f"{prefix}{name}: {problem}")
                 from_mapped[name] = None
-        # The checkpoint holds full tensors, and torch loads them into the frozen parts. Before, the learned values are
-        # written there; after, those that differ were loaded, and go to the learned part too. So the user's own hooks
-        # run, and a key that is missing or has another shape is reported once, under the tensor's own name, and leaves
-        # the learned part as it is. (`torch.distributed.checkpoint` reads into the memory of `state_dict()`: then the
-        # loaded values are in the frozen part already, and must not be overwritten.)
+        # The checkpoint holds full tensors, and torch's own loading copies them into the frozen parts. First, the
+        # learned values are written there; afterwards, the values that differ have been loaded, and are copied to the
+        # learned parts. So the user's hooks run, and a key that is missing or has another shape is reported once, under
+        # the tensor's own name, and leaves the learned part as it is. (`torch.distributed.checkpoint` reads into the
+        # memory of `state_dict()`: the loaded values are in the frozen part already, and must not be overwritten.)
         for name, indices in state.partial.items():
             frozen, learned = parts(self, name)
             key = prefix + learned_name(name)
             if given.get(key, learned) is not learned:  # torch's set_model_state_dict passes the learned part itself
-                errors.append(f"{key}: does not say of which {indices.kind}. Load {prefix}{name}, or use save_learned.")
+                fix = f"Load {prefix}{name}, or use save_learned."
+                errors.append(f"{key}: does not say which {indices.kind} it holds. {fix}")
             given[key] = learned.detach()
             values = sharded.full_tensor(learned)  # by every process, even one that does not need it
             if not (name in from_mapped or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
@@ -256,7 +257,7 @@ def _make_partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[
     }
     if issubclass(plain, nn.RNNBase):
         namespace |= {"_flat_weights": property(_flat_weights, _ignore), "flatten_parameters": _ignore}
-        if plain.__setattr__ is nn.RNNBase.__setattr__:  # it keeps that list, and FSDP2 would assign through it
+        if plain.__setattr__ is nn.RNNBase.__setattr__:  # it would write to `_flat_weights`
             namespace["__setattr__"] = nn.Module.__setattr__
     return type(plain.__name__, (PartialModule, plain), namespace)
 

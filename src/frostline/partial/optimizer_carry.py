@@ -1,8 +1,8 @@
 """Carry an optimizer over to a new plan: its parameter groups and its state follow what learns.
 
-The optimizer holds Parameters of an earlier plan, or of none. The guard remembers which tensors they were parts of, and
-where. What learns of a tensor now takes the place of what learned of it then, and gets its state. Everything is worked
-out, and checked, before anything changes.
+The optimizer holds Parameters from before this plan. optimizer_guard.py remembers of which tensors they were parts, and
+at which indices. The Parameter that learns of a tensor now replaces the one that learned before, and gets its state.
+Everything is computed and checked before anything changes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from frostline.printing import listed
 
 @dataclass(frozen=True)
 class Change:
-    """What becomes of one optimizer.
+    """How one optimizer will change.
 
     Attributes:
         optimizer: The optimizer.
-        held: The Parameters of the model that it holds, of whichever plan.
-        groups: What it will hold of the model -> the index of its parameter group.
-        states: The state that these get, if they get any.
+        held: The Parameters of the model that it holds now, from this plan or earlier ones.
+        groups: Each Parameter of the model that it will hold -> the index of its parameter group.
+        states: Those of these Parameters that get state -> their state.
         unchanged: Those of `held` whose entries are the same as now -> the Parameters that replace them.
     """
 
@@ -43,7 +43,7 @@ class Change:
 
 
 def carry(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None, without_optimizer: Set[str]) -> None:
-    """Make `optimizers` drive what learns in `model` now; see `Plan.carry`."""
+    """Update `optimizers` to what learns in `model` now; see `Plan.carry`."""
     _check_arguments(model, optimizers, group)
     tensors = find_tensors(model)
     held = [[_held(tensor, optimizer) for tensor in tensors] for optimizer in optimizers]
@@ -52,7 +52,7 @@ def carry(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None, 
             raise StaleOptimizerError(
                 f"optimizer: {_name(optimizer)} holds no parameter of this model. Pass the one that trained it."
             )
-    # Everything is worked out before anything changes.
+    # Nothing changes until every change is computed and checked.
     changes = [_change(optimizer, tensors, parts) for optimizer, parts in zip(optimizers, held, strict=True)]
     not_held = [tensor for tensor, *parts in zip(tensors, *held, strict=True) if not any(parts)]
     _add_to_group(changes, not_held, group, without_optimizer)
@@ -119,7 +119,7 @@ def _add_to_group(
     if group is None and parts.keys() - without_optimizer:
         raise StaleOptimizerError(
             f"optimizer: {' and '.join(_name(change.optimizer) for change in changes)} held no part of {names}, which "
-            "learned before. Pass the optimizer that did as well: plan.carry(first, second); or group=0, if none did."
+            "learned before. Pass the optimizer that did as well: plan.carry(first, second); or group=0 if none did."
         )
     if group is None and parts and (len(changes) > 1 or count > 1):
         raise StaleOptimizerError(
@@ -130,7 +130,7 @@ def _add_to_group(
 
 
 def _new_groups(model: nn.Module, change: Change) -> list[tuple[list[str], list[Tensor]]]:
-    """Return names and Parameters of each group: those of the model, in its order, where its first one was before."""
+    """Return names and Parameters of each group; the model's are in its order, starting where its first one was."""
     order = [(name, parameter) for name, parameter in model.named_parameters() if parameter in change.groups]
     groups = []
     for index, options in enumerate(change.optimizer.param_groups):
@@ -157,7 +157,7 @@ def _check_lbfgs(change: Change, groups: Sequence[tuple[list[str], list[Tensor]]
 
 
 def _held(tensor: ModelTensor, optimizer: Optimizer) -> list[tuple[int, Part]]:
-    """Return the parts of one tensor that the optimizer holds, of whichever plan, each with the index of its group."""
+    """Return the parts of one tensor, of this plan or earlier ones, that the optimizer holds, each after its group."""
     parts = []
     for index, group in enumerate(optimizer.param_groups):
         parameter: Tensor

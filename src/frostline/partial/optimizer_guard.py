@@ -20,9 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import StaleOptimizerError
 
-_FIX = (
-    "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...); or take it over with plan.carry(optimizer)."
-)
+_FIX = "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...); or update it with plan.carry(optimizer)."
 
 # What plans did to tensors. Weak references, so that nothing here keeps a model or its memory alive.
 _learned_of: Any = WeakTensorKeyDictionary()  # frozen part -> weak reference to its learned part

@@ -1,4 +1,4 @@
-"""Transfer the optimizer state of what learned of a tensor to what learns of it now, entry by entry.
+"""Transfer optimizer state from the part of a tensor that learned before to the part that learns now, by entry.
 
 Letters used for shapes in this file:
     V  rows of a tensor             *  the rest of its shape
@@ -133,7 +133,8 @@ class _Transfer:
             return value
         elif isinstance(initial, Tensor) and (moved := self._tensor(value, initial)) is not None:
             return moved
-        raise StaleOptimizerError(f"{what} does not belong to single rows or entries, so it cannot follow. {MAKE_NEW}")
+        why = "does not belong to single rows or entries, so it cannot be carried over"
+        raise StaleOptimizerError(f"{what} {why}. {MAKE_NEW}")
 
     def _tensor(self, value: Tensor, initial: Tensor) -> Tensor | None:
         per_entry = initial.shape == self.stand_in

@@ -109,7 +109,7 @@ class Entries(Selection):
 
 
 def rows(ids: RowsLike, *, learn_padding: bool = False, dtype: torch.dtype | None = None) -> Rows:
-    """The rows of dimension 0 that learn.
+    """Return a selection of rows, indices of dimension 0: they learn.
 
     Args:
         ids: Row ids in 0 .. V-1, each once, in any order (any iterable of ints, an int tensor or array); or a bool
@@ -142,7 +142,7 @@ def rows(ids: RowsLike, *, learn_padding: bool = False, dtype: torch.dtype | Non
 
 
 def entries(mask: MaskLike, *, dtype: torch.dtype | None = None) -> Entries:
-    """The single entries that learn: those where `mask` is True.
+    """Return a selection of single entries: those where `mask` is True learn.
 
     Args:
         mask: Bool tensor, array or nested list of the tensor's own shape. True learns.
@@ -155,7 +155,7 @@ def entries(mask: MaskLike, *, dtype: torch.dtype | None = None) -> Entries:
         TypeError: The mask is not bool. Pass `entries(mask != 0)` for a 0/1 mask.
         ShapeError: From `train_only`, if the mask's shape is not the tensor's.
 
-    Cost: one int64 per dimension for each entry; the two parts are merged (a copy) at each use of the tensor.
+    Cost: one int64 per dimension for each learned entry; the two parts are merged (a copy) at each use of the tensor.
 
     Example:
         >>> import frostline as fl

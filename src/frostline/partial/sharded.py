@@ -125,7 +125,7 @@ def chunks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def on_one_process(model: nn.Module, call: Callable[[], None]) -> None:
-    """Call `call`: for a sharded model on its first process only, while the others wait for it."""
+    """Run `call`; for a sharded model only on its first process, while the others wait."""
     tensor: Any = next(filter(is_sharded, model.parameters()), None)
     if tensor is None:
         return call()
@@ -177,7 +177,7 @@ def _local(tensor: Any) -> Tensor:
 
 
 def _sum_bytes(values: Tensor, tensor: Any) -> Tensor:
-    """Return `values` with those of all processes that share `tensor`; each has zeros for what other shards hold.
+    """Return the sum of `values` over all processes that share `tensor`: each has zeros where others have values.
 
     Bytes are summed, not floats: -0.0 + 0.0 would be 0.0, and frozen means every bit.
     """

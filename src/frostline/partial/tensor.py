@@ -41,13 +41,13 @@ _METADATA = {
 }
 # fmt: on
 
-# Methods that write in place, known by their names. Used under a compiler only: traced tensors count no versions.
+# Methods that write in place, found by their names. Used under a compiler only: traced tensors have no version counter.
 _WRITES = {Tensor.__setitem__} | {
     getattr(Tensor, name) for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")
 }
 
 # torch function -> the version that works on the two parts. It takes the same arguments, and returns NotImplemented
-# where only the merged tensor will do. Filled by the module of lookups, which imports this one.
+# where only the merged tensor will do. Filled by lookups.py, which imports this file.
 LOOKUPS: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
@@ -96,7 +96,7 @@ class PartialTensor(Tensor):
         return tensor
 
     def is_current(self) -> bool:
-        """Return whether a new one would be the same: over the same memory, and guarded where it has to be."""
+        """Return whether this object can be used again: its memory, shape and guard are those a new one would have."""
         with _plain():
             guarded = self.requires_grad or not (torch.is_grad_enabled() and self.learned.requires_grad)
             return guarded and self.data_ptr() == self.frozen.data_ptr() and self.shape == self.frozen.shape
@@ -211,7 +211,7 @@ def _run_merged(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
 
 
 def _with_origin(value: Any, copies: list[tuple[PartialTensor | PartialView, Tensor]]) -> Any:
-    """Return the output `value`; but for one of `copies` its original, and for a view of one a PartialView."""
+    """Return the output `value`: the original if it is one of `copies`, a PartialView if it is a view of one."""
     if isinstance(value, np.ndarray):
         value.setflags(write=False)  # it may share memory with a copy, where a write would be lost
     if not isinstance(value, Tensor):

@@ -144,7 +144,7 @@ def merge(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Choice:
-    """What of one tensor is to learn.
+    """What learns of one tensor.
 
     Attributes:
         learns: All of it (True), none of it (False), or some indices.
@@ -168,7 +168,7 @@ def _find_selection(tensor: ModelTensor, selections: Mapping[str, Selection]) ->
         if not _same(selections[exact[0]], selections[name], tensor):
             raise PatternError(
                 f"{exact[0]} and {name} are one tensor (tied), but they are given different selections: "
-                f"{selections[exact[0]]} and {selections[name]}. Name it once."
+                f"{selections[exact[0]]} and {selections[name]}. Name the tensor once."
             )
     if exact:
         return selections[exact[0]], True
@@ -206,7 +206,7 @@ def _resolve(tensor: ModelTensor, selection: Selection, exact: bool) -> LearnedI
             raise SelectionError(f"{name}: {tensor.tensor.dtype} cannot learn. Choose fl.nothing for it.")
         return False
     if tensor.mapped:
-        if selection is nothing or (isinstance(selection, All) and not exact):  # "*": fl.everything passes it over
+        if selection is nothing or (isinstance(selection, All) and not exact):  # "*": fl.everything skips it
             return False
         check_mapped_selection(tensor, selection)
     padding = {index for module, _ in tensor.owners if isinstance(index := getattr(module, "padding_idx", None), int)}
@@ -225,7 +225,7 @@ def _resolve(tensor: ModelTensor, selection: Selection, exact: bool) -> LearnedI
             )
         attribute = learned_name(own_name)
         if hasattr(module, attribute) and tensor.indices is None:
-            raise SelectionError(f"{name}: its module already has an attribute {attribute!r}. Rename that one.")
+            raise SelectionError(f"{name}: its module already has an attribute {attribute!r}. Rename that attribute.")
     return replace(learns, read_only=tensor.mapped)
 
 
@@ -247,7 +247,7 @@ def _values(tensor: ModelTensor, learns: LearnedIndices, selection: Selection) -
         values = learns.gather(tensor.tensor).to(dtype)
         if tensor.indices is None or tensor.learned is None:
             return values
-        # What learned so far is taken from the learned part: in float32 it has digits that the table's dtype has not.
+        # Values that learned so far are in the learned part, in float32 with digits that the table's dtype cannot hold.
         if learns.row_to_slot is not None and tensor.indices.row_to_slot is not None:
             slots = tensor.indices.row_to_slot[learns.index[0]]  # (R,), -1: did not learn so far
             values[slots >= 0] = tensor.learned[slots[slots >= 0]].to(dtype)

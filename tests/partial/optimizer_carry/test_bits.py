@@ -83,7 +83,7 @@ def test_what_still_learns_ends_with_the_bits_of_a_run_in_which_it_learned_all_a
     assert compared >= 2
 
 
-def test_the_optimizers_here_are_all_of_torch_that_treat_each_number_alone():
+def test_the_optimizers_here_are_all_of_torch_that_treat_each_value_alone():
     tried = {make.func for make in OPTIMIZERS.values()}
     others = {"Adafactor", "LBFGS", "Muon", "SparseAdam", "Optimizer"}  # each has a test of its own
     known = {name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type)} - others

@@ -98,7 +98,7 @@ def test_a_schedule_and_a_scaler_that_hold_the_optimizer_still_work():
     assert optimizer.param_groups[0]["lr"] == 0.125
 
 
-def test_finding_what_an_optimizer_begins_with_runs_no_hook_draws_no_number_and_leaves_it_as_it_was():
+def test_finding_the_initial_state_runs_no_hook_draws_no_number_and_changes_no_optimizer():
     model, called = Net(), []
     plan, optimizer = two_plans(model, OPTIMIZERS["adam tensor lr"], EMBED, {"embed.weight": fl.rows([3, 1])})
     optimizer.register_step_pre_hook(lambda *args: called.append("own"))
@@ -156,7 +156,7 @@ def test_an_optimizer_that_keeps_its_own_counts_and_generators_keeps_them():
     assert (noise[0] > 0).all()
 
 
-def test_a_row_that_joins_under_adam_shares_the_count_and_under_row_adamw_starts_afresh():
+def test_a_new_row_shares_the_step_count_under_adam_and_starts_at_0_under_row_adamw():
     """The first update: lr * (1 - b1) / sqrt(1 - b2) if the shared step count is large, lr if the row has its own."""
     moves = {}
     for make in (torch.optim.Adam, fl.optim.RowAdamW):
@@ -180,7 +180,7 @@ def test_a_row_that_joins_under_adam_shares_the_count_and_under_row_adamw_starts
     assert moves["RowAdamW"] == pytest.approx(1e-3, rel=0.01)
 
 
-def test_learned_parts_of_the_past_are_kept_by_no_one():
+def test_nothing_keeps_learned_parts_of_earlier_plans_alive():
     model = Net()
     plan, optimizer = two_plans(model, OPTIMIZERS["adam"], EMBED, {"embed.weight": fl.rows([7])})
     retired = weakref.ref(optimizer.param_groups[0]["params"][0])

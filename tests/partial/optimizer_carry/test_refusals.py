@@ -99,7 +99,7 @@ def test_muons_momentum_follows_its_rows_and_single_entries_are_refused():
         plan.carry(optimizer)
 
 
-def test_entries_of_one_row_that_are_not_of_one_age_cannot_share_the_count_of_their_row():
+def test_entries_of_one_row_with_different_step_counts_cannot_become_that_row():
     model = Net()
     fl.train_only(model, {"embed.weight": entries_of("embed.weight", 0, 1)})
     optimizer = fl.optim.RowAdamW([model.embed.weight.learned])
