@@ -1,4 +1,4 @@
-"""What tests of every room use: a way to start processes, and a CI in which nothing is left out unseen."""
+"""Shared by all tests: starting processes, and failing a run in CI in which a test was skipped."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def test_entries_of_a_partial_tensor_come_as_a_vector() -> None:
     assert torch.equal(found, dense[mask])
 
 
-def test_a_step_in_progress_goes_on_although_its_own_loss_was_differentiated() -> None:
+def test_a_step_in_progress_continues_although_its_own_loss_was_differentiated() -> None:
     model = Net()
     twin = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
@@ -340,7 +340,7 @@ def test_results_have_memory_of_their_own() -> None:
     assert torch.equal(second, torch.ones(3))
 
 
-def test_compiled_code_runs_as_it_was_compiled_and_nothing_is_compiled_anew() -> None:
+def test_compiled_code_runs_as_it_was_compiled_and_nothing_is_recompiled() -> None:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()

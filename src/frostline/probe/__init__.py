@@ -2,7 +2,7 @@
 
 inputs.py          check what the functions of this room are given: a model, a loss, optimizers
 gradients.py       the values of gradients, without side effects
-trial.py           the next training step: what it moves, then everything restored (changes.py: what one tensor did)
+trial.py           the next training step: what it moves, then everything restored (changes.py: those of one tensor)
 autograd_graph.py  walk the autograd graph back to its leaves
 restore/           snapshot and restore everything that a pass and a step may modify
 trace/             which parameters reach a tensor, by value and by gradient

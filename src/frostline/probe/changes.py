@@ -25,7 +25,7 @@ _CHUNK = 1 << 20  # entries compared at a time
 
 @dataclass(frozen=True, eq=False)
 class EntryChanges:
-    """What one tensor did in a step.
+    """The changes of one tensor in a step.
 
     Attributes:
         entries_moved: How many entries have a changed bit.

@@ -33,7 +33,7 @@ class Trial:
     """What a step moved. Print it for a table; `trial["embed.weight"]` is the `EntryChanges` of one tensor.
 
     Attributes:
-        tensors: Name of each parameter -> what it did, in the model's order. A partial tensor is listed once, under its
+        tensors: Name of each parameter -> its changes, in the model's order. A partial tensor is listed once, under its
             plain name, with rows and entries of the whole tensor; tied tensors once, under their first name.
         buffers: Names of the buffers that the pass changed.
         loss: The loss of the step; None if only closures computed it.
@@ -197,22 +197,22 @@ def _needs_closure(optimizer: Any) -> bool:
 
 
 def _compare(found: ModelTensor, before: Snapshot) -> EntryChanges:
-    """Compare one tensor with what it was; both parts of a partial one by the rows and entries of the whole tensor."""
-    tally, positions = Tally(found.tensor), found.indices
-    if found.learned is not None and positions is not None:
-        ids, start = positions.index[0], first_row(found.learned)
+    """Compare one tensor with its snapshot; both parts of a partial one by the rows and entries of the whole tensor."""
+    tally, learns = Tally(found.tensor), found.indices
+    if found.learned is not None and learns is not None:
+        ids, start = learns.index[0], first_row(found.learned)
         tally.add(before[found.learned], local(found.learned), lambda indices: ids[indices + start])
     if not found.mapped:  # a memory-mapped file is read-only
         # Values of the frozen part at learned positions are ignored by the model, so they are not counted here.
         was, now, first = before[found.tensor], local(found.tensor), first_row(found.tensor)
-        if positions is None:
+        if learns is None:
             tally.add(was, now, lambda indices: indices + first)
-        elif positions.row_to_slot is not None:
-            learned = positions.row_to_slot[first : first + len(now)] >= 0
+        elif learns.row_to_slot is not None:
+            learned = learns.row_to_slot[first : first + len(now)] >= 0
             tally.add(was, now, lambda indices: indices + first, learned)
         else:  # flat, an entry at a time: a row may have learned entries and frozen ones
             mask, width = torch.zeros(found.tensor.shape, dtype=torch.bool, device=now.device), math.prod(now.shape[1:])
-            mask[positions.index] = True
+            mask[learns.index] = True
             learned = mask[first : first + len(now)].reshape(-1)
             tally.add(was.reshape(-1), now.reshape(-1), lambda indices: indices // width + first, learned)
     return tally.result(tuple(found.names[1:]))

@@ -60,7 +60,7 @@ def test_behind_a_factor_that_starts_at_zero_a_parameter_learns_and_behind_two_i
         assert not optimizer.state
 
 
-def test_a_loss_that_is_not_finite_is_told():
+def test_a_loss_that_is_not_finite_is_reported():
     model, x = nn.Linear(4, 3), torch.randn(8, 4)
     labels = torch.full((8,), -100)
     found = fl.explain(model, lambda: F.cross_entropy(model(x), labels)).to_dict()

@@ -1,4 +1,4 @@
-"""What a build expects, beside what was found; the command's own tests have the files."""
+"""What a build expects, compared with what was found; tests of the command are in tests/cli."""
 
 import pytest
 

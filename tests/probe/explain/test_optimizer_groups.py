@@ -64,18 +64,18 @@ def test_a_learning_rate_of_zero_is_named(rate):
     }
 
 
-def test_an_optimizer_of_another_model_is_told():
+def test_an_optimizer_of_another_model_is_reported():
     model, loss_fn = two_layers()
     optimizer = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
     explanation = fl.explain(model, loss_fn, optimizer)
     assert set(explanation.alarms) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert (
         "The optimizer holds 4 tensors of shape (3, 4), (3,), (1, 3) and 1 more, not in the model. "
-        "Make it after the model is copied, changed or planned." in explanation.remarks
+        "Make it after the model is copied or changed, and after train_only." in explanation.remarks
     )
 
 
-def test_layers_in_a_plain_list_are_told():
+def test_layers_in_a_plain_list_are_reported():
     class Listed(nn.Module):
         def __init__(self):
             super().__init__()
@@ -95,7 +95,7 @@ def test_layers_in_a_plain_list_are_told():
     assert model.layers[0].weight.grad is None
 
 
-def test_a_tensor_that_is_not_a_parameter_is_told_and_an_input_is_not():
+def test_a_tensor_that_is_not_a_parameter_is_reported_and_an_input_is_not():
     model = nn.Linear(4, 1)
     model.scale = torch.ones(4, requires_grad=True)
     x = torch.randn(8, 4, requires_grad=True)
@@ -106,7 +106,7 @@ def test_a_tensor_that_is_not_a_parameter_is_told_and_an_input_is_not():
     assert model.scale.grad is None
 
 
-def test_an_optimizer_made_before_the_plan_is_told_and_its_step_is_not_the_end():
+def test_an_optimizer_made_before_the_plan_is_reported_although_its_step_raises():
     model, loss_fn = two_layers()
     optimizer = torch.optim.Adam(model.parameters())
     fl.train_only(model, {"0.weight": fl.rows([0]), "2.*": fl.everything})
@@ -156,7 +156,7 @@ def test_a_mask_on_accumulated_gradients_is_part_of_the_step():
     }
 
 
-def test_an_optimizer_in_the_backward_pass_is_seen_and_taken_back():
+def test_an_optimizer_in_the_backward_pass_is_seen_and_undone():
     model, loss_fn = two_layers()
     optimizers = {parameter: torch.optim.SGD([parameter], lr=0.1) for parameter in model.parameters()}
 

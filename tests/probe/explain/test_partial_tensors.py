@@ -112,7 +112,7 @@ def test_a_partial_weight_that_is_detached_is_cut_there(of):
     assert found["where"].endswith(f":{line_of(__file__, 'partial')}")
 
 
-def test_a_frozen_part_that_a_stale_gradient_moves_is_told():
+def test_a_frozen_part_that_a_stale_gradient_moves_is_reported():
     model, loss_fn, plan = planned()
     frozen = model["embed"]._parameters["weight"]
     optimizer = torch.optim.SGD([*plan.parameters(), frozen], lr=0.1)

@@ -1,7 +1,7 @@
 """The optimizer is made before `train_only`, and holds the frozen part of a table of which rows are to learn.
 
-Seen: with recipes that swap parameters, an optimizer that goes on with the old ones and says nothing.
-Fix: make it after `train_only`, from `plan.parameters()`, or take it over with `plan.carry(optimizer)`.
+Seen: with recipes that swap parameters, an optimizer that silently continues with the old ones.
+Fix: make it after `train_only`, from `plan.parameters()`, or update it with `plan.carry(optimizer)`.
 Source: https://github.com/NVIDIA/Megatron-LM/issues/174
 """
 

@@ -109,7 +109,7 @@ def _stop(_: object) -> None:
     raise KeyError("stop")
 
 
-def test_it_is_restored_when_the_pass_raises_and_the_error_goes_on() -> None:
+def test_it_is_restored_when_the_pass_raises_and_the_error_propagates() -> None:
     model = Everything()
     before = _picture(model)
     with pytest.raises(KeyError, match="stop"), restored([model]):

@@ -49,7 +49,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
 
     Args:
         model: Any module. Of a compiled model, or one in DistributedDataParallel, the module inside is explained.
-        loss_fn: Takes nothing, runs the forward pass, returns the loss: one number.
+        loss_fn: Takes no arguments, runs the forward pass, returns the loss: one number.
         optimizer: What steps the model: an object with `param_groups` and `step`, or a list of them. None: what only
             an optimizer can tell (membership, learning rates, rounding) is not judged.
 
@@ -63,11 +63,11 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         - "unused": its value does not reach the loss.
         - "not in optimizer": it gets a gradient, but no parameter group holds it.
         - "moves without gradient": it gets none, or zeros, and decay, momentum or a stale `.grad` moves it.
-        - "learning rate 0": that of its group.
+        - "learning rate 0": the learning rate of its group is 0.
         - "zero gradient": exactly zero everywhere, and after a step too. Behind a factor that only starts at zero
           (LoRA) it is a note.
         - "rounds away": the step is below the resolution of its dtype, so no bit changes.
-        - "learns in part": rows or entries, as planned; "learns".
+        - "learns in part": some rows or entries, as its plan says; "learns".
 
         A frozen tensor that moves all the same is "moves without gradient".
 
@@ -127,7 +127,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
 
 
 class _Step:
-    """What the step moved; asked before anything is restored."""
+    """Which tensors the step moved; to be asked before the snapshot is restored."""
 
     def __init__(self, snapshot: Snapshot | None) -> None:
         self._snapshot = snapshot
@@ -250,7 +250,7 @@ def _groups(
 def _of_frozen_modules(model: nn.Module, buffers: Sequence[str]) -> list[str]:
     """Return those of `buffers`, names in `model`, in whose module nothing learns.
 
-    A module without parameters counts as part of its parent; so does one that the pass has made, which is gone again.
+    A module without parameters counts as part of its parent; so does one that the pass added and `restored` removes.
     """
     modules = dict(model.named_modules(remove_duplicate=False))
 

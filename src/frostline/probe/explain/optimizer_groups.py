@@ -47,7 +47,7 @@ class OptimizerGroups:
         return self._learning_rates.get(id(tensor), [])
 
     def remarks(self, model: nn.Module, tensors: Sequence[Tensor], other_leaves: Sequence[Tensor]) -> list[str]:
-        """Return what does not fit together, one line each.
+        """Return a line for each mismatch between the optimizers, the model and the loss.
 
         Args:
             model: The model.
@@ -64,7 +64,7 @@ class OptimizerGroups:
         if foreign:
             lines.append(
                 f"The optimizer holds {_counted(foreign, 'tensor')}, not in the model. "
-                "Make it after the model is copied, changed or planned."
+                "Make it after the model is copied or changed, and after train_only."
             )
         if unregistered and not sharded:
             word = "Parameter" if all(isinstance(leaf, nn.Parameter) for leaf in unregistered) else "tensor"

@@ -1,4 +1,4 @@
-"""Why a verdict applies, in one line, and the line of the user's code that is the reason."""
+"""Why a verdict applies, in one sentence, and the line of the user's code that causes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdicts on a parameter, in words that do not change, and which of them applies.
+"""The verdicts on a parameter, in fixed wording, and which of them applies.
 
 The first verdict that applies wins; the rest become notes. One exception: a frozen tensor, or the frozen part of one,
 that a stale `.grad` moves is "moves without gradient".

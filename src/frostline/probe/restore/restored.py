@@ -20,8 +20,8 @@ Restored, also when the block raises:
                      `param_groups`, an attribute that a scheduler reads, a base optimizer inside a wrapper
 
 A DistributedDataParallel only runs its inner module in the block: no communication, and its reducer stays unaware.
-Compiled code runs as far as it is compiled, and eagerly where it would compile anew, so that nothing of the block is
-compiled in.
+Compiled code runs as far as it is compiled, and eagerly where it would be recompiled, so that no graph is compiled for
+the block.
 
 Not restored: what is stored in none of these, such as an iterator that the block advances, or the inside of a module's
 attribute that is an object of the user's own class.
@@ -59,7 +59,7 @@ def restored(
 
     Args:
         modules: Modules that the block may modify, with their submodules. Those it calls are found without this.
-        function: What the block will call; what it can reach is restored too. Any object that holds things will do.
+        function: What the block will call; what it can reach is restored too. Any object that refers to others will do.
         tensors: Tensors outside of modules whose `.grad` and `requires_grad` are restored.
         optimizers: Objects with `param_groups` and `step`, which the block may step.
         generators: torch.Generator, numpy's Generator or RandomState, Python's Random, that are not found otherwise.
@@ -120,7 +120,7 @@ class _AddGenerators(TorchFunctionMode):
 
 
 def compile_stance(name: Literal["eager_on_recompile", "force_eager"]) -> contextlib.AbstractContextManager[Any]:
-    """Run compiled code eagerly in the block: only where it would compile anew, or all of it (then its hooks run)."""
+    """Run compiled code eagerly in the block: only where it would be recompiled, or all of it (then hooks run)."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance(name)

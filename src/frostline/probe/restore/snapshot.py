@@ -42,7 +42,7 @@ _HOOKS = ("_backward_hooks", _ACCUMULATION)
 
 
 class Snapshot:
-    """What was added so far. `snapshot[tensor]` is a copy of the values of a tensor that may be modified.
+    """The state of all objects added so far. `snapshot[tensor]` is a copy of a tensor that may be modified.
 
     Args:
         accumulation_hooks: Whether the parameters' post-accumulate-grad hooks stay active.

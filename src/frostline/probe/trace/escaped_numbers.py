@@ -29,7 +29,7 @@ class Escape:
     Attributes:
         provenance: Of the tensor that they left.
         values: The numbers; None for an array.
-        code: The user's function in which that was.
+        code: The user's function that made the call.
     """
 
     provenance: Provenance

@@ -24,8 +24,8 @@ class Provenance:
     Attributes:
         value: Parameters whose value reaches the tensor.
         gradient: Parameters that the tensor's gradient reaches.
-        lost: Parameters that the gradient of an input of the call reached, but the gradient of its output does not.
-        line: Where that was; None if nothing was lost.
+        lost: Parameters that the gradients of the call's inputs reach, but the gradient of its output does not.
+        line: The line of that call; None if nothing was lost.
         parents: Provenance of the inputs.
     """
 
@@ -64,7 +64,7 @@ class Provenance:
         waiting = [(self, mask)]
         while waiting:
             provenance, wanted = waiting.pop()
-            # Only ways by which a value came and its gradient does not go back lead to a cut.
+            # Only a path along which a value came, and along which no gradient goes back, leads to a cut.
             wanted &= provenance.value & ~provenance.gradient & ~done.get(id(provenance), 0)
             if not wanted:
                 continue
@@ -73,7 +73,7 @@ class Provenance:
             if provenance.line is not None:
                 for index in indices_in(cut_here):
                     found.setdefault(index, set()).add(provenance.line)
-            # Behind a cut the gradient is whole, so what is cut here is not followed further.
+            # The gradients of this call's inputs still reach what is cut here, so it is not followed further.
             waiting += [(parent, wanted & ~cut_here) for parent in provenance.parents]
         return {index: sorted(lines, key=lambda line: line.order) for index, lines in found.items()}
 

@@ -7,9 +7,9 @@
 
 The idea: a mode sees every call of a torch function before autograd does. For each tensor it notes the parameters whose
 value reaches it and those that its gradient reaches. If the output of a call has lost some that its inputs had, the
-user's line is noted *on that tensor*. Nothing is blamed while the pass runs: at the end the way is walked back from the
-loss, so a `h.detach().max()` that was only logged is never met. The trace does not decide which gradients arrive: a
-real backward does. The trace only says why there is none, and where.
+user's line is noted *on that tensor*. Nothing is blamed while the pass runs: at the end the notes are followed back
+from the loss, so a `h.detach().max()` that was only logged is never met. The trace does not decide which gradients
+arrive: a real backward does. The trace only says why there is none, and where.
 
 What a mode cannot see is found in other ways:
     numbers that leave torch       matched when they return as arguments (escaped_numbers.py)
@@ -191,8 +191,8 @@ class Trace(TorchFunctionMode):
             after = self._after_call(name, inputs, gradient, (before, *parents))
             self._note(target, after)
             if inputs.value & ~before.value:
-                # The target itself lost nothing, yet another tensor over this storage, which autograd does not know to
-                # be the same, may: then this is the line.
+                # The target itself lost nothing, but another tensor over this storage may, since autograd does not know
+                # that they share it. Then this is the line to blame.
                 if after.line is None and inputs.gradient:
                     after.line = self._line(name)
                 self._storages.note_write(target, after)
@@ -206,7 +206,7 @@ class Trace(TorchFunctionMode):
         self._lines += 1
         if torch.is_grad_enabled() or self._graph_is_hidden():
             return current_line(call, self._lines)
-        # Not the call is to blame but the block around it: the line in the function that has switched gradients off.
+        # The block around the call is to blame: the line in the function that has switched gradients off.
         call = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
         return current_line(call, self._lines, self._no_grad_frame)
 
@@ -221,7 +221,7 @@ class Trace(TorchFunctionMode):
     def _may_flow(self, name: str) -> bool:
         return name not in CUTS if self._graph_is_hidden() else torch.is_grad_enabled()
 
-    def _first_seen(self, tensor: Tensor, call: str = "a tensor made out of sight") -> Provenance:
+    def _first_seen(self, tensor: Tensor, call: str = "a tensor made outside torch functions") -> Provenance:
         """Return what is known of a tensor that no call has returned: a parameter, an input, or one made by `call`."""
         bit = self._bits.get(id(tensor), 0)
         if bit:
