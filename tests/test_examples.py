@@ -99,7 +99,7 @@ def test_word_vectors_are_attacked_and_the_run_is_the_one_that_never_was(run):
         assert float(ten) >= float(single)
 
 
-def test_the_tagger_moves_the_rows_it_used_and_stands_when_told(run):
+def test_the_tagger_moves_the_rows_it_used_and_none_under_nothing(run):
     out = run("tagger_embedding_moves")
     rows = re.findall(r"^  (\S+) +first gradient (\S+)  moved (\S+)$", out, re.M)
     moved = {word: (float(gradient), float(distance)) for word, gradient, distance in rows}

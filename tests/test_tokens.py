@@ -456,7 +456,7 @@ def test_padding_rows_hold_the_mean_and_are_frozen(tokenizer: Any) -> None:
     assert moved == [v, v + 1]
 
 
-def test_a_table_with_rows_to_spare_is_not_grown(tokenizer: Any) -> None:
+def test_a_table_with_spare_rows_is_not_enlarged(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama-untied", v + 53)
     before, pieces = table(model), tokenizer("<tool>", add_special_tokens=False).input_ids
@@ -470,7 +470,7 @@ def test_a_table_with_rows_to_spare_is_not_grown(tokenizer: Any) -> None:
     assert plan.learned == 2 * 16 * 2
 
 
-def test_a_table_with_some_rows_to_spare_grows_by_the_rest(tokenizer: Any, tmp_path: Path) -> None:
+def test_a_table_with_too_few_spare_rows_grows_by_the_rest(tokenizer: Any, tmp_path: Path) -> None:
     v = len(tokenizer)
     base = make("bert", v + 1)
     model = copy.deepcopy(base)
@@ -483,7 +483,7 @@ def test_a_table_with_some_rows_to_spare_grows_by_the_rest(tokenizer: Any, tmp_p
     assert torch.equal(table(base), table(model))
 
 
-def test_tokens_that_exist_are_not_added_and_go_on_from_their_values(tokenizer: Any) -> None:
+def test_tokens_that_exist_are_not_added_and_start_from_their_values(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama", v)
     before = table(model)

@@ -94,7 +94,7 @@ def test_the_state_dict_has_the_plain_keys(folder: Path, untrained: dict[str, Te
         assert rank["keys"] == [*untrained, "lm_head.weight"]
 
 
-def test_under_fsdp_the_learned_rows_are_shared_out(folder: Path) -> None:
+def test_under_fsdp_the_learned_rows_are_sharded(folder: Path) -> None:
     assert sorted(rank["local_rows"] for rank in _about(folder, "fsdp")) == [1, 2]
 
 

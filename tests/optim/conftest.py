@@ -1,3 +1,5 @@
+"""Shared by tests of the row optimizers."""
+
 import shutil
 
 import pytest

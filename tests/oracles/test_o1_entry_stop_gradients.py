@@ -206,7 +206,7 @@ def test_with_sparse_gradients_the_sparse_recipes_are_ours(recipe, variant, name
 @pytest.mark.parametrize(
     ("name", "gap"), [("sgd", 0.0), ("adam", 0.0), ("adagrad", 0.0), ("momentum", 5.1e-2), ("rmsprop", 5.8e-4)]
 )
-def test_on_lookups_dense_and_sparse_gradients_part_under_momentum_and_rmsprop(name, gap):
+def test_on_lookups_dense_and_sparse_gradients_differ_under_momentum_and_rmsprop(name, gap):
     """A dense gradient is 0 for a row that was not looked up, and its momentum or running square decays; TensorFlow's
     sparse `c` leaves that row's state alone. Ours is dense unless the embedding is `sparse=True`."""
     tables, _ = run("fl", "lookup", name)
@@ -226,7 +226,7 @@ def test_the_sparse_momentum_of_torch_is_not_the_sparse_momentum_of_tensorflow()
 
 @every_optimizer
 @every_loss
-def test_after_a_new_plan_the_newly_frozen_rows_stand_still(loss, name):
+def test_after_a_new_plan_the_newly_frozen_rows_do_not_move(loss, name):
     """Rows 0 and 6 learn for five steps and are then frozen, by a new plan and a new optimizer, as in `c_fresh`."""
     tables, _ = run("fl", loss, name, flip=True)
     newly_frozen, newly_learning = MASKS[0] & ~MASKS[1], MASKS[1] & ~MASKS[0]

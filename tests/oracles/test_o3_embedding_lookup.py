@@ -204,7 +204,7 @@ def test_the_first_gradient_keeps_its_duplicates_and_they_sum():
 
 
 @pytest.mark.parametrize("where", ["sparse table", "dense table"])
-def test_the_first_program_of_all_ends_at_its_values(where):
+def test_the_first_reference_program_ends_at_its_values(where):
     embedding = nn.Embedding(10, 3, sparse=where == "sparse table", _weight=torch.tensor(DATA["x_init"]).float())
     optimizer = fl.optim.RowSGD(embedding.parameters(), lr=0.01)
     hidden = (embedding(torch.tensor(DATA["seed_inds"])) @ torch.tensor(DATA["w"]).float()).tanh()

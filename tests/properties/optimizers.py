@@ -1,4 +1,4 @@
-"""What a case is trained with: all of torch.optim, the row optimizers, and well-kept ones of others.
+"""What a case is trained with: all of torch.optim, the row optimizers, and well-maintained ones of others.
 
 Learning rates are large, so that a step moves numbers in bfloat16 too. `decay` and `momentum` go where an optimizer has
 them; `kernel` is torch's choice of implementation: "default", "loop", "foreach" or "fused".

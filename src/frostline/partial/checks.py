@@ -24,7 +24,7 @@ def check_mapped_selection(model_tensor: ModelTensor, selection: Selection) -> N
 
 
 def check_nothing_lost(model_tensor: ModelTensor, learns: LearnedIndices | bool) -> None:
-    """Raise if rows of a mapped table learned, and would not go on learning: they exist in memory only."""
+    """Raise if rows of a mapped table learned, and would not learn under the new plan: they exist in memory only."""
     if not model_tensor.mapped or model_tensor.indices is None:
         return
     row_to_slot = learns.row_to_slot if isinstance(learns, LearnedIndices) else None
@@ -57,7 +57,7 @@ def check_not_sharded(model: nn.Module) -> None:
         if is_sharded(parameter):
             raise PartialTensorError(
                 f"model: {name} is sharded. Plans change before fully_shard only: save_learned here, then load_learned "
-                "into a model that is not sharded, and go on with that."
+                "into a model that is not sharded, and continue with that one."
             )
 
 

@@ -1,7 +1,7 @@
 """Detect stale optimizers: raise before `step()` if the plan has changed.
 
 An optimizer keeps the Parameters that it was made with. Made before `train_only`, it holds the frozen part of a partial
-tensor and not the learned one: training would go on, and nothing would learn there, silently. A hook that torch runs
+tensor and not the learned one: training would continue, and silently nothing would learn there. A hook that torch runs
 before every step of every optimizer checks for that, for learned parts of an earlier plan, and for learned parts of
 which other code has set `requires_grad=False` since.
 """

@@ -81,7 +81,7 @@ class Plan:
         get what learns now: each tensor in the group that it was in, in the order of `parameters()`. The options of a
         group stay, and so do parameters of other models. State stays with its entries, bit by bit:
 
-        - entries that still learn go on as if nothing had happened. This holds for every optimizer that treats each
+        - entries that still learn continue as if nothing had changed. This holds for every optimizer that treats each
           value separately: all of torch.optim but Muon, Adafactor and LBFGS;
         - entries that join a tensor in which others still learn start with fresh state, but share what the optimizer
           keeps for the tensor as a whole. Under Adam that is the step count, so their first updates are up to three
