@@ -1,3 +1,5 @@
+"""Shared by tests of word vectors."""
+
 import os
 import sys
 from pathlib import Path

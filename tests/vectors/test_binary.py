@@ -1,3 +1,5 @@
+"""word2vec's binary form is read bit for bit, and a damaged file is an error."""
+
 import gzip
 import struct
 import tracemalloc
@@ -56,7 +58,7 @@ def test_numbers_without_any_control_byte_are_read_as_binary_under_the_name_bin(
         (packed()[:-1], "the header says 6 words of 5 numbers, the file ends in word 6. It is cut off"),
         (packed()[:40], "the header says 6 words of 5 numbers, the file ends in word 2."),
         (packed(header="7 5\n"), "the header says 7 words of 5 numbers, the file ends in word 7."),
-        (packed(header="5 5\n"), "the file goes on after the 5 words of 5 numbers that its header promises."),
+        (packed(header="5 5\n"), "the file continues after the 5 words of 5 numbers of its header."),
         (
             packed(header="999999999999 300\n"),
             "the header says 999,999,999,999 words of 300 numbers, the file ends in word",

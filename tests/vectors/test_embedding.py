@@ -1,3 +1,5 @@
+"""An embedding starts from known vectors, and only the rows that were chosen learn."""
+
 import re
 
 import numpy as np

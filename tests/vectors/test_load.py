@@ -1,3 +1,5 @@
+"""The format of a file is detected from its content, and a file of another kind is an error that says what to do."""
+
 import gzip
 import os
 import pickle

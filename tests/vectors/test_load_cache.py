@@ -1,3 +1,5 @@
+"""A file is parsed once and then opened from the cache, and a cache file that is not intact is ignored."""
+
 import os
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""The fast parsers and the careful one read the same numbers, bit for bit."""
+
 import random
 import sys
 

@@ -1,3 +1,5 @@
+"""Saved vectors load with every bit, and a damaged file is an error."""
+
 import json
 
 import numpy as np

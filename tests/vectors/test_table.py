@@ -1,3 +1,5 @@
+"""Vectors made in memory are checked, and words are found by their exact spelling or in lower case."""
+
 import re
 from pathlib import Path
 

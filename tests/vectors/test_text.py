@@ -1,3 +1,5 @@
+"""Text files of word vectors are read as gensim reads them, and a bad line is named."""
+
 import gzip
 import warnings
 
@@ -111,13 +113,13 @@ def test_blocks_of_any_size_give_the_same_words(write, monkeypatch, block):
 @pytest.mark.parametrize(
     ("content", "line", "says"),
     [
-        ("a 1 2\nb 3\nc 5 6\n", 2, "has 1 numbers after the word, expected 2. Mend or delete the line."),
+        ("a 1 2\nb 3\nc 5 6\n", 2, "has 1 numbers after the word, expected 2. Correct or delete the line."),
         ("a 1 2\nb\nc 5 6\n", 2, "has 0 numbers after the word, expected 2."),
         ("a 1 2\nb 3 4\nc 5", 3, "It is the last line and has no end: the file seems cut off, download it again."),
         ("a 1 2\nb 3 4\nc 5 -", 3, "number 2 of 2 is '-', which is not a number."),
         ("a 1 2\nb 3.5 4 5\nc 5 6\n", 2, "has 3 numbers after the word, expected 2."),
         ("a 1 2\n 3 4\nc 5 6\n", 2, "has 2 numbers and no word."),
-        ("a 1 2\nb 3 x\nc 5 6\n", 2, "number 2 of 2 is 'x', which is not a number. Mend or delete the line."),
+        ("a 1 2\nb 3 x\nc 5 6\n", 2, "number 2 of 2 is 'x', which is not a number. Correct or delete the line."),
         ("a 1 2\nb 1_0 2\nc 5 6\n", 2, "number 1 of 2 is '1_0', which is not a number."),
         ("a 1 2\nb 0x1 2\nc 5 6\n", 2, "'0x1', which is not a number."),
         ("a 1 2\nb 1,5 2\nc 5 6\n", 2, "'1,5', which is not a number."),

@@ -1,3 +1,5 @@
+"""Packed words behave like a list with a fast look-up."""
+
 import os
 import pickle
 import subprocess

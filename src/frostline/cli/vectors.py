@@ -1,4 +1,4 @@
-"""`frostline vectors info | convert | cover | near`: parse, call, print."""
+"""`frostline vectors info | convert | cover | near`: inspect and convert files of word vectors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     info.description = "Read a file of word vectors and print what is in it. An error names the line."
     info.set_defaults(action=_info)
 
-    convert = actions.add_parser("convert", help="write .safetensors, which opens at once", epilog=_CONVERT_EXAMPLES)
+    convert = actions.add_parser(
+        "convert", help="write .safetensors, which opens in milliseconds", epilog=_CONVERT_EXAMPLES
+    )
     convert.description = "Write word vectors as .safetensors: one file, opened by memory mapping, every bit kept."
     convert.set_defaults(action=_convert)
 

@@ -54,7 +54,7 @@ def read(stream: BinaryIO, path: str) -> Iterator[Chunk]:
         )
     if (rest + stream.read(2)).strip(b"\n"):
         raise VectorFileError(
-            f"{path}: the file goes on after the {promised:,} words of {dimension:,} numbers that its header promises. "
+            f"{path}: the file continues after the {promised:,} words of {dimension:,} numbers of its header. "
             "The header is wrong or the file is not a word2vec .bin; download it again."
         )
 

@@ -1,7 +1,7 @@
 """Which words of a text have a vector.
 
 Most bad results come from a silent mismatch between text and vectors: another language, tokenization, case or encoding.
-It shows here, before an hour is spent on training.
+`cover` shows it before an hour is spent on training.
 """
 
 from __future__ import annotations

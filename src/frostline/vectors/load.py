@@ -50,8 +50,8 @@ def load(path: str | os.PathLike[str], *, cache: bool = True) -> Vectors:
 
     Fields are separated by SPACE and TAB only, and lines end with LF or CRLF; a no-break space or U+2028 belongs to a
     word. A word may contain spaces: the last D fields of a line are its vector. If the field before them is a number
-    with a decimal point or an exponent, that is an error, since a surplus number is more likely than such a word. Empty
-    lines are skipped. The last line of a text file may lack its line end; a number cut off there is not noticed.
+    with a decimal point or an exponent, that is an error, since one number too many is more likely than such a word.
+    Empty lines are skipped. The last line of a text file may lack its line end; a number cut off there is not noticed.
 
     Cost: reading is one pass with bounded memory; opening again takes milliseconds, whatever the size. Text is read
     several times faster if polars is installed (`pip install 'frostline[vectors]'`), with the same result.

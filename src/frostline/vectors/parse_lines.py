@@ -132,18 +132,18 @@ def _split(index: int, line: bytes, dimension: int) -> tuple[bytes, list[bytes]]
     fields = list(_FIELD.finditer(line))
     if len(fields) <= dimension:
         if len(fields) == dimension and line.startswith((b" ", b"\t")):
-            raise BadLine(index, f"has {dimension} numbers and no word. Mend or delete the line.")
+            raise BadLine(index, f"has {dimension} numbers and no word. Correct or delete the line.")
         count = len(fields) - 1
-        raise BadLine(index, f"has {count} numbers after the word, expected {dimension}. Mend or delete the line.")
+        raise BadLine(index, f"has {count} numbers after the word, expected {dimension}. Correct or delete the line.")
     word = line[fields[0].start() : fields[-dimension - 1].end()]
     if len(fields) > dimension + 1:
         last = fields[-dimension - 1][0]
-        # A year or a count may end a phrase; a decimal number before the vector is likelier a surplus value.
+        # A year or a count may end a phrase; a decimal number before the vector is more likely one value too many.
         if is_number(last) and not last.isdigit():
             count = len(fields) - 1
             raise BadLine(
                 index,
-                f"has {count} numbers after the word, expected {dimension}. Mend or delete the line; "
+                f"has {count} numbers after the word, expected {dimension}. Correct or delete the line; "
                 f"if {_shown(last)} belongs to the word, join the word's parts with _.",
             )
     try:
@@ -169,10 +169,8 @@ def _parse_fields(rows: list[bytes], line_of_row: list[int], dimension: int) -> 
             else:
                 fault = "is not a finite number" if _NOT_FINITE.fullmatch(field) else "is not a number"
             if fault:
-                raise BadLine(
-                    line,
-                    f"number {column + 1} of {dimension} is {_shown(field)}, which {fault}. Mend or delete the line.",
-                )
+                name = f"number {column + 1} of {dimension} is {_shown(field)}"
+                raise BadLine(line, f"{name}, which {fault}. Correct or delete the line.")
     return matrix
 
 
