@@ -3,9 +3,9 @@
 Run:  python examples/only_some_variables.py [--out FOLDER]
 
 The loss is mean((x @ w1 - x @ (w2 * w3))^2). By default gradient descent moves all three vectors. There are two ways to
-train w1 alone: name what learns (`fl.train_only`), or stop the gradient into the product (`fl.stop_gradient`). Both give
-the same run, bit for bit. A Recorder records each vector; the picture is drawn from its record and shows the five entries
-of w1 converging to those of w2 * w3.
+train w1 alone: name what learns (`fl.train_only`), or stop the gradient into the product (`fl.stop_gradient`). Both
+give the same run, bit for bit. A Recorder records each vector; the picture is drawn from its record and shows the five
+entries of w1 converging to those of w2 * w3.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The README and every page of the documentation run from top to bottom and prints what it says it prints."""
+"""The README and every page of the documentation run from top to bottom and print what they say."""
 
 import contextlib
 import io

@@ -75,7 +75,7 @@ def train(model: Any, optimizer: Any, steps: slice) -> Tensor:
     return stacked / processes
 
 
-def go_on(folder: Path, name: str, model: Any, optimizer: Any) -> None:
+def finish(folder: Path, name: str, model: Any, optimizer: Any) -> None:
     losses = train(model, optimizer, slice(HALFWAY, None))
     values = {key: whole(value) for key, value in model.state_dict().items()}
     learned = whole(dict(model.named_parameters())[f"{TABLE}_learned"])
@@ -122,7 +122,7 @@ def one_process(folder: Path) -> None:
     train(model, optimizer, slice(HALFWAY))
     save(folder, "one", model, optimizer)
     save_file({key: value.clone() for key, value in model.state_dict().items()}, folder / "one.full.safetensors")
-    go_on(folder, "uninterrupted in one", model, optimizer)
+    finish(folder, "uninterrupted in one", model, optimizer)
     save_kinds(folder, "one")
 
 
@@ -135,15 +135,15 @@ def two_processes(folder: Path) -> None:
         save_file({key: value.clone() for key, value in full.items()}, folder / "two.full.safetensors")
         for moments in state["state"].values():
             moments["step"] = moments["step"].clone()  # torch hands out the optimizer's own
-    go_on(folder, "uninterrupted in two", model, optimizer)
+    finish(folder, "uninterrupted in two", model, optimizer)
 
-    go_on(folder, "from two to two", *resume(folder, "two"))
-    go_on(folder, "from one to two", *resume(folder, "one"))
+    finish(folder, "from two to two", *resume(folder, "two"))
+    finish(folder, "from one to two", *resume(folder, "one"))
 
     model, optimizer = start()
     set_model_state_dict(model, full, options=FROM_FIRST)
     set_optimizer_state_dict(model, optimizer, state, options=FROM_FIRST)
-    go_on(folder, "from full to two", model, optimizer)
+    finish(folder, "from full to two", model, optimizer)
 
     # Back in time: the state_dict that was saved still shares the model's memory.
     model, optimizer = resume(folder, "two")
@@ -152,7 +152,7 @@ def two_processes(folder: Path) -> None:
     dcp.load(state, checkpoint_id=folder / "two")
     model.load_state_dict(state["model"])
     set_optimizer_state_dict(model, optimizer, state["optimizer"])
-    go_on(folder, "back in time in two", model, optimizer)
+    finish(folder, "back in time in two", model, optimizer)
 
     model, _ = start(learned=folder / "one.learned.safetensors")
     fl.save_learned(model, folder / "again.learned.safetensors")
@@ -173,14 +173,14 @@ def three_processes(folder: Path) -> None:
     save(folder, "three", *resume(folder, "one"))
 
 
-def back(folder: Path) -> None:
+def resume_in_one(folder: Path) -> None:
     for name in ("one", "two", "three"):
-        go_on(folder, f"from {name} to one", *resume(folder, name))
+        finish(folder, f"from {name} to one", *resume(folder, name))
 
 
 def main(folder: Path, stage: str) -> None:
     torch.set_num_threads(1)
-    stages = {"one": one_process, "two": two_processes, "three": three_processes, "back": back}
+    stages = {"one": one_process, "two": two_processes, "three": three_processes, "back": resume_in_one}
     if "RANK" not in os.environ:
         return stages[stage](folder)
     dist.init_process_group("gloo")

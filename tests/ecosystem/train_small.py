@@ -267,7 +267,7 @@ def refusals() -> dict[str, str]:
         "merge": lambda: fl.merge(sharded(make())),
         "plan of sharded": lambda: make_plan(sharded(make())),
     }
-    return {name: said(call) for name, call in calls.items()}
+    return {name: error_of(call) for name, call in calls.items()}
 
 
 def load_state(model: nn.Module) -> None:
@@ -294,8 +294,8 @@ def make_plan(model: nn.Module) -> None:
     fl.train_only(model, {"*": fl.everything})
 
 
-def said(call: Callable[[], object]) -> str:
-    """The kind and the message of what `call` raises; empty if it raises nothing."""
+def error_of(call: Callable[[], object]) -> str:
+    """Return the class and the message of the error that `call` raises; empty if there is none."""
     try:
         call()
     except Exception as error:

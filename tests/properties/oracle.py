@@ -109,8 +109,8 @@ class Dense:
         return [self.whole[part.name].detach()[part.index] for part in self.parts]
 
     @torch.no_grad()
-    def meet(self, learned: list[Tensor]) -> None:
-        """Go on from these learned values (restored): rounding differences that were looked at do not add up."""
+    def continue_from(self, learned: list[Tensor]) -> None:
+        """Continue from these learned values, so that rounding differences already compared do not add up."""
         for part, values in zip(self.parts, learned, strict=True):
             self.whole[part.name][part.index] = values.detach()
 

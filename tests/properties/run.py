@@ -344,7 +344,7 @@ class Comparison:
             else:
                 near(mine, theirs, STEPS * torch.finfo(mine.dtype).eps, f"{part.name}: the learned values")
         if self.case.oracle == "restored":
-            self.dense.meet(self.ours.parameters)
+            self.dense.continue_from(self.ours.parameters)
         self.moved |= self._learned_bits() != self.last  # at any step: a search may come back to where it began
         self.last = self._learned_bits()
 

@@ -100,10 +100,11 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             The loss that `closure` returned, or None.
 
         Raises:
-            ValueError: A sparse gradient is not over rows, or a parameter has another dtype than the four now.
+            ValueError: A sparse gradient is not over rows, or the dtype of a parameter is no longer supported.
             RuntimeError: A gradient has another shape than its parameter.
-            StaleOptimizerError: State was made for another shape, dtype or device than its parameter has now. Whatever
-                is raised, no parameter and no state has changed.
+            StaleOptimizerError: State was made for another shape, dtype or device than its parameter has now.
+
+            After each of these no parameter and no state has changed.
 
         Cost: that of the rows in use. A dense gradient uses all of them.
         """

@@ -1,4 +1,4 @@
-"""Partial tensors on many processes: shards are read and written, and plans compared.
+"""Partial tensors on many processes: read and write their shards, and compare the plans of the processes.
 
 Letters used for shapes in this file:
     V  rows of the tensor         *  the rest of its shape

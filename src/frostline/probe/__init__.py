@@ -1,4 +1,4 @@
-"""Look at a training run without changing it: gradients, what will move and why, a step that is rolled back.
+"""Inspect a training run without changing it: gradients, what will move and why, a step that is rolled back.
 
 inputs.py          check what the functions of this room are given: a model, a loss, optimizers
 gradients.py       the values of gradients, without side effects

@@ -83,7 +83,7 @@ class Tally:
         ids: Callable[[Tensor], Tensor],
         ignore: Tensor | None = None,
     ) -> None:
-        """Compare (R, *) with (R, *).
+        """Count the entries that differ between two tensors (R, *).
 
         Args:
             before: Values before the step.

@@ -1,7 +1,7 @@
 """A generator's output goes through `argmax` into the discriminator.
 
 Seen: the generator does not learn, or an error about missing gradients.
-Fix: hand over the softmax, a Gumbel softmax, or use a policy gradient.
+Fix: pass the softmax or a Gumbel softmax, or use a policy gradient.
 Source: https://github.com/eriklindernoren/Keras-GAN/issues/61
 """
 

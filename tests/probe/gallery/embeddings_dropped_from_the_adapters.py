@@ -1,4 +1,4 @@
-"""Embeddings are asked for among the adapted modules, and are silently left frozen.
+"""Embeddings are requested as adapted modules, but silently stay frozen.
 
 Seen: embed_tokens and lm_head keep every bit, and no warning says so.
 Fix: train the rows themselves: `fl.add_tokens`, `fl.rows`, or PEFT's `modules_to_save`.

@@ -1,4 +1,4 @@
-"""A parameter group is put together and never appended to the list of groups.
+"""A parameter group is built but never appended to the list of groups.
 
 Seen: the CRF and the classifier are said to train, and do not.
 Fix: `groups.append(group)` after the second group too.

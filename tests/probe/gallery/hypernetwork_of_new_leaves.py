@@ -1,7 +1,7 @@
 """The weights that a hypernetwork makes are turned into leaves before an ensemble runs with them under `vmap`.
 
 Seen: outputs are the same as without, gradients are not.
-Fix: hand the weights over as they are; `retain_grad()` shows their gradients.
+Fix: pass the weights as they are; `retain_grad()` shows their gradients.
 Source: https://github.com/pytorch/functorch/issues/1071
 """
 

@@ -1,7 +1,7 @@
 """`@torch.no_grad()` on a helper that the training forward calls too.
 
 Seen: the image tower of a vision-language model cannot be fine-tuned.
-Fix: take the decorator off, or call the helper in evaluation only.
+Fix: remove the decorator, or call the helper in evaluation only.
 Source: https://github.com/huggingface/transformers/pull/41888
 """
 

@@ -1,4 +1,4 @@
-"""The result of a call is not assigned, because the call was taken for one in place.
+"""The result of a call is not assigned, because the call was thought to work in place.
 
 Seen: it "has no effect".
 Fix: `h = norm(h)`.

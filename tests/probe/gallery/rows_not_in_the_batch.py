@@ -1,6 +1,6 @@
 """Rows are chosen, and the batch has none of them.
 
-Seen: tokens were added and the table resized, and that was taken for enough.
+Seen: tokens were added and the table resized, and that seemed to be enough.
 Fix: see which ids the data has; a row that is not looked up has a gradient of zero.
 Source: https://github.com/huggingface/transformers/issues/7879
 """

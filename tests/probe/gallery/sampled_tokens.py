@@ -1,4 +1,4 @@
-"""Tokens are drawn with `multinomial` and fed on.
+"""Tokens are drawn with `multinomial` and fed to the next network.
 
 Seen: "how does the error of the discriminator reach the generator?" It does not.
 Fix: a policy gradient on the log-probability of what was drawn.

@@ -1,4 +1,4 @@
-"""A list of learned mixing weights is made with `tolist`, for a library that wants floats.
+"""Learned mixing weights are turned into a list with `tolist`, for a library that wants floats.
 
 Seen: the mixing weights stay equal.
 Fix: keep them a tensor: `(weights * features).sum(-1)`.
