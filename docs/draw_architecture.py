@@ -1,8 +1,8 @@
 """Draw the rooms of frostline and who imports whom, from the code itself, as docs/architecture.svg.
 
-A room is a folder of the package, or a file directly in it. An arrow runs from a room to one that it imports; where a
-longer way of arrows leads there as well, the short one is left out. The rooms that nearly all import (errors, files,
-printing) lie under the others as the ground.
+A room is a folder of the package, or a file directly in it. An arrow runs from a room to one that it imports; if a
+longer path of arrows leads there as well, the direct arrow is left out. The rooms that nearly all others import
+(errors, files, printing) lie below them as the ground.
 
 Run:    python docs/draw_architecture.py
 """
@@ -185,7 +185,7 @@ def _head(width: float, height: float) -> list[str]:
 
 
 def _arrow(corners: Mapping[str, tuple[float, float]], room: str, other: str) -> str:
-    """Return the arrow between two rooms; past the floors between them it runs through the gap nearest to its way."""
+    """Return the arrow between two rooms; past the floors between them it runs through the nearest gap."""
     (x, y), (to_x, to_y) = corners[room], corners[other]
     points = [(x + WIDTH / 2, y + HEIGHT)]
     for top in sorted({top for _, top in corners.values() if y < top < to_y}):
