@@ -195,7 +195,7 @@ def test_what_makes_f1_mean_less_than_it_seems_is_said(tmp_path: Path, capsys: p
     assert "warning  dev: a sentence of 2,400 tokens. An empty line ends a sentence.\n" in capsys.readouterr().out
 
 
-def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
+def test_a_run_that_was_killed_resumes_and_leaves_the_same_tagger(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = _write(tmp_path)
@@ -215,14 +215,14 @@ def test_a_training_that_was_killed_goes_on_and_leaves_the_same_tagger(
         assert "stopped" not in capsys.readouterr().out  # in less than 30 seconds nothing was written
         patch.setattr("frostline.tagger.training.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
         assert main(arguments) == 130
-        assert capsys.readouterr().out.endswith("stopped  to go on, pass the same arguments and --resume\n")
+        assert capsys.readouterr().out.endswith("stopped  to continue, pass the same arguments and --resume\n")
     assert [path.name for path in files.out.iterdir()] == ["training.safetensors"]
     assert main(["tagger", "predict", str(files.out)]) == 2
     assert "its training has not ended. Pass --resume" in capsys.readouterr().err
     assert main([*_train_arguments(files), "--resume", "--seed", "1"]) == 2
     assert "warning" not in capsys.readouterr().out
     assert main([*_train_arguments(files), "--vectors", "missing.txt"]) == 2
-    assert f"warning  {files.out}: a training that has not ended is there" in capsys.readouterr().out
+    assert f"warning  {files.out}: an unfinished training run is replaced" in capsys.readouterr().out
     assert main([*arguments, "--resume"]) == 0
     assert (files.out / "model.safetensors").read_bytes() == whole
     assert not (files.out / "training.safetensors").exists()
@@ -360,22 +360,22 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"epochs": 0}, "argument --epochs: '0' is not a whole number from 1 up"),
-        ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number from 1 up"),
-        ({"seed": -1}, "argument --seed: '-1' is not a whole number from 0 up"),
-        ({"char-filters": 10**9}, "--char-filters: '1000000000' is too many. Pass a whole number from 0 to 1024."),
+        ({"epochs": 0}, "argument --epochs: '0' is not a whole number of at least 1"),
+        ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number of at least 1"),
+        ({"seed": -1}, "argument --seed: '-1' is not a whole number of at least 0"),
+        ({"char-filters": 10**9}, "--char-filters: '1000000000' is too large. Pass a whole number from 0 to 1024."),
         (
             {"seed": 2**63},
-            "--seed: '9223372036854775808' is too many. Pass a whole number from 0 to 9223372036854775807",
+            "--seed: '9223372036854775808' is too large. Pass a whole number from 0 to 9223372036854775807",
         ),
-        ({"char-filters": -1}, "argument --char-filters: '-1' is not a whole number from 0 up"),
+        ({"char-filters": -1}, "argument --char-filters: '-1' is not a whole number of at least 0"),
         ({"train": "missing.conll"}, "missing.conll: No such file or directory. Check the path."),
         ({"vectors": "missing.txt"}, "missing.txt"),
         ({"dev": "EMPTY"}, "empty.conll: no labelled token in it"),
         ({"train": "BAD"}, "bad.conll:2: no tag beside 'York'"),
         ({"train": "FOLDER"}, "notes: Is a directory"),
         ({"vectors": "EMPTY"}, "empty.conll"),
-        ({"out": "FOLDER"}, "notes: a folder that holds something else than a tagger"),
+        ({"out": "FOLDER"}, "notes: a folder that holds something other than a tagger"),
         ({"device": "gpu"}, "device: 'gpu' cannot be used here"),
         ({"out": "BAD"}, "bad.conll: a file, but a folder is to be written"),
     ],

@@ -24,39 +24,39 @@ SMALL = Scale(dimension=16, vector_epochs=2, epochs=8, seeds=(0, 1), docstrings=
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
+def demo_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path, str]:
     out = tmp_path_factory.mktemp("story") / "new" / "folder"
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         results = tell(out, SMALL)
     return results, out, printed.getvalue()
 
 
-def test_no_frozen_value_moves_and_the_missing_words_do(told: tuple[dict[str, Any], Path, str]) -> None:
-    audit = told[0]["audit"]
+def test_no_frozen_value_moves_and_the_missing_words_do(demo_run: tuple[dict[str, Any], Path, str]) -> None:
+    audit = demo_run[0]["audit"]
     assert audit["frozen_moved"] == 0
-    assert audit["frozen_compared"] == SMALL.dimension * (told[0]["vectors"]["words"] + 1)  # with the padding row
+    assert audit["frozen_compared"] == SMALL.dimension * (demo_run[0]["vectors"]["words"] + 1)  # with the padding row
     assert audit["learned_rows_moved"] == audit["learned_rows"] > 100
 
 
-def test_known_words_move_where_all_words_learn(told: tuple[dict[str, Any], Path, str]) -> None:
-    audit = told[0]["audit"]
+def test_known_words_move_where_all_words_learn(demo_run: tuple[dict[str, Any], Path, str]) -> None:
+    audit = demo_run[0]["audit"]
     assert audit["known_moved_when_all_learn"] > 0.9 * audit["known_compared_when_all_learn"] > 0
 
 
-def test_the_three_regimes_have_a_score_for_each_seed(told: tuple[dict[str, Any], Path, str]) -> None:
-    regimes = told[0]["regimes"]
+def test_the_three_regimes_have_a_score_for_each_seed(demo_run: tuple[dict[str, Any], Path, str]) -> None:
+    regimes = demo_run[0]["regimes"]
     assert sorted(regimes) == ["all", "missing", "none"]
     assert all(len(regime["test_f1"]) == 2 and max(regime["test_f1"]) <= 1 for regime in regimes.values())
     assert max(max(regime["dev_f1"]) for regime in regimes.values()) > 0
 
 
-def test_the_plans_differ_in_what_learns_of_the_table(told: tuple[dict[str, Any], Path, str]) -> None:
-    learned = {name: regime["plan"]["learned"] for name, regime in told[0]["regimes"].items()}
+def test_the_plans_differ_in_what_learns_of_the_table(demo_run: tuple[dict[str, Any], Path, str]) -> None:
+    learned = {name: regime["plan"]["learned"] for name, regime in demo_run[0]["regimes"].items()}
     assert learned["none"] < learned["missing"] < learned["all"]
 
 
-def test_the_output_tells_the_story_in_order_and_in_plain_lines(told: tuple[dict[str, Any], Path, str]) -> None:
-    text = told[2]
+def test_the_output_tells_the_story_in_order_and_in_plain_lines(demo_run: tuple[dict[str, Any], Path, str]) -> None:
+    text = demo_run[2]
     landmarks = [
         "1. Read",
         "2. Train word vectors",
@@ -75,9 +75,9 @@ def test_the_output_tells_the_story_in_order_and_in_plain_lines(told: tuple[dict
 
 
 def test_pictures_results_and_the_run_are_in_the_folder_and_no_more(
-    told: tuple[dict[str, Any], Path, str],
+    demo_run: tuple[dict[str, Any], Path, str],
 ) -> None:
-    results, out, _ = told
+    results, out, _ = demo_run
     assert sorted(path.name for path in out.iterdir()) == [
         *("about.json", "audit.json", "curves.jsonl", "curves.png", "plan.json", "report.html", "results.json"),
         *("row_changes.safetensors", "travel.png"),
@@ -87,9 +87,9 @@ def test_pictures_results_and_the_run_are_in_the_folder_and_no_more(
 
 
 def test_the_run_folder_holds_the_curves_of_all_three_regimes_and_the_words_that_moved(
-    told: tuple[dict[str, Any], Path, str],
+    demo_run: tuple[dict[str, Any], Path, str],
 ) -> None:
-    results, out, text = told
+    results, out, text = demo_run
     run = read_run(out)
     assert {point["run"] for point in run.curves} == {"missing words learn", "all words frozen", "all words learn"}
     assert len(run.curves) == 3 * SMALL.epochs

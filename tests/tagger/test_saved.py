@@ -143,7 +143,7 @@ def test_an_earlier_tagger_is_replaced_and_nothing_else_is_left(trained: Tagger,
 @pytest.mark.parametrize("name", ["train.conll", "second", ".git"])
 def test_other_files_in_a_taggers_folder_are_not_lost(name: str, trained: Tagger, saved: Path) -> None:
     (saved / name).mkdir()
-    with pytest.raises(fl.ModelFolderError, match=f"holds something else than a tagger: '{re.escape(name)}'"):
+    with pytest.raises(fl.ModelFolderError, match=f"holds something other than a tagger: '{re.escape(name)}'"):
         trained.save(saved)
     assert (saved / name).is_dir()
     assert Tagger.load(saved).tags == trained.tags
@@ -157,7 +157,7 @@ def test_unfinished_files_of_a_killed_training_are_replaced_and_those_of_others_
     trained.save(saved)
     assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors", "words.json"]
     (saved / ".notes.txt.0123456789abcdef.part").touch()
-    with pytest.raises(fl.ModelFolderError, match=r"holds something else than a tagger: '\.notes"):
+    with pytest.raises(fl.ModelFolderError, match=r"holds something other than a tagger: '\.notes"):
         trained.save(saved)
 
 
@@ -222,7 +222,7 @@ def test_a_folder_or_file_of_something_else_is_never_overwritten(trained: Tagger
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("keep", encoding="utf-8")
     (tmp_path / "file").write_text("keep", encoding="utf-8")
-    with pytest.raises(fl.ModelFolderError, match="holds something else than a tagger"):
+    with pytest.raises(fl.ModelFolderError, match="holds something other than a tagger"):
         trained.save(tmp_path / "notes")
     for path in (tmp_path / "file", tmp_path / "file" / "model"):
         with pytest.raises(fl.ModelFolderError, match=re.escape(f"{path}: ")):

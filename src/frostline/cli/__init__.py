@@ -1,8 +1,8 @@
 """The command `frostline`: each file beside this one is a subcommand.
 
-A command file holds `HELP` (one line), `configure(parser)`, which adds its arguments, and `run(args)`, which returns the
-exit code. It imports torch only inside `run`, so that `--help` is fast. Exit codes: 0 done, 1 a check failed, 2 cannot run,
-130 interrupted, 141 the reader of a pipe is gone.
+A command file holds `HELP` (one line), `configure(parser)`, which adds its arguments, and `run(args)`, which returns
+the exit code. It imports torch only inside `run`, so that `--help` is fast. Exit codes: 0 done, 1 a check failed, 2
+cannot run, 130 interrupted, 141 the reader of a pipe has closed it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _silence_stdout() -> None:
-    """Send what is left in the buffer of stdout nowhere, so that the flush at exit raises no second error."""
+    """Discard what is left in the buffer of stdout, so that the flush at exit raises no second error."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

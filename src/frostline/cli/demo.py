@@ -1,4 +1,4 @@
-"""`frostline demo`: the whole story on data that is on this machine already."""
+"""`frostline demo`: train, audit and draw a real model on text that is on this machine already."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import sys
 from pathlib import Path
 
-HELP = "the whole story on data that is on this machine already, in a minute or two"
+HELP = "train, audit and draw a real model on text that is on this machine already, in about two minutes"
 
 _EXAMPLES = """\
 examples:

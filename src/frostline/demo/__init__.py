@@ -1,4 +1,4 @@
-"""The story that `frostline demo` runs, on data that every Python has.
+"""The steps of `frostline demo`: train, audit and draw a real model on text that every Python has.
 
 story.py           the steps, and what is printed
 corpus.py          the documentation of the installed Python as text and as labelled sentences

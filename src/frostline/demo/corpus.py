@@ -33,7 +33,7 @@ _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 _TOKEN = re.compile(
     r"(?<=\w)[’'](?:s|t|re|ve|ll|d)\b|\d+(?:\.\d+)+|\b[ei]\.[ge]\.|\w+(?:-\w+)*|\(\)|\.\.\.|[-+*/%@&|^~<>=!]+|[^\w\s]"
 )
-# Code between double quotes: a blank or an opening sign before the first, a blank or a closing sign after the second.
+# Code between double quotes: a space or an opening sign before the first, a space or a closing sign after the second.
 _MARKED = re.compile(r'(?<![^\s(\[{—–/“‘…-])"(?=\S)([^"]+)(?<=\S)"(?![^\s)\]},.;:!?—–/”’…-])')
 _EMPHASIS = re.compile(r"(?<![\w*])(\*{1,2})(?=[^\s*])([^*\n]*[^\s*])\1(?![\w*])")
 _BULLET = re.compile(r"^(?:[*+-]|\d+\.|\[\d+\])\s+")

@@ -47,7 +47,7 @@ class MovedWords(NamedTuple):
 
     @classmethod
     def from_run(cls, run: TrainingRun, sentences: Iterable[Sentence]) -> MovedWords:
-        """Gather what a run under `learn="missing"` did to its missing words.
+        """Return how the missing words of a run with `learn="missing"` moved.
 
         Args:
             run: The run.

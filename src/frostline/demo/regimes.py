@@ -90,7 +90,7 @@ def train_all(
 
 
 def verdict(f1: Mapping[str, Sequence[float]]) -> str:
-    """Name the regime with the highest mean F1, and say whether the seeds agree on it.
+    """Return a sentence that names the regime with the highest mean F1, and says whether the seeds agree on it.
 
     Example:
         >>> verdict({"a": [0.5, 0.6], "b": [0.52, 0.54], "c": [0.1, 0.2]})

@@ -1,4 +1,4 @@
-"""The run folder: what a training run writes, and reading it again.
+"""The run folder: what a training run records, written to files and read again.
 
 recorder.py      Recorder: values recorded while a model trains
 watched.py       what a Recorder records under one name

@@ -53,7 +53,7 @@ class Recorded:
 
 
 def write_record(run_folder: Path, record: Mapping[str, Recorded]) -> None:
-    """Write the record of a run folder, replacing an existing one; RunFolderError if the disk refuses."""
+    """Write the record of a run folder, replacing an existing one; RunFolderError if that fails."""
     tensors: dict[str, Tensor] = {}
     about: dict[str, dict[str, Any]] = {}
     for name, trajectory in record.items():

@@ -201,7 +201,7 @@ class _Store:
         for name, trajectory in self._trajectories.items():
             trajectory.values = [value.cpu() if value.ndim else value.cpu().double() for value in trajectory.values]
             kind, words = self._about[name]
-            dtypes = {value.dtype for value in trajectory.values}  # several, if a plan changed the learned part's
+            dtypes = {value.dtype for value in trajectory.values}  # several if a later plan changed the dtype
             dtype = reduce(torch.promote_types, dtypes)
             values = torch.stack([value.to(dtype) for value in trajectory.values])
             record[name] = Recorded(kind, trajectory.steps, values, words, trajectory.stride)

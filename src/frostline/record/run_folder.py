@@ -1,7 +1,7 @@
 """The files of a run folder, which `frostline report` draws: small, each of them optional.
 
 about.json                {"title": ..., "facts": {name: text}}                     what the run was
-plan.json                 Plan.to_dict()                                            what was to learn
+plan.json                 Plan.to_dict()                                            what may learn
 explanation.json          fl.explain(...).to_dict()                                 what learns, and why
 audit.json                {"frozen_compared", "frozen_moved", "learned_rows", "learned_rows_moved"}
 confusion.json            {"types": [...], "rows": "gold", "columns": "predicted", "counts": [[...]]}
@@ -141,7 +141,7 @@ def describe_run(
         explanation: What `fl.explain` returned.
         audit: What was compared and what moved: `frozen_compared` and `frozen_moved` (values), `learned_rows` and
             `learned_rows_moved`.
-        confusion: Which type was taken for which: `types`, T names; `rows` and `columns`, the titles "gold" and
+        confusion: The confusion matrix of entity types: `types`, T names; `rows` and `columns`, the titles "gold" and
             "predicted"; `counts`, T + 1 rows of T + 1 counts, of which the last row counts what was invented (no gold
             partner) and the last column what was missed (no predicted partner).
         curves: Points: `epoch` or `step`, values under their names, and `run` where there are several runs.

@@ -131,10 +131,10 @@ def map_of_recorded(recorded: Recorded) -> Figure:
     """Draw the map of recorded rows: the path of each that moved; of many, the 150 that ended furthest."""
     values, far = _rows(recorded), distance(recorded)
     order = np.argsort(-far[-1], kind="stable")[:_MOST_MAPPED]
-    stood = (far[:, order] == 0).all(axis=0)
-    rows = np.concatenate([order[~stood], order[stood]])
+    unmoved = (far[:, order] == 0).all(axis=0)
+    rows = np.concatenate([order[~unmoved], order[unmoved]])
     words = recorded.words or []
-    return _map([words[row] for row in rows.tolist()], values[:, rows], int((~stood).sum()))
+    return _map([words[row] for row in rows.tolist()], values[:, rows], int((~unmoved).sum()))
 
 
 def plane_of_movement(before: Floats, after: Floats) -> Floats:
@@ -164,7 +164,7 @@ def plane_of_movement(before: Floats, after: Floats) -> Floats:
 
 
 def confusion(types: Sequence[str], rows: str, columns: str, counts: Sequence[Sequence[int]]) -> Figure:
-    """Draw which type was taken for which: the count in each cell; its shade is the share of the row.
+    """Draw the confusion matrix of entity types: a count in each cell, shaded by its share of the row.
 
     Args:
         types: The names of T types.

@@ -24,7 +24,7 @@ def write_page(run_folder: str | os.PathLike[str], path: str | os.PathLike[str])
 
     Args:
         run_folder: What `fl.Recorder`, `describe_run`, `frostline tagger train` or `frostline demo` wrote.
-        path: The file to write, conventionally `report.html`; an existing one is replaced at once.
+        path: The file to write, conventionally `report.html`; an existing one is replaced atomically.
 
     Returns:
         `path`.

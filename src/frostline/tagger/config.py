@@ -46,8 +46,8 @@ class TaggerConfig:
     max_grad_norm: float = 1.0
     unk_dropout: float = 0.5  # a missing word seen n times is read as <unk> with probability u / (u + n)
     o_bias: float = 0.75  # subtracted from the O logit after training: higher recall, lower precision
-    ema_decay: float = 0.998  # of the exponential moving average that is kept; 0: the weights of the last step
-    forget_bias: float | None = None  # of the LSTM at the start, which then has a single bias as TensorFlow's has
+    ema_decay: float = 0.998  # of the exponential moving average, which is evaluated and saved; 0: no average
+    forget_bias: float | None = None  # initial bias of the forget gate; if given, one bias a gate, as in TensorFlow
     by_sentence: bool = False  # the loss is the mean over sentences of their means; False: the mean over tokens
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ def precision(device: torch.device, bf16: bool) -> AbstractContextManager[object
 def auxiliary_fraction(epochs_done: int, epochs: int) -> float:
     """Return the fraction of an auxiliary corpus that the next epoch reads: all at first, nothing at the end.
 
-    So the layers that the corpora share end with the corpus that counts.
+    So the last batches that the shared layers learn from are those of the main corpus.
 
     Example:
         >>> [auxiliary_fraction(done, epochs=5) for done in range(5)]

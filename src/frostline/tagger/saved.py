@@ -1,4 +1,4 @@
-"""A tagger on disk: a folder of three files, written atomically, read without trust.
+"""A tagger on disk: a folder of three files, written atomically and validated when read.
 
     config.json         {"kind": "frostline tagger", "format": 3, "tags": [...], "crf": whether a CRF scores them,
                         "missing": how many words learned}
@@ -6,8 +6,8 @@
     model.safetensors   the network's tensors, float32, under their plain names; the table is `embed.weight`;
                         `char_cnn.weight` exists where characters are read
 
-While `frostline tagger train` is at work the folder holds a checkpoint (see training/checkpoint.py), which is gone at
-the end; then the files of a run lie next to the tagger (see `frostline.record.run_folder`).
+While `frostline tagger train` runs, the folder holds a checkpoint (see training/checkpoint.py), which is removed at the
+end; then the folder also holds the files of a run folder (see `frostline.record.run_folder`).
 Sizes are read from the tensors themselves, so that a file can claim no more memory than it has bytes.
 """
 
@@ -38,7 +38,7 @@ from frostline.tagger.network.model import LSTMTagger
 
 KIND, FORMAT = "frostline tagger", 3
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
-CHECKPOINT = "training.safetensors"  # of a training that has not ended; the tagger takes its place
+CHECKPOINT = "training.safetensors"  # of an unfinished training run; the saved tagger replaces it
 _BLOCK = 10_000  # words or rows of a tensor in memory at a time
 _CHAR_CNN = "char_cnn.weight"  # of a tagger that reads characters
 _OURS = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES, "report.html"}
@@ -56,7 +56,7 @@ def check_free(path: str | os.PathLike[str]) -> None:
     if target.is_dir():
         if foreign := _foreign(target):
             raise ModelFolderError(
-                f"{target}: a folder that holds something else than a tagger: {foreign!r}. Name another folder."
+                f"{target}: a folder that holds something other than a tagger: {foreign!r}. Name another folder."
             )
         if os.path.ismount(target.resolve()) or target.resolve() in (Path.cwd(), *Path.cwd().parents):
             raise ModelFolderError(

@@ -1,4 +1,4 @@
-"""Labelled text is read the same whatever its blanks and line ends, and an error names the bad line."""
+"""Labelled text is read the same whatever its spaces and line ends, and an error names the bad line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = [(("New", "York"), ("B-place", "I-place")), (("Hi",), ("O",))]
         b"\n \t \nNew NNP x B-place\nYork  NNP  y  I-place \n  \nHi UH z O\t\n",
         b"-DOCSTART- -X- O O\n\nNew\t_\tB-place\nYork\t_\tI-place\n-DOCSTART-\nHi\t_\tO\n",
     ],
-    ids=["tab", "blanks", "crlf", "bom, tab alone, no last end", "more columns", "document marks"],
+    ids=["tab", "spaces", "crlf", "bom, tab alone, no last end", "more columns", "document marks"],
 )
 def test_every_layout_of_the_same_sentences_reads_the_same(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.conll"

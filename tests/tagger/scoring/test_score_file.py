@@ -146,9 +146,9 @@ def test_tokens_may_be_empty_hold_blanks_or_be_of_another_encoding(tmp_path: Pat
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"a O O\n\nYork O\n", ":3: 2 columns, separated by single blanks, where the first line has 3"),
+        (b"a O O\n\nYork O\n", ":3: 2 columns, separated by single spaces, where the first line has 3"),
         (b"a\tO\tO\nNew York O O\n", ":2: 1 columns, separated by TABs, where the first line has 3"),
-        (b"a  O O\nb O O\n", ":2: 3 columns, separated by single blanks, where the first line has 4"),
+        (b"a  O O\nb O O\n", ":2: 3 columns, separated by single spaces, where the first line has 4"),
         (b"a\tO\tB-x\nb\tO\t\n", ":2: 2 columns"),
         (b"\nO\nO\n", ":2: one column, 'O'"),
         (b"a O B-\xe9\n", ":1: tag 'B-\\udce9' is not printable"),

@@ -194,7 +194,7 @@ def test_a_failed_write_leaves_the_previous_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
-def test_the_callback_is_told_where_training_goes_on(
+def test_the_callback_is_given_the_point_where_training_resumes(
     toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _interrupted(toy, tmp_path / "c", 20)

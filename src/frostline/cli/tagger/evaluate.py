@@ -1,4 +1,4 @@
-"""`frostline tagger evaluate`: parse, call, print."""
+"""`frostline tagger evaluate`: score a tagger on labelled text, and list its errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     shown.add_argument("--json", action="store_true", help="print one JSON object (fractions, not percent)")
     shown.add_argument("--errors", metavar="N", type=at_least(1), help="the N most frequent errors, and the N longest")
     evaluate.add_argument(
-        "--run-folder", metavar="DIR", help="write there which type is taken for which, to be drawn by frostline report"
+        "--run-folder", metavar="DIR", help="write the confusion of types into this run folder, for frostline report"
     )
     add_device(evaluate)
     add_columns(evaluate)

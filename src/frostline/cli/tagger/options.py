@@ -24,9 +24,9 @@ def at_least(low: int, most: int = 2**63 - 1) -> Callable[[str], int]:
         except ValueError:
             value = low - 1
         if value > most:
-            raise argparse.ArgumentTypeError(f"{text!r} is too many. Pass a whole number from {low} to {most}.")
+            raise argparse.ArgumentTypeError(f"{text!r} is too large. Pass a whole number from {low} to {most}.")
         if value < low:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
         return value
 
     return parse
@@ -72,7 +72,7 @@ def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:
         "--separator",
         metavar="S",
         type=_characters,
-        help=r"between columns, such as , or \t (default: TAB where a line has one, else blanks)",
+        help=r"between columns, such as , or \t (default: TAB where a line has one, else spaces)",
     )
     group.add_argument(
         "--comments", metavar="PREFIX", type=_characters, help="skip lines that begin with this (default: none are)"

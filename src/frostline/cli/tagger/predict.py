@@ -1,4 +1,4 @@
-"""`frostline tagger predict`: parse, call, print."""
+"""`frostline tagger predict`: tag text, and print columns, JSON or colours."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ examples:
 Columns: one token, TAB, tag a line, an empty line after each sentence; with --tokens, the line as it was, and the tag.
 JSON: one object a line of text: text, tokens, tags, offsets and entities (type, text, start, end, token_start,
 token_end). start and end count characters (code points) of the line; text[start:end] is the entity as written.
-Words are split at blanks; punctuation and n't 's 'm 'd 're 've 'll are split off; URLs, @names, #tags, smileys and
+Words are split at whitespace; punctuation and n't 's 'm 'd 're 've 'll are split off; URLs, @names, #tags, smileys and
 abbreviations such as U.S. stay whole. Standard input is answered line by line; a file is read in batches, which is two
 to three times as fast."""
 _BATCH = 512  # sentences of a file in memory at a time

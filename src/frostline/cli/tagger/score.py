@@ -1,4 +1,4 @@
-"""`frostline tagger score`: parse, call, print."""
+"""`frostline tagger score`: score the output of any tagger as conlleval does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ examples:
   frostline tagger score output.conll
   frostline tagger score output.conll --json
 
-The gold tag and the predicted one are the last two columns, separated by TABs or by single blanks; an empty line ends a
+The gold tag and the predicted one are the last two columns, separated by TABs or by single spaces; an empty line ends a
 sentence. Tags are B-type, I-type and O; others (E-, S-, invalid sequences) count as they do in conlleval."""
 
 

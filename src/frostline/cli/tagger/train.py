@@ -1,4 +1,4 @@
-"""`frostline tagger train`: parse, call, print."""
+"""`frostline tagger train`: train a tagger, audit it, save it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ examples:
   frostline tagger train --train train.conll --auxiliary news/*.conll --dev dev.conll --vectors wiki.vec --out m
   torchrun --nproc-per-node 2 -m frostline tagger train --train train.conll --dev dev.conll --vectors wiki.vec --out m
 
-A killed training goes on with the same arguments and --resume: its state is written to --out every 30 seconds.
-Under torchrun the processes share each batch; the same number of them goes on.
+The state of training is written to --out every 30 seconds: after an interruption, pass the same arguments and --resume.
+Under torchrun the processes share each batch; to resume, start as many of them as before.
 A .conll file holds one token a line, its tag (IOB1, IOB2, BIOES, BILOU) last, and an empty line after each sentence."""
 
-_LONG = 2000  # tokens that no sentence has
+_LONG = 2000  # tokens: a longer sentence is probably a mistake
 _LOW_COVERAGE = 0.6  # share of tokens with a vector below which something is wrong; tweets over GloVe reach 0.9
 
 
@@ -56,7 +56,9 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
         help="read the characters of a word as well, by N convolution filters over its bytes (default 0: do not)",
     )
     train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
-    train.add_argument("--resume", action="store_true", help="go on with the killed training of --out, bit for bit")
+    train.add_argument(
+        "--resume", action="store_true", help="continue the interrupted training run in --out, bit for bit"
+    )
     add_device(train)
     train.add_argument("--bf16", action="store_true", help="multiply matrices in bfloat16; weights stay float32")
     add_columns(train)
@@ -73,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             from frostline.tagger.saved import CHECKPOINT
 
             if (Path(args.out) / CHECKPOINT).exists():
-                print("stopped  to go on, pass the same arguments and --resume")
+                print("stopped  to continue, pass the same arguments and --resume")
             raise
 
 
@@ -86,7 +88,7 @@ def _train(args: argparse.Namespace, first: bool, distributed: bool) -> int:
     check_free(args.out)  # before the work, not after it
     checkpoint = Path(args.out) / CHECKPOINT
     if not args.resume and checkpoint.exists():
-        print(f"warning  {args.out}: a training that has not ended is there; this replaces it, --resume goes on")
+        print(f"warning  {args.out}: an unfinished training run is replaced; --resume would continue it")
     computed_on, file_columns = device(args), columns(args)
     train, dev = tagger.read_conll(args.train, file_columns), tagger.read_conll(args.dev, file_columns)
     facts = {"train": f"{_size(train)} in {args.train}", "dev": f"{_size(dev)} in {args.dev}"}
@@ -139,7 +141,7 @@ def _size(*parts: Sentences) -> str:
 
 
 def _warn(train: Sentences, dev: Sentences) -> None:
-    """Say what looks like a mistake, or makes F1 on dev mean less than it seems."""
+    """Print a warning for what looks like a mistake, or makes F1 on dev less meaningful than it seems."""
     from frostline.tagger.scoring.error_analysis import unknown_types
 
     for kind, times in unknown_types((tag for _, tags in train for tag in tags), (tags for _, tags in dev)).items():

@@ -1,8 +1,8 @@
 """Labelled text in CoNLL columns: one token a line, its tag in another column, a blank line between sentences.
 
-The idea: only LF ends a line (a CR before it is dropped, one elsewhere refused), only TAB and SPACE separate, so every
-other character, Unicode blanks included, belongs to a token. Where a line holds a TAB, only TABs separate: a token may
-then hold blanks, or be empty, as happens in real files. Tags of any scheme are returned in IOB2.
+The idea: only LF ends a line (a CR before it is dropped, a CR elsewhere is an error), and only TAB and SPACE separate,
+so every other character, Unicode spaces included, belongs to a token. Where a line holds a TAB, only TABs separate: a
+token may then hold spaces, or be empty, as happens in real files. Tags of any scheme are returned in IOB2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from frostline.errors import DataFileError
 from frostline.tagger.data.tags import Scheme, detect_scheme, read_tags, write_tags
 
 _TAG = re.compile(r"O|[BIESLU]-.+")
-_BLANKS = " \t\r"
+_WHITESPACE = " \t\r"
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = 80  # in a message: a binary file may be one line of megabytes
 quoted = _SHORT.repr
@@ -47,7 +47,7 @@ class Columns:
         token: Column of the token: 1 is the first, -1 the last.
         tag: Column of the tag.
         separator: The characters between columns. Every line must then have the same number of columns, since a
-            separator inside a token looks like any other. None: TAB in a line that has one, else blanks.
+            separator inside a token looks like any other. None: TAB in a line that has one, else spaces.
         comments: A line that begins with this is skipped. None: no line is, since `#` is a token like any other.
 
     Raises:
@@ -97,7 +97,7 @@ class Columns:
         token = _field(self._fields(line), self.token, line)
         if not token and self.separator is None and "\t" not in line:
             raise ValueError(
-                f"no token before {quoted(line.strip(_BLANKS))}. Begin the line with it, or separate by TABs."
+                f"no token before {quoted(line.strip(_WHITESPACE))}. Begin the line with it, or separate by TABs."
             )
         return token
 
@@ -121,7 +121,7 @@ class Columns:
     def _fields(self, line: str) -> list[str]:
         if self.separator is not None:
             return [field.strip(" ") for field in line.split(self.separator)]
-        line = line.rstrip(_BLANKS)
+        line = line.rstrip(_WHITESPACE)
         return [field.strip(" ") for field in line.split("\t")] if "\t" in line else re.split(" +", line)
 
     def end_with_separator(self, line: str) -> str:
@@ -130,7 +130,7 @@ class Columns:
             return line + self.separator
         if "\t" in line:
             return line + "\t"
-        line = line.rstrip(_BLANKS)
+        line = line.rstrip(_WHITESPACE)
         return line + (" " if " " in line else "\t")
 
 
@@ -230,7 +230,7 @@ def _blocks(
     block: list[tuple[int, str, Parsed]] = []
     separators = None  # in the first line
     for line_number, line in enumerate(lines, start=1):
-        if not line.strip(_BLANKS) or line.startswith("-DOCSTART-"):
+        if not line.strip(_WHITESPACE) or line.startswith("-DOCSTART-"):
             if block:
                 yield block
             block = []
@@ -257,7 +257,7 @@ def _blocks(
 
 
 def _mixed(blocks: Iterable[list[tuple[int, str, tuple[str, str]]]]) -> int:
-    """Return the first line that has a tag of BIOES or BILOU where one before it is of the other."""
+    """Return the number of the first line by which the file has tags of both BIOES and BILOU."""
     first: dict[str, int] = {}
     for block in blocks:
         for line_number, _, (_, tag) in block:

@@ -36,7 +36,7 @@ class Tagged:
 
     @classmethod
     def from_tokens(cls, tokens: Iterable[str], tags: Sequence[str]) -> Tagged:
-        """Return the tagged text of tokens that came without their text: joined by single blanks."""
+        """Return the tagged text of tokens that came without their text: joined by single spaces."""
         positioned: list[Token] = []
         start = 0
         for token in tokens:

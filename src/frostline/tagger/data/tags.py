@@ -2,7 +2,7 @@
 
 The idea: IOB1 and IOB2 need not be told apart to be read: B- starts an entity, I- continues an entity of its type and
 starts one where there is none. BIOES and BILOU are known by their own letters; they mark both ends of an entity, so
-tags that contradict each other are refused.
+tags that contradict each other raise an error.
 
     tokens   New      York     City     Oslo     Rome     is        (one entity of three tokens, two of one)
     IOB1     I-place  I-place  I-place  B-place  B-place  O         B- only right behind an entity of the same type

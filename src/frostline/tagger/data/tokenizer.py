@@ -1,7 +1,7 @@
-"""Text to tokens: split at blanks, then split punctuation and English clitics ('s, n't) off words.
+"""Text to tokens: split at whitespace, then split punctuation and English clitics ('s, n't) off words.
 
-The idea: what is split already stays as it is, so text with a blank between all tokens passes through unchanged. Every
-token is a piece of the text, character by character: nothing is normalised, and only blanks are left out.
+The idea: what is split already stays as it is, so text with a space between all tokens passes through unchanged. Every
+token is a piece of the text, character by character: nothing is normalised, and only whitespace is left out.
 """
 
 from __future__ import annotations

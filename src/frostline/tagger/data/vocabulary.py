@@ -1,4 +1,4 @@
-"""Which row of the table a token reads.
+"""The vocabulary: which row of the embedding table belongs to a token.
 
 The idea: keep every pretrained word, not only those that training saw, so that a word met later still has its vector.
 

@@ -68,7 +68,7 @@ class CRF(nn.Module):
     def decode(self, scores: Tensor, lengths: Tensor) -> Tensor:
         """Return the legal tags of the highest score for each sentence, int64, shape (B, T), 0 after its end.
 
-        Of two equal sequences, that of the lower tag at the last token where they differ.
+        Of sequences with equal scores, the one with the lower tag at the last token where they differ.
 
         Args: as for `loss`. Cost: T steps over (K, K, B) and back, in numpy on the CPU wherever the scores are: they
         are small, and numpy spends less on each operation than torch.
@@ -84,7 +84,7 @@ class CRF(nn.Module):
             best.append(np.maximum.reduce(best[-1][:, None] + transitions[:, :, None]) + of_token)
         at_end = np.concatenate(best).reshape(of_tokens.shape)[last, :, np.arange(len(last))]  # (B, K)
         final = (at_end + end).argmax(axis=1)  # (B,)
-        # Backward: which tag led there. Sentences that end later than t go on; the others wait with their final tag.
+        # Backward: which tag led there. A sentence that ends at t or before keeps its final tag until then.
         tag, path, shortest = final, [final], last.min(initial=len(best))
         for t in reversed(range(len(best) - 1)):
             tag = (best[t] + transitions.take(tag, axis=1)).argmax(axis=0)
@@ -98,7 +98,7 @@ class CRF(nn.Module):
         return self.transitions + self.forbidden, self.start + self.forbidden_start
 
     def _log_partition(self, scores: Tensor, inside: Tensor) -> Tensor:
-        """Log of the sum of exp(score) of all legal sequences, shape (B,): the forward algorithm."""
+        """Return the log of the sum of exp(score) of all legal sequences, shape (B,): the forward algorithm."""
         transitions, start = self._legal_transitions()
         total = start + scores[:, 0]  # (B, K) log-sum over the sequences that end in a tag
         for t in range(1, scores.shape[1]):
@@ -107,7 +107,7 @@ class CRF(nn.Module):
         return torch.logsumexp(total + self.end, dim=1)
 
     def _sequence_score(self, scores: Tensor, tags: Tensor, inside: Tensor) -> Tensor:
-        """Score of the given tags of each sentence, shape (B,)."""
+        """Return the score of the given tags of each sentence, shape (B,)."""
         transitions, start = self._legal_transitions()
         tags = tags.masked_fill(~inside, 0)
         of_tokens = scores.gather(2, tags[:, :, None])[:, :, 0].where(inside, 0).sum(dim=1)

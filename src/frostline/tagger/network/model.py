@@ -9,8 +9,8 @@ The idea: an LSTM that reads left to right never sees the padding on the right b
 harmless; the other direction reads each sentence reversed within its own length. That equals packed sequences, and
 runs two to three times as fast on a CPU, where packed sequences miss the fused kernel.
 
-Dropout draws one mask for a sentence and uses it for all its tokens: what is hidden stays hidden, so the LSTM cannot
-take it from a neighbour (Gal and Ghahramani, 2016). Recurrent dropout zeroes weights instead, once for all steps, so
+Dropout draws one mask for a sentence and uses it for all its tokens: a feature is zeroed in all of them, so the LSTM
+cannot take it from a neighbour (Gal and Ghahramani, 2016). Recurrent dropout zeroes weights, once for all steps, so
 that the fused kernel can still be used (Merity, Keskar and Socher, 2018).
 """
 

@@ -54,7 +54,7 @@ class EntityCounts:
         self._step(_OUTSIDE, _OUTSIDE)
 
     def finish(self) -> EntityCounts:
-        """Close an entity that is open to the last token, and return the counts."""
+        """Count an entity that ends with the last token, and return the counts."""
         if self._agree:
             self.correct[self._last[0][1]] += 1
             self._agree = False

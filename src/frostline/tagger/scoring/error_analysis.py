@@ -24,7 +24,7 @@ class Pair(NamedTuple):
     Attributes:
         sentence: Index of the sentence.
         gold, predicted: The types.
-        gold_text, predicted_text: The tokens, joined by blanks.
+        gold_text, predicted_text: The tokens, joined by spaces.
         tokens: How many tokens the gold entity has, or the predicted one if it was invented.
         same_bounds: Whether both have the same tokens.
     """
@@ -109,7 +109,7 @@ class Errors:
 def analyse(
     tokens: Iterable[Sequence[str]], gold: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]
 ) -> Errors:
-    """Pair the entities of a text.
+    """Pair the gold and the predicted entities of a text.
 
     Args:
         tokens: The tokens of each sentence.
@@ -133,7 +133,7 @@ def surface_score(
     """Score the set of (type, text) that a tagger finds: an entity counts once, however often it occurs.
 
     Args:
-        tokens: The tokens of each sentence; the text of an entity is its tokens as written, joined by blanks.
+        tokens: The tokens of each sentence; the text of an entity is its tokens as written, joined by spaces.
         gold: The right tags of each sentence, in the scheme IOB2.
         predicted: The predicted tags.
 

@@ -1,7 +1,7 @@
 """Score the output of any tagger from a file, as conlleval does: gold and predicted tag in the last two columns.
 
-The idea: whatever conlleval reads is read the same; what it refuses, lines of different lengths, is refused, and the
-error names the line.
+The idea: what conlleval reads is read in the same way. Lines of different lengths are an error, as in conlleval; here
+the error names the line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def score_file(path: str | os.PathLike[str]) -> Score:
     Args:
         path: One token a line, the gold tag and the predicted one in the last two columns, the same number of columns
             in every line; an empty line, or one that begins with the column -X-, between sentences. If the first line
-            that is not empty holds a TAB, TABs separate the columns, else single blanks do. Tokens may be in any
+            that is not empty holds a TAB, TABs separate the columns, else single spaces do. Tokens may be in any
             encoding.
 
     Returns:
@@ -47,7 +47,7 @@ def score_file(path: str | os.PathLike[str]) -> Score:
         accuracy:  66.67%; precision:  50.00%; recall:  50.00%; FB1:  50.00
                     place: precision:  50.00%; recall:  50.00%; FB1:  50.00  2
 
-    Source: conlleval.pl of 2004-01-26, except that a byte order mark, a CR before the line end and blanks around a tag,
+    Source: conlleval.pl of 2004-01-26, except that a byte order mark, a CR before the line end and spaces around a tag,
     which an editor does not show, are dropped.
     """
     counts = EntityCounts()
@@ -91,12 +91,12 @@ def _pairs(path: Path) -> Iterator[tuple[str, str] | None]:
 
 
 def _wrong_columns(fields: list[str], columns: int, separator: str) -> str:
-    name = "TABs" if separator == "\t" else "single blanks"
+    name = "TABs" if separator == "\t" else "single spaces"
     if columns < 2:
         return (
             f"one column, {quoted(fields[0])}. Write the token, its gold tag and its predicted tag, TABs between them."
         )
     return (
         f"{len(fields)} columns, separated by {name}, where the first line has {columns}. "
-        f"Write the same number in every line; separate by TABs where a token holds blanks."
+        f"Write the same number in every line; separate by TABs where a token holds spaces."
     )

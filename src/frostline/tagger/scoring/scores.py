@@ -75,7 +75,7 @@ class Score:
         return text_table(rows, right=range(1, 6), total=True)
 
     def conlleval(self) -> str:
-        """Return the figures as the script conlleval prints them, to the last blank."""
+        """Return the figures as the script conlleval prints them, to the last space."""
         lines = [
             f"processed {self.tokens} tokens with {self.gold} phrases; "
             f"found: {self.predicted} phrases; correct: {self.correct}.",

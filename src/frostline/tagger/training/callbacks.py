@@ -33,16 +33,16 @@ class Callback:
     """Training callback. Override any method."""
 
     def start(self, plan: Plan, coverage: Coverage) -> None:
-        """Training is about to begin."""
+        """Do something before training begins."""
 
     def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
-        """An interrupted training goes on after the epochs of `history` and `tokens` tokens of the next."""
+        """Do something when a run resumes after the epochs of `history` and `tokens` tokens of the next."""
 
     def batch(self, tokens: int) -> None:
-        """A step was made, over `tokens` tokens."""
+        """Do something after each step, which trained on `tokens` tokens."""
 
     def epoch(self, epoch: Epoch) -> None:
-        """A pass over the training sentences ended."""
+        """Do something after each epoch."""
 
 
 class Progress(Callback):
@@ -62,7 +62,7 @@ class Progress(Callback):
             tokens + round(auxiliary_tokens * auxiliary_fraction(done, epochs)) for done in range(epochs)
         ]
         self._began = time.perf_counter()
-        self._done_before = 0  # tokens of the training that this one resumes
+        self._done_before = 0  # tokens of the run that this one resumes
         self._done = 0
         self._bar: rich.progress.Progress | None = None
 
@@ -85,7 +85,7 @@ class Progress(Callback):
         print(f"coverage {coverage}\n\n{plan}\n", flush=True)
 
     def resumed(self, history: Sequence[Epoch], tokens: int) -> None:
-        """Print where training goes on, and move the bar there."""
+        """Print where training resumes, and move the bar there."""
         self._done = sum(epoch.tokens for epoch in history)
         self._done_before = self._done + tokens
         print(f"resumed  after {len(history)} epochs and {tokens:,} tokens of the next", flush=True)

@@ -1,9 +1,9 @@
-"""A file from which training goes on, bit for bit, after it was killed at any moment.
+"""A file from which training resumes, bit for bit, after it was killed at any moment.
 
 One safetensors file: what learns, its average and its best values, the optimizer's state and the random generators as
-tensors; the rest as JSON in the header. It is replaced atomically, so it is always whole. What training can make again
-from its arguments (the frozen table, the encoded sentences) is not in it; instead it records what those arguments were,
-so that it is never continued with others.
+tensors; the rest as JSON in the header. It is replaced atomically, so it is always whole. What training can compute
+again from its arguments (the frozen table, the encoded sentences) is not in it; instead it records the arguments, so
+that a run is never resumed with others.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _KEY = "frostline training"
 
 
 class Checkpoint:
-    """The checkpoint file of one training.
+    """The checkpoint file of one training run.
 
     Args:
         path: The file; folders above it are made when it is first written.
-        arguments: What training was given, as JSON takes it: a checkpoint of other arguments is refused.
-        every: Seconds between two writings.
+        arguments: The arguments of the run, as plain values for JSON: a checkpoint of other arguments raises an error.
+        every: Seconds between two writes.
 
     Cost: each write copies what learns four times: value, average and two moments; and once more for the best epoch.
     """
@@ -61,15 +61,15 @@ class Checkpoint:
         self._due = time.monotonic() + self._every
 
     def read(self, loop: TrainingLoop) -> None:
-        """Put `loop` into the state that was written last.
+        """Restore `loop` to the state that was written last.
 
         Raises:
             RunFolderError: The file is missing, damaged, or of a training with other arguments.
         """
         try:
             with safe_open(self._path, framework="pt") as file:
-                held = json.loads((file.metadata() or {})[_KEY])
-            arguments, progress = dict(held["arguments"]), held["progress"]
+                header = json.loads((file.metadata() or {})[_KEY])
+            arguments, progress = dict(header["arguments"]), header["progress"]
             tensors = load_file(self._path)
         except FileNotFoundError:
             raise RunFolderError(f"{self._path}: no such file, so nothing to resume. Train from the start.") from None

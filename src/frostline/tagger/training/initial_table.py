@@ -40,7 +40,7 @@ class InitialTable:
 
     @classmethod
     def draw(cls, pretrained: npt.NDArray[np.float32], missing: int, generator: np.random.Generator) -> InitialTable:
-        """Return a table: padding of zeros, random rows with the spread of the pretrained ones, then those.
+        """Return a table: padding of zeros, random rows with the spread of the pretrained rows, then these rows.
 
         Args:
             pretrained: Matrix of the pretrained words, float32, shape (V, D).
@@ -85,7 +85,7 @@ class InitialTable:
 
 @dataclass(frozen=True)
 class Audit:
-    """What moved: entries of the rows that were frozen, and rows among those that were to learn."""
+    """What moved: entries of the frozen rows, and how many of the rows that learn."""
 
     frozen_compared: int
     frozen_moved: int
@@ -106,7 +106,7 @@ def compare(before: Rows, after: Rows, learns: Tensor) -> Audit:
     Args:
         before: Returns rows of the table before by their ids: int64, shape (N,) -> float32, shape (N, D).
         after: Returns those of the table after.
-        learns: True for the rows that were to learn, bool, shape (T,).
+        learns: True for the rows that learn, bool, shape (T,).
 
     Returns:
         An `Audit`. Bits are compared, so 0.0 and -0.0 differ, and NaN equals itself.

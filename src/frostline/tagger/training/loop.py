@@ -24,12 +24,12 @@ from frostline.tagger.training.sampler import BatchSampler
 
 
 class TrainingLoop:
-    """A training in progress, which a checkpoint can save and restore.
+    """A training run in progress, which a checkpoint can save and restore.
 
     Args:
-        tagger: What is trained, in place.
+        tagger: The tagger to train, in place.
         sampler: The batches. Their order is drawn from its generator, dropout from the global one.
-        optimizer: Of everything that learns.
+        optimizer: The optimizer of everything that learns.
         config: How sentences are weighted, and the bias of O.
         group: The processes that share each batch.
         bf16: Multiply matrices in bfloat16.
@@ -37,7 +37,7 @@ class TrainingLoop:
     Attributes:
         history: The epochs so far.
         tokens: Tokens trained on in the current epoch.
-        best_score: Score on dev of the best epoch; None before the first, and where it was before a resumption.
+        best_score: Score on dev of the best epoch; None before the first, and if the best one was before a resumption.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class TrainingLoop:
         patience: int | None = None,
         after_step: Callable[[TrainingLoop], object] | None = None,
     ) -> Epoch:
-        """Train to the end, or until `patience` epochs brought nothing better.
+        """Train to the end, or until `patience` epochs in a row were not better than the best.
 
         Returns:
             The best epoch, whose weights the model then has.
@@ -148,7 +148,7 @@ class TrainingLoop:
         return self._optimizer.tensors() | best | generators
 
     def progress(self) -> dict[str, Any]:
-        """Return what else is needed to go on, as JSON takes it."""
+        """Return what else is needed to continue, as plain values for JSON."""
         return {
             "history": [asdict(epoch) for epoch in self.history],
             "steps": self._optimizer.steps_done,
@@ -157,7 +157,7 @@ class TrainingLoop:
         }
 
     def restore(self, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-        """Go on where `tensors` and `progress` were taken: every later step is the one that would have followed.
+        """Continue from where `tensors` and `progress` were taken: later steps are those of an uninterrupted run.
 
         Raises:
             KeyError, TypeError, ValueError, RuntimeError: Something is missing, or of another kind or shape.

@@ -48,7 +48,7 @@ class EMA:
         self.steps = 0
 
     def step(self) -> None:
-        """Take in the present values of the parameters."""
+        """Update the averages with the current values of the parameters."""
         self.steps += 1
         decay = min(self._decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.values, self._parameters, 1 - decay)

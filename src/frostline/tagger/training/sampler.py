@@ -27,14 +27,14 @@ class Corpus:
 
 
 class BatchSampler:
-    """Draws the batches of a training, each from a single corpus.
+    """Draws the batches of a training run, each from a single corpus.
 
     Args:
         corpora: The main corpus, then the auxiliary ones, which fade out (see `auxiliary_fraction`).
-        vocabulary: Its missing words are hidden at random.
+        vocabulary: Its missing words are replaced by <unk> at random.
         config: Batch size and `unk_dropout`.
         epochs: Passes over the main corpus.
-        seed: Decides what is drawn.
+        seed: The seed of everything that is drawn.
 
     Attributes:
         left: Batches still to come in this epoch, the next one last: index of a corpus, indices of its sentences.

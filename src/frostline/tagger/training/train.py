@@ -1,4 +1,4 @@
-"""Training from sentences and vectors to a tagger: choose which rows learn, fit, then audit the frozen ones."""
+"""Train a tagger from sentences and vectors: choose which rows learn, train, then audit the frozen ones."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Learn = Literal["missing", "none", "all"]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """The result of a training.
+    """The result of a training run.
 
     Attributes:
         tagger: The tagger, on the CPU.
@@ -83,8 +83,8 @@ def train(
         train: Sentences to learn from: (tokens, tags) pairs, tags in the BIO scheme. An I-type that continues nothing
             is learned as B-type.
         dev: Sentences that choose the epoch to keep.
-        vectors: Pretrained words and their matrix, float32, shape (V, D). Never written to: the table is a copy, which
-            is compared with them at the end.
+        vectors: Pretrained words and their matrix, float32, shape (V, D). Never written to: the table is a copy, and
+            the audit compares it with them at the end.
         auxiliary: More labelled corpora to learn from, each with a tag set of its own. They share the whole network but
             its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
@@ -93,14 +93,14 @@ def train(
         seed: Same seed, same result on the same machine; the global generator is untouched.
         patience: Stop after this many epochs without a better F1 on dev, 1 or more; None never stops early.
         config: Sizes and rates.
-        callback: Is called at every step and epoch.
-        checkpoint: File to keep the state of training in, from which it can go on after it was killed.
-        checkpoint_every: Seconds between two writings of `checkpoint`; 0 writes it after every step.
-        resume: Go on from `checkpoint`, which a training with the same arguments wrote: the result is, bit for bit,
-            that of a training that was never interrupted. `patience`, `callback` and `checkpoint_every` may differ. Of
+        callback: Its methods are called at every step and epoch.
+        checkpoint: File for the state of training, from which a run that was killed can be resumed.
+        checkpoint_every: Seconds between two writes of `checkpoint`; 0 writes it after every step.
+        resume: Continue from `checkpoint`, which a run with the same arguments wrote: the result is, bit for bit,
+            that of a run that was never interrupted. `patience`, `callback` and `checkpoint_every` may differ. Of
             several processes the first writes the file, and all read it; their number has to be the same.
         distributed: Share each batch with the other processes of torch.distributed's default group, whose backend
-            reduces tensors of the CPU, such as gloo. All have to be given the same; all get the same tagger.
+            reduces tensors of the CPU, such as gloo. All must pass the same arguments; all get the same tagger.
         device: Where to compute, such as "cuda". Everything is drawn on the CPU, so the draws are the same everywhere.
         bf16: Multiply matrices in bfloat16, if the device can; weights, gradients and the sums of the CRF stay float32.
 
@@ -230,7 +230,7 @@ def _digests(
 def _check_same_progress(loop: TrainingLoop, group: DataParallelGroup, checkpoint: str | os.PathLike[str]) -> None:
     """Raise RunFolderError unless all processes have read the same checkpoint."""
     if not group.agree(sum(epoch.tokens for epoch in loop.history) + loop.tokens):
-        raise RunFolderError(f"{checkpoint}: another training writes to it. End that one, and try again.")
+        raise RunFolderError(f"{checkpoint}: another training run writes to it. Stop that run, and try again.")
 
 
 def _rows_that_learn(learn: Learn, vocabulary: Vocabulary) -> Tensor:
