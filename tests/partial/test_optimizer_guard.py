@@ -1,14 +1,17 @@
-"""If other code sets requires_grad=False for a learned part after the plan, the first step raises."""
+"""An optimizer that no longer trains what learns raises before its step; the check costs other optimizers nothing."""
 
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import frostline as fl
+from frostline.partial import optimizer_guard
 
 
 def make() -> tuple[nn.ModuleDict, fl.Plan]:
@@ -66,3 +69,82 @@ def test_an_optimizer_of_another_model_proves_nothing() -> None:
     before = copy.deepcopy(other["head"].weight)
     step(other, plan.parameters())
     assert not torch.equal(other["head"].weight, before)
+
+
+@pytest.fixture
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many parameters were looked up before each step."""
+    counts: list[int] = []
+    held_by = optimizer_guard._held_by
+
+    def counted(optimizer: torch.optim.Optimizer) -> object:
+        counts.append(sum(len(group["params"]) for group in optimizer.param_groups))
+        return held_by(optimizer)
+
+    monkeypatch.setattr(optimizer_guard, "_held_by", counted)
+    return counts
+
+
+def test_an_optimizer_is_looked_at_once_until_a_plan_or_its_groups_change(lookups: list[int]) -> None:
+    model, _ = make()
+    unrelated = [nn.Parameter(torch.ones(1)) for _ in range(30)]
+    optimizer = torch.optim.SGD(unrelated, lr=0.1)
+    for parameter in unrelated:
+        parameter.grad = torch.ones(1)
+    for _ in range(5):
+        optimizer.step()
+    assert lookups == [30]
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    optimizer.step()
+    optimizer.step()
+    assert lookups == [30, 31]
+    fl.train_only(model, {"embed.weight": fl.rows([2])})
+    optimizer.step()
+    optimizer.step()
+    assert lookups == [30, 31, 31]
+    assert all(parameter.item() < 0.2 for parameter in unrelated)
+
+
+def test_an_optimizer_that_was_looked_at_before_the_plan_still_raises_after_it(lookups: list[int]) -> None:
+    model = nn.ModuleDict({"embed": nn.Embedding(5, 2)})
+    make()  # so that the check runs before the first plan for this model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model["embed"](torch.arange(5)).sum().backward()
+    optimizer.step()
+    plan = fl.train_only(model, {"embed.weight": fl.rows([1])})
+    for _ in range(2):
+        with pytest.raises(fl.StaleOptimizerError, match="holds the frozen part"):
+            optimizer.step()
+    plan.carry(optimizer)  # replaces the parameter in the list that was looked at
+    model["embed"](torch.arange(5)).sum().backward()
+    before = table(model)
+    optimizer.step()
+    assert (table(model) != before).any(dim=1).tolist() == [False, True, False, False, False]
+
+
+def test_models_are_planned_and_trained_in_several_threads() -> None:
+    errors, moved = [], []
+    interval = sys.getswitchinterval()
+
+    def train() -> None:
+        try:
+            for _ in range(40):
+                model, plan = make()
+                before = table(model)
+                step(model, plan.parameters())
+                moved.append((table(model) != before).any(dim=1).tolist())
+                fl.merge(model)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=train) for _ in range(6)]
+    try:
+        sys.setswitchinterval(1e-5)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert errors == []
+    assert moved == [[False, True, False, False, True]] * 240

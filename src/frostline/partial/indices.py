@@ -89,8 +89,8 @@ class LearnedIndices:
         return full[self.index]
 
     def merged(self, frozen: Tensor, learned: Tensor) -> Tensor:
-        """Return a copy of `frozen` with `learned` at its indices; `learned` gets its gradient through it."""
-        return frozen.index_put(self.index, learned.to(frozen.dtype))
+        """Return a copy of `frozen` with `learned` at its indices; only `learned` gets a gradient through it."""
+        return frozen.detach().index_put(self.index, learned.to(frozen.dtype))
 
     @torch.no_grad()
     def update(self, learned: Tensor, full: Tensor) -> None:

@@ -4,7 +4,8 @@ Letters used for shapes in this file:
     V  rows of the table          D  width of a row
     R  rows that learn (R <= V)   *  any leading shape of ids or inputs
 
-Each function has the signature of its namesake in `torch.nn.functional`. The cost is that of the ids and of the R rows:
+Each function has the signature of its namesake in `torch.nn.functional`. The frozen part is always used detached, so that
+it gets no gradient even if other code sets its `requires_grad`, as `model.requires_grad_(True)` does. The cost is that of the ids and of the R rows:
 nothing of size V x D is allocated, in the forward or in the backward.
 """
 
@@ -43,7 +44,7 @@ def embedding(
 
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     """Return the rows `ids` (*) of the table, (*, D)."""
-    looked_up = F.embedding(ids, weight.frozen)  # (*, D)
+    looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
     assert weight.learned_indices.row_to_slot is not None
     slots = weight.learned_indices.row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
     if sparse:
@@ -120,7 +121,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if isinstance(bias, PartialTensor):
         bias = bias.merged()  # (V,): cheap, and a compiler would lose the gradient of a bias passed on as it is
     (ids,) = weight.learned_indices.index
-    out = F.linear(input, weight.frozen, bias)
+    out = F.linear(input, weight.frozen.detach(), bias)
     learned = weight.learned.to(weight.frozen.dtype)
     return out.index_copy(-1, ids, F.linear(input, learned, None if bias is None else bias[ids]))
 

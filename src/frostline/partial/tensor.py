@@ -81,15 +81,14 @@ class PartialTensor(Tensor):
     def from_parts(frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> PartialTensor:
         """Return the partial tensor of these parts; no memory is copied."""
         try:
-            # Not `_make_wrapper_subclass`, which torch.compile cannot trace. An alias of the frozen part has its shape,
-            # dtype and address, so C++ code that reads those without asking `__torch_function__` is right as well.
+            # Not `_make_wrapper_subclass`, which torch.compile cannot trace. The alias has the shape, dtype and address
+            # of the frozen part, so C++ code that reads those without `__torch_function__` is right as well.
             tensor = frozen.detach().as_subclass(PartialTensor)
         except RuntimeError as error:
             if "FakeTensor" not in str(error):
                 raise
-            raise PartialTensorError(
-                "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
-            ) from None
+            why = "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
+            raise PartialTensorError(why) from None
         tensor.frozen, tensor.learned, tensor.learned_indices = frozen, learned, indices
         if not torch.compiler.is_compiling() and isinstance(learned, nn.Parameter):
             _guard(tensor)
@@ -182,7 +181,8 @@ def _run_merged(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     Writes are noticed by autograd's version counter, because `func` may write through an argument, `out=` or a view.
     """
     grad = torch.is_grad_enabled()
-    merged: dict[int, tuple[PartialTensor, Tensor]] = {}  # one copy of each tensor, however many views of it there are
+    # One copy for all views, but `weight` and `weight.detach()` have their own: only the first gets a gradient.
+    merged: dict[tuple[int, int], tuple[PartialTensor, Tensor]] = {}
     copies: dict[int, tuple[PartialTensor | PartialView, Tensor]] = {}
 
     def copy(value: Any) -> Any:
@@ -190,9 +190,10 @@ def _run_merged(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             return value
         origin = _origin(value)
         with torch.inference_mode(False), torch.set_grad_enabled(grad):  # an inference tensor counts no writes
-            if id(origin.frozen) not in merged:
-                merged[id(origin.frozen)] = origin, origin.merged()
-            whole = merged[id(origin.frozen)][1]
+            key = id(origin.frozen), id(origin.learned)
+            if key not in merged:
+                merged[key] = origin, origin.merged()
+            whole = merged[key][1]
             plain = whole if isinstance(value, PartialTensor) else value.over(whole)
         return copies.setdefault(id(value), (value, plain))[1]
 
@@ -230,8 +231,8 @@ def _guard(weight: PartialTensor) -> None:
     """Raise in backward if a gradient arrives for the tensor as a whole.
 
     Code that gets past `__torch_function__` (`autograd.Function.apply`, reentrant checkpointing) uses the memory of the
-    frozen part. Its gradient would reach neither part, and nothing would learn, silently. So the alias requires a
-    gradient, and has a hook that runs if one arrives. (functorch's transforms allow no hook.)
+    frozen part. Its gradient would reach neither part, silently. So the alias requires a gradient, and has a hook that
+    runs if one arrives. (functorch's transforms allow no hook.)
     """
     learns = torch.is_grad_enabled() and weight.learned.requires_grad
     if learns and torch._C._functorch.peek_interpreter_stack() is None:
@@ -264,9 +265,8 @@ def _write(weight: PartialTensor, full: Tensor) -> None:
     if weight.learned_indices.read_only:
         raise PartialTensorError("a mapped file is never written to. Write to what learns: weight.learned.")
     if full.dtype != weight.frozen.dtype:
-        raise PartialTensorError(
-            f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
-        )
+        why = f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
+        raise PartialTensorError(why)
     with torch.no_grad():
         weight.learned_indices.update(weight.learned, full)
         writable(weight.frozen)
