@@ -4,9 +4,9 @@ Letters used for shapes in this file:
     V  rows of the table          D  width of a row
     R  rows that learn (R <= V)   *  any leading shape of ids or inputs
 
-Each function has the signature of its namesake in `torch.nn.functional`. The frozen part is always used detached, so that
-it gets no gradient even if other code sets its `requires_grad`, as `model.requires_grad_(True)` does. The cost is that of the ids and of the R rows:
-nothing of size V x D is allocated, in the forward or in the backward.
+Each function has the signature of its namesake in `torch.nn.functional`. The frozen part is always used detached, so
+that it gets no gradient even if other code sets its `requires_grad`, as `model.requires_grad_(True)` does. The cost is
+that of the ids and of the R rows: nothing of size V x D is allocated, in the forward or in the backward.
 """
 
 from __future__ import annotations
