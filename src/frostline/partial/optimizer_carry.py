@@ -20,6 +20,7 @@ from frostline.partial.checks import check_not_sharded
 from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.partial.optimizer_guard import replaced_part
 from frostline.partial.optimizer_state import MAKE_NEW, Part, transferred
+from frostline.partial.rollback import optimizers_restored_on_error
 from frostline.printing import listed
 
 
@@ -59,14 +60,15 @@ def carry(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None, 
     new_groups = [_new_groups(model, change) for change in changes]
     for change, groups in zip(changes, new_groups, strict=True):
         _check_lbfgs(change, groups)
-    for change, groups in zip(changes, new_groups, strict=True):
-        for parameter in change.held:
-            change.optimizer.state.pop(parameter, None)
-        change.optimizer.state.update(change.states)
-        for options, (names, parameters) in zip(change.optimizer.param_groups, groups, strict=True):
-            options["params"][:] = parameters
-            if "param_names" in options:
-                options["param_names"][:] = names
+    with optimizers_restored_on_error(optimizers):
+        for change, groups in zip(changes, new_groups, strict=True):
+            for parameter in change.held:
+                change.optimizer.state.pop(parameter, None)
+            change.optimizer.state.update(change.states)
+            for options, (names, parameters) in zip(change.optimizer.param_groups, groups, strict=True):
+                options["params"][:] = parameters
+                if "param_names" in options:
+                    options["param_names"][:] = names
 
 
 def _check_arguments(model: nn.Module, optimizers: Sequence[Optimizer], group: int | None) -> None:

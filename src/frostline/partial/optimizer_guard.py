@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,25 @@ def mark_replaced(frozen: Tensor, learned: Tensor, index: tuple[Tensor, ...]) ->
         _undriven.pop(learned, None)
         _replaced_parts[learned] = weakref.ref(frozen), index
         _changes += 1
+
+
+def noted(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Return a function that makes what is noted of `tensors` the same again as it is now."""
+    dictionaries = (_learned_of, _owners_of, _undriven, _replaced_parts)
+    with _LOCK:
+        before = [(notes, tensor, notes.get(tensor)) for notes in dictionaries for tensor in tensors]
+
+    def restore() -> None:
+        global _changes
+        with _LOCK:
+            for notes, tensor, value in before:
+                if value is None:
+                    notes.pop(tensor, None)
+                else:
+                    notes[tensor] = value
+            _changes += 1
+
+    return restore
 
 
 def replaced_part(learned: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]] | None:

@@ -91,6 +91,7 @@ class PartialTensor(Tensor):
             raise PartialTensorError(why) from None
         tensor.frozen, tensor.learned, tensor.learned_indices = frozen, learned, indices
         if not torch.compiler.is_compiling() and isinstance(learned, nn.Parameter):
+            vars(tensor).update(vars(learned))  # what somebody gave to the Parameter, such as `no_weight_decay`
             _guard(tensor)
         return tensor
 
@@ -123,8 +124,7 @@ class PartialTensor(Tensor):
         if func in _METADATA:
             with _plain():
                 return func(args[0].frozen, *args[1:], **kwargs)
-        own = _OVERRIDES.get(func)
-        if own is not None:
+        if (own := _OVERRIDES.get(func)) is not None:
             with _plain():
                 return own(*args, **kwargs)
         if torch.compiler.is_compiling():
@@ -309,10 +309,6 @@ def _grad_fn(weight: PartialTensor) -> Any:
         return weight.learned.view_as(weight.learned).grad_fn
 
 
-def _set_data(weight: PartialTensor, value: Tensor) -> None:
-    _write(_detach(weight), value)
-
-
 def _raising(advice: str) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         raise PartialTensorError(advice)
@@ -334,7 +330,7 @@ _OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),
     _tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),
     _tensor.data.__get__: _detach,
-    _tensor.data.__set__: _set_data,
+    _tensor.data.__set__: lambda weight, value: _write(_detach(weight), value),
     _tensor.detach: _detach,
     torch.detach: _detach,
     _tensor.data_ptr: _synced(Tensor.data_ptr),

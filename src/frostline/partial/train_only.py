@@ -29,6 +29,7 @@ from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.partial.module import State, learned_name, partial_class, plain_class, state_of
 from frostline.partial.optimizer_guard import mark_replaced, watch
 from frostline.partial.plan import Line, Plan
+from frostline.partial.rollback import model_restored_on_error, set_class
 from frostline.partial.selections import All, Selection, nothing
 
 
@@ -53,6 +54,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
         PatternError: A name or pattern matches no parameter, or two names of one tensor have different selections.
         SelectionError: A selection does not fit its tensor (RowError, ShapeError name the ids or the shapes).
         PartialTensorError: The model cannot be partly frozen in this state without training it wrongly.
+            Whatever is raised, Ctrl-C included, the model is as it was before.
 
     Cost: one copy of what learns; for rows an int32 map of V entries, made once. Called again, it starts from the
     values as they are now and clears every `.grad`.
@@ -87,21 +89,21 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
         check_nothing_lost(tensor, choice.learns)
     _make_classes(tensors, choices)
     frozen = {tensor.name for tensor in tensors if tensor.learned is None and not tensor.tensor.requires_grad}
-    # Nothing below raises.
-    for module in model.modules():
-        _record_requires_grad(module)
-    for tensor, choice in zip(tensors, choices, strict=True):
-        _merge_parts(tensor)
-        tensor.tensor.grad = None
-        tensor.tensor.requires_grad_(choice.learns is True)
-        if isinstance(choice.learns, LearnedIndices) and choice.values is not None:
-            _split(model, tensor, choice.learns, choice.values)
-    norms = {name: module for name, module in model.named_modules() if _has_moving_stats(module)}
-    _set_classes(model, frozen_stats=set(norms.values()) if freeze_running_stats else set())
-    lines = [_line(tensor, choice.learns) for tensor, choice in zip(tensors, choices, strict=True)]
-    newly_learning = {line.name for line in lines if line.learns != "nothing"} & frozen
-    moving_stats, frozen_stats = ((), tuple(norms)) if freeze_running_stats else (tuple(norms), ())
-    return Plan(model, lines, moving_stats, frozen_stats, newly_learning)
+    with model_restored_on_error(model, tensors, [choice.learns for choice in choices]):
+        for module in model.modules():
+            _record_requires_grad(module)
+        for tensor, choice in zip(tensors, choices, strict=True):
+            _merge_parts(tensor)
+            tensor.tensor.grad = None
+            tensor.tensor.requires_grad_(choice.learns is True)
+            if isinstance(choice.learns, LearnedIndices) and choice.values is not None:
+                _split(model, tensor, choice.learns, choice.values)
+        norms = {name: module for name, module in model.named_modules() if _has_moving_stats(module)}
+        _set_classes(model, frozen_stats=set(norms.values()) if freeze_running_stats else set())
+        lines = [_line(tensor, choice.learns) for tensor, choice in zip(tensors, choices, strict=True)]
+        newly_learning = {line.name for line in lines if line.learns != "nothing"} & frozen
+        moving_stats, frozen_stats = ((), tuple(norms)) if freeze_running_stats else (tuple(norms), ())
+        return Plan(model, lines, moving_stats, frozen_stats, newly_learning)
 
 
 def merge(model: nn.Module) -> None:
@@ -129,17 +131,18 @@ def merge(model: nn.Module) -> None:
     for tensor in tensors:
         check_ties(model, tensor)
         check_nothing_lost(tensor, False)
-    for module in model.modules():
-        _record_requires_grad(module)
-    for tensor in tensors:
-        _merge_parts(tensor)
-        if not tensor.mapped:
-            owners = [(cast(State, state_of(module)), name) for module, name in tensor.owners]
-            tensor.tensor.requires_grad_(any(state.requires_grad[name] for state, name in owners))
-    _set_classes(model, frozen_stats=set())
-    for module in model.modules():
-        if (state := state_of(module)) is not None and not state.mapped:
-            del module.__dict__["_frostline"]
+    with model_restored_on_error(model, tensors):
+        for module in model.modules():
+            _record_requires_grad(module)
+        for tensor in tensors:
+            _merge_parts(tensor)
+            if not tensor.mapped:
+                owners = [(cast(State, state_of(module)), name) for module, name in tensor.owners]
+                tensor.tensor.requires_grad_(any(state.requires_grad[name] for state, name in owners))
+        _set_classes(model, frozen_stats=set())
+        for module in model.modules():
+            if (state := state_of(module)) is not None and not state.mapped:
+                del module.__dict__["_frostline"]
 
 
 @dataclass(frozen=True)
@@ -275,6 +278,7 @@ def _merge_parts(tensor: ModelTensor) -> None:
     if not tensor.mapped:
         tensor.indices.scatter_(writable(tensor.tensor), tensor.learned.detach())
     tensor.tensor.grad = tensor.learned.grad = None
+    _inherit(tensor.tensor, tensor.learned)
     mark_replaced(tensor.tensor, tensor.learned, tensor.indices.index)
     for module, name in tensor.owners:
         if cast(State, state_of(module)).partial.pop(name, None) is not None:
@@ -285,6 +289,7 @@ def _merge_parts(tensor: ModelTensor) -> None:
 def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, values: Tensor) -> None:
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
+    _inherit(learned, tensor.tensor)
     # `linear` multiplies by the whole frozen part before it overwrites the learned rows. A NaN there, which people use
     # to mark missing rows, would reach gradients of the input (0 * NaN is NaN).
     if not (tensor.mapped or values.is_meta or values.isfinite().all()):
@@ -293,6 +298,17 @@ def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, value
     for module, name in tensor.owners:
         module._parameters[learned_name(name)] = learned
         cast(State, state_of(module)).partial[name] = indices
+
+
+def _inherit(tensor: Tensor, source: Tensor) -> None:
+    """Give `tensor` the hooks and attributes of `source`: they belong to what learns, under this plan and the next.
+
+    The very dictionaries of hooks, so that a handle removes its hook from both, and a new hook is there for both.
+    """
+    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        if (registered := getattr(source, hooks)) is not None:
+            setattr(tensor, hooks, registered)
+    vars(tensor).update(vars(source))
 
 
 def _has_moving_stats(module: nn.Module) -> bool:
@@ -311,7 +327,7 @@ def _set_classes(model: nn.Module, frozen_stats: set[nn.Module]) -> None:
         names = tuple(sorted({*state.partial, *state.mapped}))
         cls: Any = partial_class(plain_class(module), names) if names or state.frozen_stats else plain_class(module)
         if type(module) is not cls:
-            module.__class__ = cls
+            set_class(module, cls)
         if state.frozen_stats and not had_frozen_stats:
             module.train(module.training)
         elif had_frozen_stats and not state.frozen_stats:

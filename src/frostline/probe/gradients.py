@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from frostline.errors import ProbeError
+from frostline.partial.optimizer_guard import is_stale
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.autograd_graph import backward_nodes, next_sequence_number
@@ -104,8 +105,14 @@ def gradients(
             found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=retain)
         for index, gradient in enumerate(found):
             if gradient is None:
-                raise ProbeError(f"{_name(index, wrt[index])}: the loss does not depend on it. Leave it out.")
+                raise ProbeError(f"{_name(index, wrt[index])}: {_why_none(targets[index])}")
         return tuple(gradient.detach().clone() for gradient in found if gradient is not None)
+
+
+def _why_none(target: Tensor | nn.Module) -> str:
+    if isinstance(target, Tensor) and is_stale(target):
+        return "frozen by a plan, so it gets no gradient. Pass its module, for the gradient at its output."
+    return "the loss does not depend on it. Leave it out."
 
 
 def _targets(wrt: Sequence[Tensor | nn.Module]) -> list[Tensor | nn.Module]:
