@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
-from frostline.cli.tagger.torchrun import torchrun_processes
 
 if TYPE_CHECKING:
     from frostline.tagger.data.conll import Sentences
@@ -168,3 +171,21 @@ def _print_coverage(texts: dict[str, Sentences], vectors: Vectors) -> None:
                 f"warning  {name}: few tokens have a vector. Compare how both write words: language, case, encoding, "
                 f"punctuation split off or not.",
             )
+
+
+@contextmanager
+def torchrun_processes() -> Iterator[tuple[int, int]]:
+    """Join the process group of torchrun and silence stdout in all processes but rank 0; yield rank and world size."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        yield 0, 1
+        return
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    try:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere if rank else sys.stdout):
+            yield rank, world_size
+    finally:
+        dist.destroy_process_group()
