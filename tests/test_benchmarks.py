@@ -72,7 +72,7 @@ def test_the_compiled_step_benchmark_notices_rows_that_do_not_move(run: Run) -> 
 
 def test_the_row_optimizer_benchmark_compares_every_family_with_its_floor(run: Run) -> None:
     if fl.optim.backend().name != "c++":
-        pytest.skip("without a C++ compiler there is no kernel to compare")
+        pytest.skip("no C++ compiler, so no kernel to compare")
     printed = run("row_optimizers.py", "--quick")
     assert "All agree." in printed
     for way, tables in {

@@ -35,7 +35,7 @@ def load() -> tuple[ctypes.CDLL, str]:
     """Return the kernel, compiled now or earlier, and a sentence that says where it is from.
 
     Raises:
-        BuildError: There is no compiler, it fails, or the library does not load.
+        BuildError: No compiler was found, it fails, or the library does not load.
 
     Cost: about a second the first time on a machine, then some 20 ms in each process.
     """

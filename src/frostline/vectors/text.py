@@ -80,7 +80,7 @@ def _parse_ahead(first: bytes, blocks: Iterator[bytes], dimension: int) -> Itera
 
 
 def _detect_shape(first: bytes, path: str) -> tuple[int | None, int]:
-    """Return the count of words in the header (None: there is no header), and D."""
+    """Return the count of words in the header (None without a header), and D."""
     lines = [fields for line in first.split(b"\n", _SAMPLE_LINES)[:_SAMPLE_LINES] if (fields := fields_of(line))]
     if not lines:
         raise VectorFileError(f"{path}:1: no word vectors: the file is empty. Download or write it again.")

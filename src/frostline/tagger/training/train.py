@@ -112,7 +112,7 @@ def train(
         DataFileError: A corpus is empty, a sentence has unequal numbers of tokens and tags, or a tag is not O, B-type
             or I-type.
         VectorFileError: No training word has a vector, which is a mismatch and not a small vocabulary.
-        FrostlineError: The loss is no longer finite, or `device` or `bf16` cannot be used here.
+        FrostlineError: The loss became NaN or infinite, or `device` or `bf16` cannot be used here.
         RunFolderError: `checkpoint` cannot be written, or cannot be resumed from.
         ValueError: `epochs`, `seed`, `patience` or `learn` is out of range, or `resume` comes without `checkpoint`.
 
