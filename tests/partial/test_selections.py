@@ -110,13 +110,18 @@ def test_a_selection_that_is_wrong_for_any_tensor_is_refused_at_once(make, error
         make()
 
 
-def test_the_padding_row_learns_if_asked_for():
-    module = nn.Embedding(10, 4, padding_idx=2)
+@pytest.mark.parametrize("options", [{}, {"sparse": True}, {"scale_grad_by_freq": True}], ids=str)
+@pytest.mark.parametrize("padding", [2, -8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_padding_row_learns_if_asked_for(options, padding, dtype):
+    module = nn.Embedding(10, 4, padding_idx=padding, dtype=dtype, **options)
     fl.train_only(module, {"weight": fl.rows([2, 5], learn_padding=True)})
     before = module.weight.detach().clone()
-    module(torch.tensor([2, 3])).sum().backward()
+    module(torch.tensor([2, 3, 2])).sum().backward()
+    gradient = module.weight.grad.to_dense()
+    assert torch.equal(gradient[0], torch.full((4,), 1 if "scale_grad_by_freq" in options else 2, dtype=dtype))
     with torch.no_grad():
-        module.weight_learned -= module.weight.grad
+        module.weight_learned -= gradient
     assert (module.weight.detach().clone() != before).any(1).nonzero().flatten().tolist() == [2]
 
 

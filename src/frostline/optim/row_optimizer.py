@@ -100,7 +100,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             The loss that `closure` returned, or None.
 
         Raises:
-            ValueError: A sparse gradient is not over rows, or a parameter has another dtype than the four now.
+            ValueError: A sparse gradient is not over rows, or the dtype of a parameter is not supported any more.
             RuntimeError: A gradient has another shape than its parameter.
             StaleOptimizerError: State was made for another shape, dtype or device than its parameter has now.
 

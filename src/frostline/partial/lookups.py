@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frostline.errors import PartialTensorError
+from frostline.partial.optimizer_guard import check_not_replaced
 from frostline.partial.tensor import LOOKUPS, PartialTensor
 
 
@@ -34,7 +35,9 @@ def embedding(
     _check_max_norm(max_norm)
     if not isinstance(weight, PartialTensor):
         return NotImplemented
-    known = padding_idx is None or padding_idx in weight.learned_indices.padding or weight.learned_indices.learn_padding
+    if weight.learned_indices.learn_padding:
+        padding_idx = None  # the caller asked for it; torch would give the row no gradient
+    known = padding_idx is None or padding_idx in weight.learned_indices.padding
     if weight.learned_indices.row_to_slot is None or scale_grad_by_freq or not known:
         # On the merged tensor: torch counts ids for `scale_grad_by_freq`, and skips a padding row that the plan did
         # not know of, when it computes the gradient of the whole table. That gradient is dense.
@@ -44,6 +47,7 @@ def embedding(
 
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     """Return the rows `ids` (*) of the table, (*, D)."""
+    check_not_replaced(weight.learned)
     looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
     assert weight.learned_indices.row_to_slot is not None
     slots = weight.learned_indices.row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
@@ -120,6 +124,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         return NotImplemented
     if isinstance(bias, PartialTensor):
         bias = bias.merged()  # (V,): cheap, and a compiler would lose the gradient of a bias passed on as it is
+    check_not_replaced(weight.learned)
     (ids,) = weight.learned_indices.index
     out = F.linear(input, weight.frozen.detach(), bias)
     learned = weight.learned.to(weight.frozen.dtype)

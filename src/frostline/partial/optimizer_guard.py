@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from frostline.errors import StaleOptimizerError
+from frostline.errors import PartialTensorError, StaleOptimizerError
 
 _FIX = "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...); or update it with plan.carry(optimizer)."
 
@@ -96,6 +97,19 @@ def replaced_part(learned: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]] |
         return None
     frozen, index = _replaced_parts[learned]
     return frozen(), index
+
+
+def check_not_replaced(learned: Tensor) -> None:
+    """Raise PartialTensorError if a later plan, or a merge, has replaced `learned`.
+
+    A weight that was taken from its module before would show values that no module uses any more, and a gradient or a
+    write would reach neither the model nor an optimizer.
+    """
+    if not torch.compiler.is_compiling() and learned in _replaced_parts:
+        raise PartialTensorError(
+            f"a partial tensor with a learned part of shape {tuple(learned.shape)} was taken from its module before a "
+            "later plan or a merge. Take it from the module again: module.weight."
+        )
 
 
 def is_stale(tensor: Tensor) -> bool:

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
 from frostline.partial.indices import LearnedIndices, writable
+from frostline.partial.optimizer_guard import check_not_replaced
 
 _plain = torch._C.DisableTorchFunctionSubclass  # a context in which `__torch_function__` of subclasses is not called
 
@@ -103,6 +104,7 @@ class PartialTensor(Tensor):
 
     def merged(self) -> Tensor:
         """Return the whole tensor (V, *), a copy through which `learned` gets its gradient."""
+        check_not_replaced(self.learned)
         with _plain():
             return self.learned_indices.merged(self.frozen, self.learned)
 
@@ -281,6 +283,7 @@ def _detach(weight: PartialTensor) -> PartialTensor:
 
 def _sync(weight: PartialTensor) -> None:
     """Copy the learned values into the frozen part too, for code that reads its memory: safetensors, DLPack."""
+    check_not_replaced(weight.learned)
     if isinstance(weight.learned, nn.Parameter) and not weight.learned_indices.read_only:
         weight.learned_indices.scatter_(writable(weight.frozen), weight.learned.detach())
 
