@@ -107,6 +107,16 @@ def test_attributes_of_the_parameter_are_there_under_every_plan(make, x):
     assert (model.weight.no_weight_decay, model.weight.lr_scale) == (True, 0.5)
 
 
+def test_an_attribute_may_have_a_name_that_a_partial_tensor_uses():
+    model = nn.Embedding(V, D)
+    model.weight.frozen, model.weight.learned = True, "not yet"
+    fl.train_only(model, {"weight": fl.rows([1])})
+    assert model.weight.frozen.shape == (V, D)
+    assert (model.weight_learned.frozen, model.weight_learned.learned) == (True, "not yet")
+    model(torch.tensor([1])).sum().backward()
+    assert torch.equal(model.weight.learned.grad, torch.ones(1, D))
+
+
 def test_groups_made_by_attribute_keep_decay_from_a_part_that_learns():
     model = nn.Embedding(V, D)
     model.weight.no_weight_decay = True

@@ -90,9 +90,10 @@ class PartialTensor(Tensor):
                 raise
             why = "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
             raise PartialTensorError(why) from None
+        if eager := not torch.compiler.is_compiling() and isinstance(learned, nn.Parameter):
+            vars(tensor).update(vars(learned))  # attributes that other code gave to the Parameter: `no_weight_decay`
         tensor.frozen, tensor.learned, tensor.learned_indices = frozen, learned, indices
-        if not torch.compiler.is_compiling() and isinstance(learned, nn.Parameter):
-            vars(tensor).update(vars(learned))  # what somebody gave to the Parameter, such as `no_weight_decay`
+        if eager:
             _guard(tensor)
         return tensor
 
