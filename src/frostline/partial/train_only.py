@@ -56,8 +56,8 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
         PartialTensorError: The model cannot be partly frozen in this state without training it wrongly.
             Whatever is raised, Ctrl-C included, the model is as it was before.
 
-    Cost: a copy of what learns, and a second one until it returns; for rows an int32 map of V entries, made once. Called
-    again, it starts from the values as they are now and clears every `.grad`.
+    Cost: a copy of what learns, and a second one until it returns; for rows an int32 map of V entries, made once.
+    Called again, it starts from the values as they are now and clears every `.grad`.
 
     Example:
         >>> import frostline as fl
