@@ -148,3 +148,22 @@ def test_models_are_planned_and_trained_in_several_threads() -> None:
         sys.setswitchinterval(interval)
     assert errors == []
     assert moved == [[False, True, False, False, True]] * 240
+
+
+def test_an_optimizer_that_cannot_be_hashed_steps_and_is_checked() -> None:
+    class Unhashable(torch.optim.SGD):
+        def __eq__(self, other: object) -> bool:
+            return self is other
+
+        __hash__ = None  # type: ignore[assignment]
+
+    model, plan = make()
+    optimizer = Unhashable(plan.parameters(), lr=0.1)
+    before = table(model)
+    for _ in range(2):
+        model["head"](model["embed"](torch.arange(5))).pow(2).sum().backward()
+        optimizer.step()
+    assert (table(model) != before).any(dim=1).tolist() == [False, True, False, False, True]
+    fl.train_only(model, {"embed.weight": fl.rows([2])})
+    with pytest.raises(fl.StaleOptimizerError):
+        optimizer.step()
