@@ -194,8 +194,11 @@ def test_an_optimizer_refuses_the_partial_tensor_itself():
 
 def test_tying_a_plain_module_to_a_partial_tensor_is_refused():
     module, other = partial(), nn.Linear(4, 6)
-    with pytest.raises(ValueError, match="non-leaf"):
-        other.weight = module.weight
+    before = other.weight
+    for weight in (module.weight, module.weight.data):
+        with pytest.raises(fl.PartialTensorError, match=r"call fl.merge\(model\)"):
+            other.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+        assert other.weight is before
 
 
 def test_a_compiled_function_may_read_but_not_write():

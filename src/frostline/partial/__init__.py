@@ -5,7 +5,7 @@ in part becomes a PartialTensor, and its module's class a subclass of itself. `m
 """
 
 from frostline.partial import lookups as lookups  # registers its functions with PartialTensor
-from frostline.partial.indices import LearnedIndices
+from frostline.partial.indices import LearnedIndices, Memory
 from frostline.partial.learned_file import load_learned, save_learned
 from frostline.partial.mapped import mapped_embedding, open_raw, open_safetensors
 from frostline.partial.module import MappedTable, State, new_partial_module
@@ -32,7 +32,7 @@ __all__ = [
 # A pickle names each class and function by its module. Those below occur in pickles of models, plans and selections.
 # They give this folder as their module, so that a pickle still loads after they have moved to another of its files.
 for _pickled in (
-    *(All, Entries, LearnedIndices, Line, MappedTable, Plan, Rows, State),
+    *(All, Entries, LearnedIndices, Line, MappedTable, Memory, Plan, Rows, State),
     *(new_partial_module, open_raw, open_safetensors),
 ):
     _pickled.__module__ = __name__

@@ -4,19 +4,26 @@ Letters used for shapes in this file:
     V  rows of the tensor         *  the rest of its shape
     R  rows that learn            n  single entries that learn
 
-A tensor of shape (V, *) is stored as two parts that are never merged while it trains:
-    frozen   (V, *)             the tensor as it was
+A tensor of shape (V, *) is stored as two parts:
+    frozen   (V, *)             the tensor as it was; at the learned positions, a copy of what is learned
     learned  (R, *) or (n,)     the elements that learn
-Values of `frozen` at learned positions are ignored: no result depends on them. LearnedIndices says which positions of
-`frozen` the elements of `learned` belong to. It is immutable, and shared by every module that holds the tensor.
+LearnedIndices says which positions of `frozen` the elements of `learned` belong to. Memory keeps the copies there
+current. Both are shared by every module that holds the tensor.
 """
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+
+_LOCK = threading.RLock()  # several threads may run one model
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +111,90 @@ class LearnedIndices:
     @torch.no_grad()
     def scatter_(self, full: Tensor, values: Tensor) -> None:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned indices."""
-        full.index_put_(self.index, values.to(full.dtype))
+        values = values.to(full.dtype)
+        if self.row_to_slot is not None:
+            full.index_copy_(0, self.index[0], values)
+        else:
+            full.index_put_(self.index, values)
+
+
+class Memory:
+    """The memory of a frozen part, and what is known of the learned values in it. All owners of a tensor share one.
+
+    A tensor may be written through either part: the learned one by an optimizer, the frozen one by loading, by
+    `weight[1] = 0` or through any view. `sync` makes both the same again. What was written since it ran last is seen by
+    autograd's version counters; if both parts were, the learned part wins.
+
+    Attributes:
+        indices: What learns.
+        looked_up: Whether every owner only looks rows up. Then the memory is written when something else asks for it,
+            not after every step, so that a step costs what it uses.
+    """
+
+    def __init__(self, indices: LearnedIndices, looked_up: bool) -> None:
+        self.indices = indices
+        self.looked_up = looked_up
+        self._seen: tuple[Any, Any] | None = None  # the stamps of both parts when they were last the same
+        self._writable: int | None = None  # address of the frozen part when it was last known to be writable
+        self.shown: weakref.ref[Any] | None = None  # the PartialTensor that shows it
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Memory:
+        return Memory(self.indices, self.looked_up)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Memory, (self.indices, self.looked_up)
+
+    def note(self, frozen: Tensor, learned: Tensor) -> None:
+        """Note that both parts hold the same values now."""
+        self._seen = _stamp(frozen), _stamp(learned)
+        if may_be_written(frozen):
+            self._writable = frozen.data_ptr()
+
+    def is_synced(self, frozen: Tensor) -> bool:
+        """Return whether nothing but `sync` has written to the frozen part since it ran last."""
+        return self._seen is not None and self._seen[0] == _stamp(frozen)
+
+    def restorer(self, frozen: Tensor, learned: Tensor) -> Callable[[], None]:
+        """Return a function that takes back what `sync` does from now on, once the learned part is as it is now."""
+        self.sync(frozen, learned)
+        seen, shown, version = self._seen, self.shown, frozen._version
+
+        def restore() -> None:
+            if frozen._version != version:
+                self.indices.scatter_(frozen, learned.detach())
+                torch._C._autograd._unsafe_set_version_counter((frozen,), (version,))
+            self._seen, self.shown = seen, shown
+
+        return restore
+
+    def seems_changed(self, frozen: Tensor, learned: Tensor) -> bool:
+        """Return whether a part was written since they were last the same; of a looked-up table, the frozen part."""
+        if self._seen is None or self._seen[0] != _stamp(frozen):
+            return True
+        return not self.looked_up and self._seen[1] != _stamp(learned)
+
+    def sync(self, frozen: Tensor, learned: Tensor) -> None:
+        """Make both parts hold the same values at the learned indices."""
+        if frozen.is_meta or learned.is_meta or self.indices.read_only:
+            return
+        with _LOCK, torch.no_grad(), torch._C.DisableTorchFunction():
+            seen, before, after = self._seen, _stamp(frozen), _stamp(learned)
+            if seen is not None and seen[0] != before and seen[1] == after:
+                self.indices.update(learned, frozen.detach())
+            else:
+                # Written in any case: a fused optimizer, `.data` and other processes write without being counted. Where
+                # nothing seems to have changed that is not counted either, or graphs that saved the tensor would raise.
+                changed = seen is None or seen[1] != after
+                if self._writable != frozen.data_ptr():
+                    writable(frozen)
+                counted = torch.autograd._unsafe_preserve_version_counter(frozen)
+                with contextlib.nullcontext() if changed else counted:
+                    self.indices.scatter_(frozen, learned.detach())
+            self.note(frozen, learned)
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int, int]:
+    return id(tensor), tensor.data_ptr(), tensor._version
 
 
 def _with_data(device: torch.device) -> torch.device:
@@ -118,11 +208,18 @@ def with_changes(old: Tensor, new: Tensor) -> Tensor:
 
 
 def writable(tensor: Tensor) -> Tensor:
-    """Return the data of `tensor` in memory that can be written to.
+    """Return `tensor`, in memory that can be written to.
 
-    Memory that torch did not allocate (numpy's, a mapped file's) may be read-only, and a write to it would crash. The
-    data of `tensor` is then copied, once, into memory of torch's own. Tied tensors are one object, so they stay tied.
+    Its data may be copied, once, into memory of torch's own. Tied tensors are one object, so they stay tied.
     """
-    if tensor.device.type == "cpu" and not tensor.is_shared() and not tensor.untyped_storage().resizable():
+    if not may_be_written(tensor):
         tensor.data = tensor.data.clone()
-    return tensor.data
+    return tensor
+
+
+def may_be_written(tensor: Tensor) -> bool:
+    """Return whether it is certain that writing to `tensor` does not crash.
+
+    Memory that torch did not allocate (numpy's, a mapped file's) may be read-only.
+    """
+    return tensor.device.type != "cpu" or tensor.untyped_storage().resizable() or tensor.is_shared()

@@ -56,5 +56,5 @@ def find_tensors(model: nn.Module) -> list[ModelTensor]:
             if (module, name) not in model_tensor.owners:
                 model_tensor.owners.append((module, name))
             if name in partial:
-                model_tensor.learned, model_tensor.indices = parts(module, name)[1], partial[name]
+                model_tensor.learned, model_tensor.indices = parts(module, name)[1], partial[name].indices
     return list(found.values())

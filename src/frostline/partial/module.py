@@ -14,11 +14,11 @@ that belongs to it is remembered.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
-from frostline.partial.indices import LearnedIndices
-from frostline.partial.sharded import check_agreement, is_sharded, note_mesh
-from frostline.partial.tensor import PartialTensor
+from frostline.partial.indices import Memory
+from frostline.partial.sharded import check_agreement, is_sharded, note_mesh, was_sharded
+from frostline.partial.tensor import PartialTensor, partial_tensor
 
 _CHUNK = 1 << 16  # rows of a checkpoint that are compared with a mapped file at a time
 
@@ -53,7 +53,8 @@ class State:
     """What frostline keeps on a module that owns parameters or running statistics.
 
     Attributes:
-        partial: Name of each partial tensor -> its learned indices.
+        partial: Name of each partial tensor -> the memory of its parts, with the indices that learn.
+        shown: Name -> its PartialTensor as it was last used, until the next step: people may hold only its views.
         mapped: Name of each tensor in a mapped file -> that table, which is not among the parameters.
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
         frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
@@ -61,12 +62,16 @@ class State:
         assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
     """
 
-    partial: dict[str, LearnedIndices] = field(default_factory=dict)
+    partial: dict[str, Memory] = field(default_factory=dict)
+    shown: dict[str, PartialTensor] = field(default_factory=dict, repr=False)
     mapped: dict[str, MappedTable] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
     frozen_stats: bool = False
     training: bool = True
     assigning: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "shown": {}}
 
 
 def state_of(module: nn.Module) -> State | None:
@@ -98,7 +103,7 @@ class PartialModule(nn.Module):
         if name not in state.partial or state.assigning:
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
-            self._set_parts(name, param.frozen, param.learned, param.learned_indices)
+            self._set_parts(name, param.frozen, param.learned, param.memory)
         elif (tied := parts_of_sharded(param)) is not None:
             self._set_parts(name, param, *tied)
         elif is_sharded(param):
@@ -112,30 +117,51 @@ class PartialModule(nn.Module):
                 f"Write values with `module.{name}.data = value`, or call fl.merge(model) first."
             )
 
-    def _set_parts(self, name: str, frozen: Tensor | None, learned: Tensor, indices: LearnedIndices) -> None:
+    def _set_parts(self, name: str, frozen: Tensor | None, learned: Tensor, memory: Memory) -> None:
         self._parameters[name] = cast(nn.Parameter, frozen)
         self._parameters[learned_name(name)] = cast(nn.Parameter, learned)
-        self._frostline.partial[name] = indices
+        self._frostline.partial[name] = memory
+        memory.looked_up = memory.looked_up and only_looks_up(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        partial = self._frostline.partial
-        for name, indices in partial.items():
-            partial[name] = indices.to(frozen_part(self, name).device)
+        self._sync()
+        with _parameters_stay_objects():
+            super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, memory in self._frostline.partial.items():
+            memory.indices = memory.indices.to(frozen_part(self, name).device)
         return self
+
+    def _sync(self) -> None:
+        """Make both parts of each partial tensor hold the same values."""
+        for memory, frozen, learned in memories_of(self):
+            memory.sync(frozen, learned)
+
+    def _before_step(self) -> None:
+        """Take over what was written through the memory of the frozen parts, before an optimizer changes what learns."""
+        for weight in self._frostline.shown.values():
+            _ = weight.grad  # raises if a gradient was asked of the whole, of which nothing would learn
+        for memory, frozen, learned in memories_of(self):
+            if memory.seems_changed(frozen, learned):
+                memory.sync(frozen, learned)
+
+    def _after_step(self) -> None:
+        """Bring the memory of the frozen parts up to date, for code that reads it without asking the module."""
+        self._frostline.shown.clear()
+        for memory, frozen, learned in memories_of(self):
+            if memory.seems_changed(frozen, learned):
+                memory.sync(frozen, learned)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         state = self._frostline
-        # The full tensor without a copy: values of the frozen part at learned positions are ignored, so the learned
-        # ones are written there. A mapped file cannot be written to; there a merged copy is made.
-        for name, indices in state.partial.items():
+        self._sync()  # the frozen part is the full tensor, without a copy
+        for name, memory in state.partial.items():
             frozen, learned = parts(self, name)
-            if not (indices.read_only or frozen.is_meta):
-                sharded.scatter_(indices, frozen, sharded.full_tensor(learned))
+            if is_sharded(frozen) and not frozen.is_meta:
+                sharded.scatter_(memory.indices, frozen, sharded.full_tensor(learned))
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, table in state.mapped.items():
             learns = state.partial.get(name)
-            full = table.tensor if learns is None else learns.merged(*parts(self, name)).detach()
+            full = table.tensor if learns is None else learns.indices.merged(*parts(self, name)).detach()
             destination[prefix + name] = full
         for name in state.partial:
             destination.pop(prefix + learned_name(name), None)
@@ -159,33 +185,36 @@ class PartialModule(nn.Module):
         # learned parts. So the user's hooks run, and a key that is missing or has another shape is reported once, under
         # the tensor's own name, and leaves the learned part as it is. (`torch.distributed.checkpoint` reads into the
         # memory of `state_dict()`: the loaded values are in the frozen part already, and must not be overwritten.)
-        for name, indices in state.partial.items():
+        for name, memory in state.partial.items():
             frozen, learned = parts(self, name)
             key = prefix + learned_name(name)
             if given.get(key, learned) is not learned:  # torch's set_model_state_dict passes the learned part itself
                 fix = f"Load {prefix}{name}, or use save_learned."
-                errors.append(f"{key}: does not say which {indices.kind} it holds. {fix}")
+                errors.append(f"{key}: does not say which {memory.indices.kind} it holds. {fix}")
             given[key] = learned.detach()
             values = sharded.full_tensor(learned)  # by every process, even one that does not need it
             if not (name in from_mapped or learned.is_meta or sharded.same_memory(given.get(prefix + name), frozen)):
-                sharded.scatter_(indices, frozen, values)
+                sharded.scatter_(memory.indices, frozen, values)
         state.assigning = True
         try:
-            super()._load_from_state_dict(given, prefix, local_metadata, *args)
+            with _parameters_stay_objects():
+                super()._load_from_state_dict(given, prefix, local_metadata, *args)
         finally:
             state.assigning = False
-        for name, indices in state.partial.items():
+        for name, memory in state.partial.items():
             frozen, learned = parts(self, name)
             full = from_mapped.get(name, frozen)
             if learned.is_meta and not frozen.is_meta:
-                loaded = sharded.gather(indices, frozen)
-                self._parameters[learned_name(name)] = sharded.parameter_like(learned, loaded)
+                learned = sharded.parameter_like(learned, sharded.gather(memory.indices, frozen))
+                self._parameters[learned_name(name)] = learned
             elif full is not None:
-                sharded.update(indices, learned, full)
+                sharded.update(memory.indices, learned, full)
+            if not is_sharded(frozen):
+                memory.note(frozen, learned)
 
     def _differs_from_file(self, name: str, full: Tensor | None) -> str:
         """Return why `full` cannot be loaded into the mapped tensor `name`; empty if only learned rows differ."""
-        frozen, indices = frozen_part(self, name), self._frostline.partial.get(name)
+        frozen, memory = frozen_part(self, name), self._frostline.partial.get(name)
         if full is None:
             return "missing"
         if full.shape != frozen.shape:
@@ -193,8 +222,8 @@ class PartialModule(nn.Module):
         for start in range(0, len(frozen), _CHUNK):
             chunk = slice(start, start + _CHUNK)
             same = (full[chunk] == frozen[chunk].to(full.device)).all(1)
-            if indices is not None and indices.row_to_slot is not None:
-                same |= (indices.row_to_slot[chunk] >= 0).to(same.device)
+            if memory is not None and memory.indices.row_to_slot is not None:
+                same |= (memory.indices.row_to_slot[chunk] >= 0).to(same.device)
             if not same.all():
                 return "its frozen rows differ from the mapped file, which is never written to"
         return ""
@@ -204,6 +233,19 @@ class PartialModule(nn.Module):
         self._frostline.training = mode
         super().train(mode and not self._frostline.frozen_stats)
         return self
+
+    def __delattr__(self, name: str) -> None:
+        """Raise for a partial tensor: whoever removes it puts something of its own there, as `spectral_norm` does."""
+        if name in self._frostline.partial:
+            raise PartialTensorError(f"{name}: a partial tensor cannot be replaced. Call fl.merge(model) first.")
+        super().__delattr__(name)
+
+    def _replicate_for_data_parallel(self) -> nn.Module:
+        """Return a replica for DataParallel, which sets copies of both parts on it."""
+        replica = object.__new__(type(self))
+        own = {"_parameters": {}, "_buffers": self._buffers.copy(), "_modules": self._modules.copy()}
+        replica.__dict__ = self.__dict__ | own | {"_is_replica": True}
+        return replica
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickle how the class is made: it was made on the fly, and no import would find it."""
@@ -219,13 +261,25 @@ def new_partial_module(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Mod
 
 def parts(module: nn.Module, name: str) -> tuple[Tensor, nn.Parameter]:
     """Return the frozen and the learned part of the partial tensor `name` of `module`."""
-    return frozen_part(module, name), cast(nn.Parameter, module._parameters[learned_name(name)])
+    return frozen_part(module, name), cast(nn.Parameter, _stored(module)[learned_name(name)])
+
+
+def memories_of(module: nn.Module) -> list[tuple[Memory, Tensor, nn.Parameter]]:
+    """Return the memory of each partial tensor of `module`, with its parts; but for those that FSDP2 has sharded."""
+    state = state_of(module)
+    found = [] if state is None else [(memory, *parts(module, name)) for name, memory in state.partial.items()]
+    return [each for each in found if not is_sharded(each[1])]
 
 
 def frozen_part(module: nn.Module, name: str) -> Tensor:
     """Return the frozen part of the tensor `name` of `module`: a Parameter, or the tensor of a mapped file."""
     mapped = module.__dict__["_frostline"].mapped
-    return cast(Tensor, mapped[name].tensor if name in mapped else module._parameters[name])
+    return cast(Tensor, mapped[name].tensor if name in mapped else _stored(module)[name])
+
+
+def _stored(module: nn.Module) -> dict[str, Any]:
+    """Return the dictionary that holds the parts: in DataParallel's replicas they are no Parameters."""
+    return module.__dict__ if "_is_replica" in module.__dict__ else module._parameters
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -265,9 +319,10 @@ def _make_partial_class(plain: type[nn.Module], names: tuple[str, ...]) -> type[
 def _partial_tensor(name: str) -> property:
     def get(module: nn.Module) -> Tensor:
         # `__dict__` raises KeyError. After an AttributeError `nn.Module.__getattr__` would return the frozen part.
-        indices = module.__dict__["_frostline"].partial.get(name)
+        state: State = module.__dict__["_frostline"]
+        memory = state.partial.get(name)
         frozen = frozen_part(module, name)
-        if indices is None:  # a mapped table of which nothing learns
+        if memory is None:  # a mapped table of which nothing learns
             return frozen
         learned = parts(module, name)[1]
         if is_sharded(frozen):  # FSDP2 asks for the Parameter that it shards; in a forward the parts are gathered
@@ -276,10 +331,10 @@ def _partial_tensor(name: str) -> property:
                     f"{name}: fully_shard cannot reduce sparse gradients. Set sparse=False on its module; the gradient "
                     "holds only the rows that learn."
                 )
-            remember_sharded(frozen, learned, indices)
-            note_mesh(indices, frozen)
+            remember_sharded(frozen, learned, memory)
+            note_mesh(memory.indices, frozen)
             return frozen
-        if not (indices.read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
+        if not (memory.indices.read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             if not frozen.requires_grad:
                 raise PartialTensorError(
                     f"{name}: functional_call was given a tensor without gradient, which may be the whole or the "
@@ -288,12 +343,20 @@ def _partial_tensor(name: str) -> property:
                 )
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
-            check_agreement(name, indices, frozen, learned)
-        return partial_tensor(frozen, learned, indices)
+            check_agreement(name, memory.indices, frozen, learned)
+        if _must_stand_in(memory, frozen, learned):
+            return PartialTensor.stand_in(frozen, learned, memory)
+        if memory.seems_changed(frozen, learned):
+            memory.sync(frozen, learned)
+        weight = state.shown[name] = partial_tensor(memory, frozen, learned)
+        return weight
 
     def set(module: nn.Module, value: object) -> None:
         # `nn.Module.__setattr__` handles an assignment as long as the name is in `_parameters`. So a property is set
         # only by code that has deleted the Parameter first, as FSDP1 does to put a plain tensor there.
+        if "_is_replica" in module.__dict__:
+            module.__dict__[name] = value
+            return
         raise PartialTensorError(
             f"{name}: a partial tensor has two parts, and FullyShardedDataParallel or the like would set one. "
             "Use torch.distributed.fsdp.fully_shard."
@@ -317,32 +380,41 @@ def _ignore(module: nn.Module, *args: Any) -> None:
     """Do nothing: a recurrent module sets and flattens its own list of weights; `_flat_weights` makes ours."""
 
 
-_cache: WeakKeyDictionary[LearnedIndices, weakref.ref[PartialTensor]] = WeakKeyDictionary()
-_sharded_parts: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, indices
+def only_looks_up(module: nn.Module) -> bool:
+    """Return whether `module` uses its weight only to look rows up."""
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
-def partial_tensor(frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> PartialTensor:
-    """Return the partial tensor of these parts: the last one made, if anything still refers to it, else a new one."""
-    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled() or not isinstance(learned, nn.Parameter):
-        return PartialTensor.from_parts(frozen, learned, indices)
-    reference = _cache.get(indices)
-    last = None if reference is None else reference()
-    if last is not None and last.frozen is frozen and last.learned is learned and last.is_current():
-        return last
-    made = PartialTensor.from_parts(frozen, learned, indices)
-    _cache[indices] = weakref.ref(made)
-    return made
+def _must_stand_in(memory: Memory, frozen: Tensor, learned: Tensor) -> bool:
+    """Return whether the parts share no memory that may be written; see PartialTensor."""
+    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    own = isinstance(frozen, nn.Parameter) and isinstance(learned, nn.Parameter)
+    return traced or not own or memory.indices.read_only or was_sharded(memory.indices)
 
 
-def remember_sharded(frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> None:
+@contextlib.contextmanager
+def _parameters_stay_objects() -> Iterator[None]:
+    """Let torch change the data of Parameters, not swap them with new ones: others refer to the parts weakly."""
+    swap = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swap)
+
+
+_sharded_parts: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, memory
+
+
+def remember_sharded(frozen: Tensor, learned: Tensor, memory: Memory) -> None:
     """Remember which learned part belongs to `frozen`, a sharded Parameter that FSDP2 is given without it."""
-    _sharded_parts[frozen] = weakref.ref(learned), indices
+    _sharded_parts[frozen] = weakref.ref(learned), memory
 
 
-def parts_of_sharded(frozen: Tensor | None) -> tuple[nn.Parameter, LearnedIndices] | None:
-    """Return the learned part and the indices that belong to a sharded frozen part; None if none were remembered."""
+def parts_of_sharded(frozen: Tensor | None) -> tuple[nn.Parameter, Memory] | None:
+    """Return the learned part and the memory that belong to a sharded frozen part; None if none were remembered."""
     if frozen is None or frozen not in _sharded_parts:
         return None
-    reference, indices = _sharded_parts[frozen]
+    reference, memory = _sharded_parts[frozen]
     learned = reference()
-    return None if learned is None else (learned, indices)
+    return None if learned is None else (learned, memory)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError, StaleOptimizerError
@@ -120,6 +120,7 @@ def is_stale(tensor: Tensor) -> bool:
 @functools.cache
 def _check_before_every_step() -> None:
     register_optimizer_step_pre_hook(_check)
+    register_optimizer_step_post_hook(_bring_up_to_date)
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,16 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         _holdings[optimizer] = holding
 
 
+def _bring_up_to_date(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """After a step, let the modules copy what learned into the memory of the frozen parts."""
+    holding: _Holding | None = _holdings.get(optimizer)
+    for part in () if holding is None else holding.parts:
+        if (learned := part()) is not None and learned in _owners_of:
+            torch.autograd.graph.increment_version(learned)  # fused optimizers do not count their writes
+            for module in owners_of(learned):
+                module._after_step()
+
+
 def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
     ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for part in holding.parts:
@@ -191,6 +202,8 @@ def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
                 "fully_shard or load_state_dict(assign=True) has replaced, so nothing would learn there. "
                 "Make it after that: torch.optim.AdamW(plan.parameters(), ...)."
             )
+        for module in owners_of(parameter):
+            module._before_step()
     for reference in holding.undriven:
         learned = reference()
         if learned is None or learned not in _undriven:

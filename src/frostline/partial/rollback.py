@@ -9,37 +9,25 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.partial.indices import LearnedIndices
 from frostline.partial.model_tensors import ModelTensor
 from frostline.partial.module import state_of
 from frostline.partial.optimizer_guard import noted
 
 
 @contextlib.contextmanager
-def model_restored_on_error(
-    model: nn.Module, tensors: Sequence[ModelTensor], overwritten: Sequence[LearnedIndices | bool] = ()
-) -> Iterator[None]:
+def model_restored_on_error(model: nn.Module, tensors: Sequence[ModelTensor]) -> Iterator[None]:
     """Run the block; if it raises, give `model` the classes, parts, modes and gradients that it had before.
 
     Args:
         model: The model.
         tensors: Its tensors, as `find_tensors` lists them.
-        overwritten: For each of the tensors, where the block may overwrite values of it; nowhere if no indices.
-            (A frozen part's values at its learned positions are ignored, so they may be overwritten as well.)
-
-    Cost: one copy of the values that may be overwritten.
+            (The values of a frozen part at its learned positions are a copy of the learned ones: not restored.)
     """
     undo: list[Callable[[], None]] = [_module_undo(module) for module in model.modules()]
     undo += [_tensor_undo(tensor) for t in tensors for tensor in (t.tensor, t.learned) if tensor is not None]
-    undo += [
-        _values_undo(t.tensor, indices)
-        for t, indices in zip(tensors, overwritten, strict=False)
-        if isinstance(indices, LearnedIndices) and not t.mapped
-    ]
     undo.append(noted([tensor for t in tensors for tensor in (t.tensor, t.learned) if tensor is not None]))
     try:
         yield
@@ -96,16 +84,6 @@ def _tensor_undo(tensor: Tensor) -> Callable[[], None]:
             tensor.data = data
         tensor.grad = grad
         tensor.requires_grad_(requires_grad)
-
-    return restore
-
-
-def _values_undo(tensor: Tensor, indices: LearnedIndices) -> Callable[[], None]:
-    values = indices.gather(tensor.detach())
-
-    def restore() -> None:
-        with torch.no_grad():
-            indices.scatter_(tensor.data, values)
 
     return restore
 

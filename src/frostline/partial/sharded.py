@@ -204,6 +204,11 @@ def note_mesh(indices: LearnedIndices, frozen: Any) -> None:
     _meshes[indices] = frozen.device_mesh
 
 
+def was_sharded(indices: LearnedIndices) -> bool:
+    """Return whether FSDP2 has sharded the tensor."""
+    return indices in _meshes
+
+
 def check_agreement(name: str, indices: LearnedIndices, frozen: Tensor, learned: Tensor) -> None:
     """Compare the indices with those of the other processes, in the first forward that all run together.
 

@@ -24,9 +24,9 @@ from frostline.partial.checks import (
     check_ties,
     check_unseen_uses,
 )
-from frostline.partial.indices import LearnedIndices, writable
+from frostline.partial.indices import LearnedIndices, Memory, writable
 from frostline.partial.model_tensors import ModelTensor, find_tensors
-from frostline.partial.module import State, learned_name, partial_class, plain_class, state_of
+from frostline.partial.module import State, learned_name, only_looks_up, partial_class, plain_class, state_of
 from frostline.partial.optimizer_guard import mark_replaced, watch
 from frostline.partial.plan import Line, Plan
 from frostline.partial.rollback import model_restored_on_error, set_class
@@ -89,7 +89,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
         check_nothing_lost(tensor, choice.learns)
     _make_classes(tensors, choices)
     frozen = {tensor.name for tensor in tensors if tensor.learned is None and not tensor.tensor.requires_grad}
-    with model_restored_on_error(model, tensors, [choice.learns for choice in choices]):
+    with model_restored_on_error(model, tensors):
         for module in model.modules():
             _record_requires_grad(module)
         for tensor, choice in zip(tensors, choices, strict=True):
@@ -281,7 +281,9 @@ def _merge_parts(tensor: ModelTensor) -> None:
     _inherit(tensor.tensor, tensor.learned)
     mark_replaced(tensor.tensor, tensor.learned, tensor.indices.index)
     for module, name in tensor.owners:
-        if cast(State, state_of(module)).partial.pop(name, None) is not None:
+        state = cast(State, state_of(module))
+        state.shown.pop(name, None)
+        if state.partial.pop(name, None) is not None:
             del module._parameters[learned_name(name)]
     tensor.indices = tensor.learned = None
 
@@ -290,14 +292,12 @@ def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, value
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
     _inherit(learned, tensor.tensor)
-    # `linear` multiplies by the whole frozen part before it overwrites the learned rows. A NaN there, which people use
-    # to mark missing rows, would reach gradients of the input (0 * NaN is NaN).
-    if not (tensor.mapped or values.is_meta or values.isfinite().all()):
-        indices.scatter_(writable(tensor.tensor), torch.zeros_like(values))
+    memory = Memory(indices, all(only_looks_up(module) for module, _ in tensor.owners))
+    memory.note(tensor.tensor, learned)
     watch(tensor.tensor, learned, [module for module, _ in tensor.owners], model)
     for module, name in tensor.owners:
         module._parameters[learned_name(name)] = learned
-        cast(State, state_of(module)).partial[name] = indices
+        cast(State, state_of(module)).partial[name] = memory
 
 
 def _inherit(tensor: Tensor, source: Tensor) -> None:

@@ -8,6 +8,7 @@ Each object is added once. What is noted of it depends on its kind, and each kin
     values      a tensor's elements, memory and version counter
     gradient    of a leaf: `.grad`, `requires_grad`, hooks
     items       what a container holds
+    memory      of a partial tensor: the copy of what is learned in its frozen part
     generator   the state of a random generator (rng.py)
 
 Nothing is written where nothing has changed: memory may be read-only.
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import ProbeError
+from frostline.partial.indices import Memory
+from frostline.partial.module import memories_of, state_of
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.restore.bits import bits
 from frostline.probe.restore.reachable import GENERATORS, MOST_ITEMS
@@ -54,6 +57,7 @@ class Snapshot:
         self._copies: dict[int, Tensor] = {}
         self._versions: list[tuple[Tensor, int | None]] = []  # of parameters whose values were not copied
         self._restorers: list[tuple[Any, ...]] = []  # functions and their arguments
+        self._memories: dict[int, tuple[Memory, Callable[[], None]]] = {}  # id of a frozen part -> its, and a restorer
 
     def __contains__(self, tensor: Tensor) -> bool:
         return id(tensor) in self._copies
@@ -70,13 +74,16 @@ class Snapshot:
                     function(*arguments)
                 except Exception as error:
                     errors.append(error)
+            for _, function in self._memories.values():  # after the learned parts
+                function()
         if errors:
             raise errors[0]
 
     def check_unwritten(self) -> None:
         """Raise ProbeError if a parameter whose values were not copied has been written to."""
         for leaf, version in self._versions:
-            if version != _version_of(leaf):
+            synced = id(leaf) in self._memories and self._memories[id(leaf)][0].is_synced(leaf)
+            if version != _version_of(leaf) and not synced:
                 raise ProbeError(
                     f"a parameter of shape {tuple(leaf.shape)} was written to by the pass itself, which changed the "
                     "model. Make it a buffer (register_buffer): buffers are restored."
@@ -145,6 +152,11 @@ class Snapshot:
 
     def _add_one_module(self, module: nn.Module) -> None:
         written = getattr(module, "max_norm", None) is not None  # an embedding whose lookup rescales its own weight
+        for memory, frozen, learned in memories_of(module):  # first: bringing one up to date counts as a write
+            if id(frozen) not in self._memories:
+                self._memories[id(frozen)] = memory, memory.restorer(frozen, learned)
+        if (state := state_of(module)) is not None:
+            self._add_container(state.shown, written)
         self._add_container(module.__dict__, written)
         if isinstance(module, torch.jit.ScriptModule):  # its tensors are not in its __dict__
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):

@@ -88,7 +88,7 @@ class Trace(TorchFunctionMode):
         """Return what is known of a tensor, or of a number that left torch."""
         if not isinstance(value, Tensor):
             return Provenance.merged(self.escaped.equal_to(value))
-        if isinstance(value, PartialView):
+        if isinstance(value, PartialView) and id(value) not in self._known:
             value = value.origin
         if isinstance(value, PartialTensor):
             return Provenance.merged([self.provenance(value.learned), self.provenance(value.frozen)])
@@ -163,10 +163,8 @@ class Trace(TorchFunctionMode):
         # At most two for a call, with and without a gradient: `max` returns values and indices.
         made: dict[bool, Provenance] = {}
         for output in outputs:
-            if isinstance(output, PartialTensor):  # `weight.detach()`: what is new about it is its learned part
-                output = output.learned
-                if id(output) in self._bits:
-                    continue
+            if isinstance(output, PartialTensor):
+                continue  # `weight.requires_grad_()`: what is known of it is known of its parts
             flows = self._may_flow(name) and (
                 output.is_floating_point() or output.is_complex() if hidden else output.requires_grad
             )
