@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
+from types import CellType, FunctionType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +104,23 @@ def _tensors_outside_parameters(model: nn.Module) -> Iterator[tuple[Tensor, str]
             recurrent = isinstance(module, nn.RNNBase) and attribute in ("_flat_weights", "_flat_weight_refs")
             if attribute in ("_parameters", "_modules", "_frostline") or recurrent:
                 continue
-            for leaf in tree_leaves(value):
-                if isinstance(leaf, Tensor) and not isinstance(leaf, PartialTensor):
-                    yield leaf, f"attribute {attribute} of {path or 'the model'}"
+            for tensor in _held_by(value):
+                if not isinstance(tensor, PartialTensor):
+                    yield tensor, f"attribute {attribute} of {path or 'the model'}"
+
+
+def _held_by(value: Any, inside: bool = False) -> Iterator[Tensor]:
+    """Yield the tensors in a value: in containers, in what functions have captured, and in attributes of an object."""
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, functools.partial):
+            yield from _held_by([leaf.func, leaf.args, leaf.keywords], inside)
+        elif isinstance(leaf, FunctionType):
+            captured = [cell.cell_contents for cell in leaf.__closure__ or () if cell != CellType()]
+            yield from _held_by([captured, leaf.__defaults__, leaf.__kwdefaults__], inside=True) if not inside else ()
+        elif not inside and hasattr(leaf, "__dict__") and not (callable(leaf) or hasattr(leaf, "param_groups")):
+            yield from _held_by(vars(leaf), inside=True)  # one level deep: a trainer refers to everything
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:

@@ -150,6 +150,10 @@ class Memory:
         if may_be_written(frozen):
             self._writable = frozen.data_ptr()
 
+    def knows(self, learned: Tensor) -> bool:
+        """Return whether this is the learned part that was seen last."""
+        return self._seen is not None and self._seen[1][0] == id(learned)
+
     def is_synced(self, frozen: Tensor) -> bool:
         """Return whether nothing but `sync` has written to the frozen part since it ran last."""
         return self._seen is not None and self._seen[0] == _stamp(frozen)
@@ -194,7 +198,7 @@ class Memory:
 
 
 def _stamp(tensor: Tensor) -> tuple[int, int, int]:
-    return id(tensor), tensor.data_ptr(), tensor._version
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def _with_data(device: torch.device) -> torch.device:

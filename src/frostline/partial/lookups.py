@@ -119,12 +119,15 @@ def embedding_bag(
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """Multiply by the frozen part, then overwrite the columns of the R learned rows: (*, D) -> (*, V)."""
+    """Multiply by the frozen part, then overwrite the columns of the R learned rows: (*, D) -> (*, V).
+
+    Two products, and not one with the whole tensor, so that every process and compiler gets the same bits.
+    """
     if not _rows_learn(weight) or weight.ndim != 2 or isinstance(input, PartialTensor):
         return NotImplemented
     if isinstance(bias, PartialTensor):
-        bias = bias.merged()  # (V,): cheap, and a compiler would lose the gradient of a bias passed on as it is
-    check_not_replaced(weight.learned)
+        bias = bias.merged()  # (V,): a compiler would lose the gradient of a bias passed on as it is
+    weight.sync()  # a NaN that has been in a learned row would reach the gradient of the input: 0 * NaN is NaN
     (ids,) = weight.learned_indices.index
     out = F.linear(input, weight.frozen.detach(), bias)
     learned = weight.learned.to(weight.frozen.dtype)

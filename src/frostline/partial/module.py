@@ -26,9 +26,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
-from frostline.partial.indices import Memory
+from frostline.partial.indices import LearnedIndices, Memory
+from frostline.partial.optimizer_guard import frozen_of, owners_of, parts_like
 from frostline.partial.sharded import check_agreement, is_sharded, note_mesh, was_sharded
-from frostline.partial.tensor import PartialTensor, partial_tensor
+from frostline.partial.tensor import PartialTensor, partial_tensor, read_only
 
 _CHUNK = 1 << 16  # rows of a checkpoint that are compared with a mapped file at a time
 
@@ -137,7 +138,7 @@ class PartialModule(nn.Module):
             memory.sync(frozen, learned)
 
     def _before_step(self) -> None:
-        """Take over what was written through the memory of the frozen parts, before an optimizer changes what learns."""
+        """Take over what was written to the frozen parts, before an optimizer changes what learns."""
         for weight in self._frostline.shown.values():
             _ = weight.grad  # raises if a gradient was asked of the whole, of which nothing would learn
         for memory, frozen, learned in memories_of(self):
@@ -237,7 +238,7 @@ class PartialModule(nn.Module):
     def __delattr__(self, name: str) -> None:
         """Raise for a partial tensor: whoever removes it puts something of its own there, as `spectral_norm` does."""
         if name in self._frostline.partial:
-            raise PartialTensorError(f"{name}: a partial tensor cannot be replaced. Call fl.merge(model) first.")
+            raise _two_parts(name)
         super().__delattr__(name)
 
     def _replicate_for_data_parallel(self) -> nn.Module:
@@ -323,7 +324,7 @@ def _partial_tensor(name: str) -> property:
         memory = state.partial.get(name)
         frozen = frozen_part(module, name)
         if memory is None:  # a mapped table of which nothing learns
-            return frozen
+            return frozen if torch.compiler.is_compiling() else read_only(frozen)
         learned = parts(module, name)[1]
         if is_sharded(frozen):  # FSDP2 asks for the Parameter that it shards; in a forward the parts are gathered
             if is_sharded(learned) and getattr(module, "sparse", False):
@@ -344,6 +345,8 @@ def _partial_tensor(name: str) -> property:
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
             check_agreement(name, memory.indices, frozen, learned)
+            if not memory.knows(learned):
+                check_own(name, memory.indices, learned)
         if _must_stand_in(memory, frozen, learned):
             return PartialTensor.stand_in(frozen, learned, memory)
         if memory.seems_changed(frozen, learned):
@@ -353,16 +356,34 @@ def _partial_tensor(name: str) -> property:
 
     def set(module: nn.Module, value: object) -> None:
         # `nn.Module.__setattr__` handles an assignment as long as the name is in `_parameters`. So a property is set
-        # only by code that has deleted the Parameter first, as FSDP1 does to put a plain tensor there.
+        # only by code that has deleted the Parameter first: FSDP1 and `weight_norm` put a plain tensor there.
         if "_is_replica" in module.__dict__:
             module.__dict__[name] = value
             return
-        raise PartialTensorError(
-            f"{name}: a partial tensor has two parts, and FullyShardedDataParallel or the like would set one. "
-            "Use torch.distributed.fsdp.fully_shard."
-        )
+        _put_back(module, name)
+        raise _two_parts(name)
 
     return property(get, set)
+
+
+def _two_parts(name: str) -> PartialTensorError:
+    return PartialTensorError(
+        f"{name}: a partial tensor has two parts, and FullyShardedDataParallel, spectral_norm or weight_norm would set one. "
+        "Use torch.distributed.fsdp.fully_shard; or call fl.merge(model), change the weight, and plan again."
+    )
+
+
+def _put_back(module: nn.Module, name: str) -> None:
+    """Give the module its frozen part again, and take from it what was registered in its place."""
+    held, state = module._parameters, cast(State, state_of(module))
+    frozen = frozen_of(held[learned_name(name)])
+    if name in held or frozen is None:
+        return
+    held[name] = cast(nn.Parameter, frozen)
+    known = [*state.requires_grad, *map(learned_name, state.partial)]  # in the order in which they were registered
+    restored = {key: held[key] for key in known if key in held}
+    held.clear()
+    held.update(restored)
 
 
 def _flat_weights(module: Any) -> list[Tensor | None]:
@@ -390,6 +411,29 @@ def _must_stand_in(memory: Memory, frozen: Tensor, learned: Tensor) -> bool:
     traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
     own = isinstance(frozen, nn.Parameter) and isinstance(learned, nn.Parameter)
     return traced or not own or memory.indices.read_only or was_sharded(memory.indices)
+
+
+def check_own(name: str, indices: LearnedIndices, learned: Tensor) -> None:
+    """Raise if `learned` is the learned part of a model in which other elements learn: torch.func mixes models' parts."""
+    for part in parts_like(learned):
+        for memory, _, own in [each for owner in owners_of(part) for each in memories_of(owner)]:
+            other = own is part and memory.indices is not indices and not memory.indices.same_entries(indices)
+            if other and (part is learned or _is_in_ensemble(part, learned)):
+                raise PartialTensorError(
+                    f"{name}: functional_call was given the learned part of a model in which other {indices.kind} learn. "
+                    "Call fl.merge on the models first."
+                )
+
+
+def _is_in_ensemble(part: Tensor, learned: Tensor) -> bool:
+    """Return whether `part` is among those that were stacked for vmap: told by their values."""
+    if not torch._C._functorch.is_batchedtensor(learned):
+        return False
+    stacked: Any = learned
+    dim = torch._C._functorch.maybe_get_bdim(stacked)
+    while torch._C._functorch.is_functorch_wrapped_tensor(stacked):
+        stacked = torch._C._functorch.get_unwrapped(stacked)
+    return bool((stacked.movedim(dim, 0) == part.detach()).flatten(1).all(1).any())
 
 
 @contextlib.contextmanager

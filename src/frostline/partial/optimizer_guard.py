@@ -59,6 +59,18 @@ def owners_of(learned: Tensor) -> set[nn.Module]:
         return set(_owners_of.get(learned, ()))
 
 
+def frozen_of(learned: Tensor) -> Tensor | None:
+    """Return the frozen part to which a plan gave `learned`; None if there is none any more."""
+    with _LOCK:
+        return next((frozen for frozen, reference in _learned_of.items() if reference() is learned), None)
+
+
+def parts_like(learned: Tensor) -> list[Tensor]:
+    """Return the learned parts of all models that have the shape and the dtype of `learned`."""
+    with _LOCK:
+        return [part for part in _owners_of if (part.shape, part.dtype) == (learned.shape, learned.dtype)]
+
+
 def mark_replaced(frozen: Tensor, learned: Tensor, index: tuple[Tensor, ...]) -> None:
     """Note that `learned` was merged into `frozen`, at `index`, and that no module uses it any more."""
     global _changes
@@ -180,7 +192,13 @@ def _bring_up_to_date(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
-    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    ids = {id(parameter) for parameter in held}
+    if isinstance(optimizer, torch.optim.LBFGS) and not all(parameter.requires_grad for parameter in held):
+        raise StaleOptimizerError(
+            "optimizer: LBFGS writes to every tensor that it holds: where one is frozen, -0.0 would become 0.0. "
+            "Give it what learns alone: torch.optim.LBFGS(plan.parameters(), ...)."
+        )
     for part in holding.parts:
         parameter = part()
         if parameter is None:

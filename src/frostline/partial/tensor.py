@@ -198,7 +198,7 @@ def _set_fields(tensor: PartialTensor, frozen: Tensor, learned: Tensor, memory: 
 
 
 class PartialView(Tensor):
-    """A view of a partial tensor, such as `weight[1]` or `weight.detach()`: what is written to it reaches both parts."""
+    """A view of a partial tensor, such as `weight[1]` or `weight.detach()`: a write to it reaches both parts."""
 
     origin: PartialTensor
 
@@ -213,6 +213,13 @@ class PartialView(Tensor):
             with _plain():
                 return _view(args[0].origin, Tensor._make_subclass(PartialView, args[0]))
         return _run(func, args, kwargs or {})
+
+
+def read_only(mapped: Tensor) -> PartialView:
+    """Return a view of a mapped tensor of which nothing learns; writing to it raises."""
+    nothing = LearnedIndices((torch.empty(0, dtype=torch.int64),), None, read_only=True)
+    origin = PartialTensor.stand_in(mapped, mapped.new_empty(0), Memory(nothing, looked_up=True))
+    return _view(origin, mapped.detach())
 
 
 def _view(origin: PartialTensor, tensor: Tensor) -> PartialView:
@@ -276,7 +283,7 @@ def _check_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
             continue
         origin = _origin(value)
         if origin.learned_indices.read_only:
-            raise PartialTensorError("a mapped file is never written to. Write to what learns: weight.learned.")
+            raise PartialTensorError("a mapped file is never written to. Choose rows that learn, and write to those.")
         if origin.stands_in:
             raise PartialTensorError("a partial tensor cannot be written to here, where it is a copy.")
         with _plain():
@@ -341,7 +348,7 @@ def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> Partia
 def _grad(weight: PartialTensor) -> Tensor | None:
     if weight.retains_grad:
         raise PartialTensorError(
-            "backward(inputs=[...]) was given a partial tensor, which is no leaf. Pass its learned part: weight.learned."
+            "backward(inputs=...) was given a partial tensor, which is no leaf. Pass its learned part: weight.learned."
         )
     return weight.learned.grad
 
