@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from frostline.errors import PartialTensorError, SelectionError
 from frostline.partial.indices import LearnedIndices
-from frostline.partial.model_tensors import ModelTensor
-from frostline.partial.optimizer_guard import owners_of
+from frostline.partial.model_tensors import ModelTensor, memories_of
+from frostline.partial.optimizer_guard import owners_of, parts_like
 from frostline.partial.selections import Rows, Selection
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
@@ -72,6 +72,29 @@ def check_ties(model: nn.Module, model_tensor: ModelTensor) -> None:
             f"{model_tensor.name}: a {type(outside.pop()).__name__} outside this model is tied to it. "
             "Pass the whole model that contains both."
         )
+
+
+def check_own(name: str, indices: LearnedIndices, learned: Tensor) -> None:
+    """Raise if `learned` is of a model in which other elements learn: torch.func runs a model on any parts."""
+    for part in parts_like(learned):
+        for memory, _, own in [each for owner in owners_of(part) for each in memories_of(owner)]:
+            other = own is part and memory.indices is not indices and not memory.indices.same_entries(indices)
+            if other and (part is learned or _is_in_ensemble(part, learned)):
+                raise PartialTensorError(
+                    f"{name}: functional_call was given a learned part of a model in which other {indices.kind} learn. "
+                    "Call fl.merge on the models first."
+                )
+
+
+def _is_in_ensemble(part: Tensor, learned: Tensor) -> bool:
+    """Return whether `part` is among those that were stacked for vmap: told by their values."""
+    if not torch._C._functorch.is_batchedtensor(learned):
+        return False
+    stacked: Any = learned
+    dim = torch._C._functorch.maybe_get_bdim(stacked)
+    while torch._C._functorch.is_functorch_wrapped_tensor(stacked):
+        stacked = torch._C._functorch.get_unwrapped(stacked)
+    return bool((stacked.movedim(dim, 0) == part.detach()).flatten(1).all(1).any())
 
 
 def check_unseen_uses(model: nn.Module, found: list[ModelTensor], partial: list[ModelTensor]) -> None:

@@ -13,7 +13,6 @@ current. Both are shared by every module that holds the tensor.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import weakref
 from collections.abc import Callable
@@ -191,9 +190,10 @@ class Memory:
                 changed = seen is None or seen[1] != after
                 if self._writable != frozen.data_ptr():
                     writable(frozen)
-                counted = torch.autograd._unsafe_preserve_version_counter(frozen)
-                with contextlib.nullcontext() if changed else counted:
-                    self.indices.scatter_(frozen, learned.detach())
+                version = frozen._version
+                self.indices.scatter_(frozen, learned.detach())
+                if not changed:
+                    torch._C._autograd._unsafe_set_version_counter((frozen,), (version,))
             self.note(frozen, learned)
 
 

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from frostline.errors import LearnedFileError
 from frostline.files import replacing
 from frostline.partial.indices import LearnedIndices, writable
-from frostline.partial.model_tensors import ModelTensor, find_tensors
-from frostline.partial.module import state_of
+from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.sharded import chunks, full_tensor, is_sharded, on_one_process
 
 _FORMAT = "frostline-learned-1"

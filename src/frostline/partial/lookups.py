@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frostline.errors import PartialTensorError
 from frostline.partial.optimizer_guard import check_not_replaced
-from frostline.partial.tensor import LOOKUPS, PartialTensor
+from frostline.partial.tensor import OVERRIDES, PartialTensor
 
 
 def embedding(
@@ -145,4 +145,4 @@ def _check_max_norm(max_norm: float | None) -> None:
         )
 
 
-LOOKUPS.update({F.embedding: embedding, F.embedding_bag: embedding_bag, F.linear: linear})
+OVERRIDES.update({F.embedding: embedding, F.embedding_bag: embedding_bag, F.linear: linear})

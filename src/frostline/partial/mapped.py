@@ -18,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from frostline.errors import FileError, ShapeError
-from frostline.partial.module import MappedTable, State, partial_class
+from frostline.partial.model_tensors import MappedTable, State
+from frostline.partial.module import partial_class
 
 
 def mapped_embedding(

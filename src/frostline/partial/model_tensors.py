@@ -1,4 +1,4 @@
-"""Every tensor of a model once, with all its names and the modules that own it.
+"""The tensors of a model: the parts that its modules hold, and every tensor once, with all its names and owners.
 
 Tied tensors are one tensor; the two parts of a partial tensor are one tensor; and a table in a mapped file is included,
 although it is not a Parameter.
@@ -6,12 +6,117 @@ although it is not a Parameter.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from frostline.partial.indices import LearnedIndices
-from frostline.partial.module import learned_name, parts, state_of
+from frostline.partial.indices import LearnedIndices, Memory
+from frostline.partial.sharded import is_sharded
+from frostline.partial.tensor import PartialTensor, view
+
+_CHUNK = 1 << 16  # rows of a checkpoint that are compared with a mapped file at a time
+
+
+@dataclass(frozen=True, eq=False)
+class MappedTable:
+    """A tensor in a mapped file, and how to map it again: copies and pickles refer to the file, not to its values."""
+
+    tensor: Tensor
+    reopen: Callable[..., MappedTable]
+    arguments: tuple[Any, ...]
+
+    def __deepcopy__(self, memo: dict[int, object]) -> MappedTable:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.reopen, self.arguments
+
+    def shown(self) -> Tensor:
+        """Return the table as code sees it of which nothing learns: writing to it raises."""
+        nothing = Memory(LearnedIndices((torch.empty(0, dtype=torch.int64),), None, read_only=True), looked_up=True)
+        return view(PartialTensor.stand_in(self.tensor, self.tensor.new_empty(0), nothing), self.tensor.detach())
+
+    def differs_from(self, full: Tensor | None, learns: Memory | None) -> str:
+        """Return why `full` cannot be loaded into this table; empty if only rows differ that learn."""
+        if full is None:
+            return "missing"
+        if full.shape != self.tensor.shape:
+            return f"shape {tuple(full.shape)} in the checkpoint, {tuple(self.tensor.shape)} in the mapped file"
+        for start in range(0, len(full), _CHUNK):
+            chunk = slice(start, start + _CHUNK)
+            same = (full[chunk] == self.tensor[chunk].to(full.device)).all(1)
+            if learns is not None and learns.indices.row_to_slot is not None:
+                same |= (learns.indices.row_to_slot[chunk] >= 0).to(same.device)
+            if not same.all():
+                return "its frozen rows differ from the mapped file, which is never written to"
+        return ""
+
+
+@dataclass
+class State:
+    """What frostline keeps on a module that owns parameters or running statistics.
+
+    Attributes:
+        partial: Name of each partial tensor -> the memory of its parts, with the indices that learn.
+        shown: Name -> its PartialTensor as it was last used, until the next step: people may hold only its views.
+        mapped: Name of each tensor in a mapped file -> that table, which is not among the parameters.
+        requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
+        frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
+        training: The mode last asked for while they are frozen.
+        assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
+    """
+
+    partial: dict[str, Memory] = field(default_factory=dict)
+    shown: dict[str, PartialTensor] = field(default_factory=dict, repr=False)
+    mapped: dict[str, MappedTable] = field(default_factory=dict)
+    requires_grad: dict[str, bool] = field(default_factory=dict)
+    frozen_stats: bool = False
+    training: bool = True
+    assigning: bool = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "shown": {}}
+
+
+def state_of(module: nn.Module) -> State | None:
+    """Return what frostline keeps on `module`; None if no plan was made for it."""
+    return module.__dict__.get("_frostline")
+
+
+def learned_name(name: str) -> str:
+    """Return the name of the learned part of the tensor `name`."""
+    return f"{name}_learned"
+
+
+def memories_of(module: nn.Module) -> list[tuple[Memory, Tensor, nn.Parameter]]:
+    """Return the memory of each partial tensor of `module`, with its parts; but for those that FSDP2 has sharded."""
+    state = state_of(module)
+    found = [] if state is None else [(memory, *parts(module, name)) for name, memory in state.partial.items()]
+    return [each for each in found if not is_sharded(each[1])]
+
+
+def parts(module: nn.Module, name: str) -> tuple[Tensor, nn.Parameter]:
+    """Return the frozen and the learned part of the partial tensor `name` of `module`."""
+    return frozen_part(module, name), cast(nn.Parameter, _stored(module)[learned_name(name)])
+
+
+def frozen_part(module: nn.Module, name: str) -> Tensor:
+    """Return the frozen part of the tensor `name` of `module`: a Parameter, or the tensor of a mapped file."""
+    mapped = module.__dict__["_frostline"].mapped
+    return cast(Tensor, mapped[name].tensor if name in mapped else _stored(module)[name])
+
+
+def _stored(module: nn.Module) -> dict[str, Any]:
+    """Return the dictionary that holds the parts: in DataParallel's replicas they are no Parameters."""
+    return module.__dict__ if "_is_replica" in module.__dict__ else module._parameters
+
+
+def only_looks_up(module: nn.Module) -> bool:
+    """Return whether `module` uses its weight only to look rows up."""
+    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
 
 
 @dataclass

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -26,63 +25,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
-from frostline.partial.indices import LearnedIndices, Memory
-from frostline.partial.optimizer_guard import frozen_of, owners_of, parts_like
+from frostline.partial.checks import check_own
+from frostline.partial.indices import Memory
+from frostline.partial.model_tensors import (
+    State,
+    frozen_part,
+    learned_name,
+    memories_of,
+    only_looks_up,
+    parts,
+    state_of,
+)
+from frostline.partial.optimizer_guard import frozen_of
 from frostline.partial.sharded import check_agreement, is_sharded, note_mesh, was_sharded
-from frostline.partial.tensor import PartialTensor, partial_tensor, read_only
-
-_CHUNK = 1 << 16  # rows of a checkpoint that are compared with a mapped file at a time
-
-
-@dataclass(frozen=True, eq=False)
-class MappedTable:
-    """A tensor in a mapped file, and how to map it again: copies and pickles refer to the file, not to its values."""
-
-    tensor: Tensor
-    reopen: Callable[..., MappedTable]
-    arguments: tuple[Any, ...]
-
-    def __deepcopy__(self, memo: dict[int, object]) -> MappedTable:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.reopen, self.arguments
-
-
-@dataclass
-class State:
-    """What frostline keeps on a module that owns parameters or running statistics.
-
-    Attributes:
-        partial: Name of each partial tensor -> the memory of its parts, with the indices that learn.
-        shown: Name -> its PartialTensor as it was last used, until the next step: people may hold only its views.
-        mapped: Name of each tensor in a mapped file -> that table, which is not among the parameters.
-        requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
-        frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
-        training: The mode last asked for while they are frozen.
-        assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
-    """
-
-    partial: dict[str, Memory] = field(default_factory=dict)
-    shown: dict[str, PartialTensor] = field(default_factory=dict, repr=False)
-    mapped: dict[str, MappedTable] = field(default_factory=dict)
-    requires_grad: dict[str, bool] = field(default_factory=dict)
-    frozen_stats: bool = False
-    training: bool = True
-    assigning: bool = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "shown": {}}
-
-
-def state_of(module: nn.Module) -> State | None:
-    """Return what frostline keeps on `module`; None if no plan was made for it."""
-    return module.__dict__.get("_frostline")
-
-
-def learned_name(name: str) -> str:
-    """Return the name of the learned part of the tensor `name`."""
-    return f"{name}_learned"
+from frostline.partial.tensor import PartialTensor, partial_tensor
 
 
 class PartialModule(nn.Module):
@@ -137,16 +93,10 @@ class PartialModule(nn.Module):
         for memory, frozen, learned in memories_of(self):
             memory.sync(frozen, learned)
 
-    def _before_step(self) -> None:
-        """Take over what was written to the frozen parts, before an optimizer changes what learns."""
+    def _around_step(self) -> None:
+        """Before an optimizer's step, take over what was written to the frozen parts; after it, what has learned."""
         for weight in self._frostline.shown.values():
             _ = weight.grad  # raises if a gradient was asked of the whole, of which nothing would learn
-        for memory, frozen, learned in memories_of(self):
-            if memory.seems_changed(frozen, learned):
-                memory.sync(frozen, learned)
-
-    def _after_step(self) -> None:
-        """Bring the memory of the frozen parts up to date, for code that reads it without asking the module."""
         self._frostline.shown.clear()
         for memory, frozen, learned in memories_of(self):
             if memory.seems_changed(frozen, learned):
@@ -175,7 +125,7 @@ class PartialModule(nn.Module):
         given = dict(state_dict)  # a copy: the caller's must not change
         from_mapped = {name: given.pop(prefix + name, None) for name in state.mapped}
         for name, full in from_mapped.items():
-            problem = self._differs_from_file(name, full)
+            problem = state.mapped[name].differs_from(full, state.partial.get(name))
             if problem == "missing":
                 missing.append(prefix + name)
             elif problem:
@@ -213,22 +163,6 @@ class PartialModule(nn.Module):
             if not is_sharded(frozen):
                 memory.note(frozen, learned)
 
-    def _differs_from_file(self, name: str, full: Tensor | None) -> str:
-        """Return why `full` cannot be loaded into the mapped tensor `name`; empty if only learned rows differ."""
-        frozen, memory = frozen_part(self, name), self._frostline.partial.get(name)
-        if full is None:
-            return "missing"
-        if full.shape != frozen.shape:
-            return f"shape {tuple(full.shape)} in the checkpoint, {tuple(frozen.shape)} in the mapped file"
-        for start in range(0, len(frozen), _CHUNK):
-            chunk = slice(start, start + _CHUNK)
-            same = (full[chunk] == frozen[chunk].to(full.device)).all(1)
-            if memory is not None and memory.indices.row_to_slot is not None:
-                same |= (memory.indices.row_to_slot[chunk] >= 0).to(same.device)
-            if not same.all():
-                return "its frozen rows differ from the mapped file, which is never written to"
-        return ""
-
     def train(self, mode: bool = True) -> PartialModule:
         """Set training mode; a module whose running statistics are frozen stays in eval mode."""
         self._frostline.training = mode
@@ -258,29 +192,6 @@ class PartialModule(nn.Module):
 def new_partial_module(plain: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
     """Return an empty module in which the tensors `names` are partial, for a pickle to fill."""
     return object.__new__(partial_class(plain, names))
-
-
-def parts(module: nn.Module, name: str) -> tuple[Tensor, nn.Parameter]:
-    """Return the frozen and the learned part of the partial tensor `name` of `module`."""
-    return frozen_part(module, name), cast(nn.Parameter, _stored(module)[learned_name(name)])
-
-
-def memories_of(module: nn.Module) -> list[tuple[Memory, Tensor, nn.Parameter]]:
-    """Return the memory of each partial tensor of `module`, with its parts; but for those that FSDP2 has sharded."""
-    state = state_of(module)
-    found = [] if state is None else [(memory, *parts(module, name)) for name, memory in state.partial.items()]
-    return [each for each in found if not is_sharded(each[1])]
-
-
-def frozen_part(module: nn.Module, name: str) -> Tensor:
-    """Return the frozen part of the tensor `name` of `module`: a Parameter, or the tensor of a mapped file."""
-    mapped = module.__dict__["_frostline"].mapped
-    return cast(Tensor, mapped[name].tensor if name in mapped else _stored(module)[name])
-
-
-def _stored(module: nn.Module) -> dict[str, Any]:
-    """Return the dictionary that holds the parts: in DataParallel's replicas they are no Parameters."""
-    return module.__dict__ if "_is_replica" in module.__dict__ else module._parameters
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -324,7 +235,7 @@ def _partial_tensor(name: str) -> property:
         memory = state.partial.get(name)
         frozen = frozen_part(module, name)
         if memory is None:  # a mapped table of which nothing learns
-            return frozen if torch.compiler.is_compiling() else read_only(frozen)
+            return frozen if torch.compiler.is_compiling() else state.mapped[name].shown()
         learned = parts(module, name)[1]
         if is_sharded(frozen):  # FSDP2 asks for the Parameter that it shards; in a forward the parts are gathered
             if is_sharded(learned) and getattr(module, "sparse", False):
@@ -368,7 +279,7 @@ def _partial_tensor(name: str) -> property:
 
 def _two_parts(name: str) -> PartialTensorError:
     return PartialTensorError(
-        f"{name}: a partial tensor has two parts, and FullyShardedDataParallel, spectral_norm or weight_norm would set one. "
+        f"{name}: a partial tensor has two parts, and FullyShardedDataParallel, weight_norm or the like would set one. "
         "Use torch.distributed.fsdp.fully_shard; or call fl.merge(model), change the weight, and plan again."
     )
 
@@ -376,8 +287,8 @@ def _two_parts(name: str) -> PartialTensorError:
 def _put_back(module: nn.Module, name: str) -> None:
     """Give the module its frozen part again, and take from it what was registered in its place."""
     held, state = module._parameters, cast(State, state_of(module))
-    frozen = frozen_of(held[learned_name(name)])
-    if name in held or frozen is None:
+    frozen = frozen_of(parts(module, name)[1]) if name not in held else None
+    if frozen is None:
         return
     held[name] = cast(nn.Parameter, frozen)
     known = [*state.requires_grad, *map(learned_name, state.partial)]  # in the order in which they were registered
@@ -401,39 +312,11 @@ def _ignore(module: nn.Module, *args: Any) -> None:
     """Do nothing: a recurrent module sets and flattens its own list of weights; `_flat_weights` makes ours."""
 
 
-def only_looks_up(module: nn.Module) -> bool:
-    """Return whether `module` uses its weight only to look rows up."""
-    return isinstance(module, nn.Embedding | nn.EmbeddingBag)
-
-
 def _must_stand_in(memory: Memory, frozen: Tensor, learned: Tensor) -> bool:
     """Return whether the parts share no memory that may be written; see PartialTensor."""
     traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
     own = isinstance(frozen, nn.Parameter) and isinstance(learned, nn.Parameter)
     return traced or not own or memory.indices.read_only or was_sharded(memory.indices)
-
-
-def check_own(name: str, indices: LearnedIndices, learned: Tensor) -> None:
-    """Raise if `learned` is the learned part of a model in which other elements learn: torch.func mixes models' parts."""
-    for part in parts_like(learned):
-        for memory, _, own in [each for owner in owners_of(part) for each in memories_of(owner)]:
-            other = own is part and memory.indices is not indices and not memory.indices.same_entries(indices)
-            if other and (part is learned or _is_in_ensemble(part, learned)):
-                raise PartialTensorError(
-                    f"{name}: functional_call was given the learned part of a model in which other {indices.kind} learn. "
-                    "Call fl.merge on the models first."
-                )
-
-
-def _is_in_ensemble(part: Tensor, learned: Tensor) -> bool:
-    """Return whether `part` is among those that were stacked for vmap: told by their values."""
-    if not torch._C._functorch.is_batchedtensor(learned):
-        return False
-    stacked: Any = learned
-    dim = torch._C._functorch.maybe_get_bdim(stacked)
-    while torch._C._functorch.is_functorch_wrapped_tensor(stacked):
-        stacked = torch._C._functorch.get_unwrapped(stacked)
-    return bool((stacked.movedim(dim, 0) == part.detach()).flatten(1).all(1).any())
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -131,8 +131,17 @@ def is_stale(tensor: Tensor) -> bool:
 
 @functools.cache
 def _check_before_every_step() -> None:
-    register_optimizer_step_pre_hook(_check)
-    register_optimizer_step_post_hook(_bring_up_to_date)
+    register_optimizer_step_pre_hook(_eagerly(_check))
+    register_optimizer_step_post_hook(_eagerly(_bring_up_to_date))
+
+
+def _eagerly(hook: Callable[..., None]) -> Callable[..., None]:
+    """Return `hook`, run outside the graph of a compiled `step`; `disable` is slow to import, so not before that."""
+
+    def run(*args: Any) -> None:
+        (torch.compiler.disable(hook) if torch.compiler.is_compiling() else hook)(*args)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -188,7 +197,7 @@ def _bring_up_to_date(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if (learned := part()) is not None and learned in _owners_of:
             torch.autograd.graph.increment_version(learned)  # fused optimizers do not count their writes
             for module in owners_of(learned):
-                module._after_step()
+                cast(Any, module)._around_step()
 
 
 def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
@@ -221,7 +230,7 @@ def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
                 "Make it after that: torch.optim.AdamW(plan.parameters(), ...)."
             )
         for module in owners_of(parameter):
-            module._before_step()
+            cast(Any, module)._around_step()
     for reference in holding.undriven:
         learned = reference()
         if learned is None or learned not in _undriven:

@@ -12,8 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.partial.model_tensors import ModelTensor
-from frostline.partial.module import state_of
+from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.partial.optimizer_guard import noted
 
 

@@ -7,7 +7,7 @@ Letters used for shapes in this file:
 A PartialTensor is the frozen part's own memory, under another name: an ordinary tensor that any code can read, C++
 included. Memory keeps the learned values in it current. Its `grad_fn` takes of a gradient what belongs to the learned
 part, so autograd, functions of other libraries and views of it need to know nothing:
-    embedding, embedding_bag, linear    cost what they use, without a gradient of the whole tensor (see LOOKUPS)
+    embedding, embedding_bag, linear    cost what they use, without a gradient of the whole tensor (see lookups.py)
     anything else                       runs on the memory; its gradient is as large as the tensor, and not kept
     a write, through views too          reaches the learned part before the call returns
 
@@ -49,18 +49,19 @@ _METADATA = {
 }
 # fmt: on
 
-# Methods that write in place, found by their names. Traced tensors have no version counter that would tell.
+# Methods that write in place, as a compiler that traces can compare them.
 _WRITES = {Tensor.__setitem__} | {
     getattr(Tensor, name) for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")
 }
-_RESHAPES = {  # methods that give a tensor another memory or shape
-    getattr(Tensor, f"{name}_")
-    for name in ("set", "resize", "resize_as", "t", "transpose", "swapaxes", "swapdims", "squeeze", "unsqueeze")
-}
 
-# torch function -> the version that works on the two parts. It takes the same arguments, and returns NotImplemented
-# where only the whole tensor will do. Filled by lookups.py, which imports this file.
-LOOKUPS: dict[Callable[..., Any], Callable[..., Any]] = {}
+_NO_SET = "the memory of a partial tensor cannot be replaced. Write to it with copy_, or call fl.merge(model) first."
+
+_tensor: Any = Tensor
+DETACH = {_tensor.data.__get__, _tensor.detach, torch.detach}
+
+# torch function -> what a partial tensor does instead. It takes the same arguments, and returns NotImplemented where
+# only the whole tensor will do. Filled by lookups.py and attributes.py, which import this file.
+OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 class _Alias(torch.autograd.Function):
@@ -73,7 +74,7 @@ class _Alias(torch.autograd.Function):
         return Tensor._make_subclass(PartialTensor, frozen)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         return ctx.indices.gather(dense), None, None
 
@@ -121,13 +122,24 @@ class PartialTensor(Tensor):
             why = "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
             raise PartialTensorError(why) from None
         _set_fields(tensor, frozen, learned, memory, stands_in=True)
+        traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+        if not traced and torch.is_grad_enabled() and learned.requires_grad:
+            # Code that gets past `__torch_function__` uses the stand-in's own memory, and its gradient would reach
+            # neither part.
+            with _plain():
+                tensor.requires_grad_().register_hook(_lost_gradient)
         return tensor
 
     def is_current(self) -> bool:
         """Return whether this object can be used again: its memory and shape are those a new one would have."""
         with _plain():
             same = self.data_ptr() == self.frozen.data_ptr() and self.shape == self.frozen.shape
-            return same and self.dtype == self.frozen.dtype and self.requires_grad == self.learned.requires_grad
+            same = same and self.dtype == self.frozen.dtype and self.requires_grad == self.learned.requires_grad
+            return same and self._has_own_graph()
+
+    def _has_own_graph(self) -> bool:
+        """Return whether its gradient goes to the learned part; not after a write in place that autograd recorded."""
+        return not self.requires_grad or isinstance(self.grad_fn, _Alias._backward_cls)
 
     def sync(self) -> None:
         """Make both parts hold the same values."""
@@ -136,6 +148,10 @@ class PartialTensor(Tensor):
             return
         self.memory.sync(self.frozen, self.learned)
         with _plain():
+            if not self._has_own_graph():
+                raise PartialTensorError(
+                    "a partial tensor that learns was written to in place. Take it again: module.weight."
+                )
             if self.data_ptr() != self.frozen.data_ptr():  # the frozen part has moved, out of read-only memory
                 if (self.dtype, self.device, self.shape) != (self.frozen.dtype, self.frozen.device, self.frozen.shape):
                     raise PartialTensorError(
@@ -152,6 +168,10 @@ class PartialTensor(Tensor):
                 return self.view_as(self).as_subclass(Tensor)
             return self.learned_indices.merged(self.frozen, self.learned)
 
+    def set_(self, *args: Any, **kwargs: Any) -> Any:  # torch does not ask `__torch_function__`
+        """Raise: the memory of one part only would be replaced."""
+        raise PartialTensorError(_NO_SET)
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         size = " x ".join(f"{n:,}" for n in self.shape) or "scalar"
         kind, learned = self.learned_indices.kind, len(self.learned_indices)
@@ -162,17 +182,14 @@ class PartialTensor(Tensor):
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func` on the parts where that is possible, else on the whole tensor."""
         kwargs = kwargs or {}
-        lookup = LOOKUPS.get(func)
-        if lookup is not None:
-            result = lookup(*args, **kwargs)
+        if (own := OVERRIDES.get(func)) is not None:
+            with _plain():
+                result = own(*args, **kwargs)
             if result is not NotImplemented:
                 return result
         if func in _METADATA:
             with _plain():
                 return func(*args, **kwargs)
-        if (own := _OVERRIDES.get(func)) is not None:
-            with _plain():
-                return own(*args, **kwargs)
         return _run(func, args, kwargs)
 
 
@@ -202,30 +219,28 @@ class PartialView(Tensor):
 
     origin: PartialTensor
 
+    def set_(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise: what is written to the new memory would not reach the partial tensor."""
+        raise PartialTensorError(_NO_SET)
+
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; see `_run`."""
         if func in _METADATA:
             with _plain():
                 return func(*args, **(kwargs or {}))
-        if func in _DETACH:
-            _check_no_new_parameter(sys._getframe(1))
+        if func in DETACH:
+            check_no_new_parameter(sys._getframe(1))
             with _plain():
-                return _view(args[0].origin, Tensor._make_subclass(PartialView, args[0]))
+                return view(args[0].origin, Tensor._make_subclass(PartialView, args[0]))
         return _run(func, args, kwargs or {})
 
 
-def read_only(mapped: Tensor) -> PartialView:
-    """Return a view of a mapped tensor of which nothing learns; writing to it raises."""
-    nothing = LearnedIndices((torch.empty(0, dtype=torch.int64),), None, read_only=True)
-    origin = PartialTensor.stand_in(mapped, mapped.new_empty(0), Memory(nothing, looked_up=True))
-    return _view(origin, mapped.detach())
-
-
-def _view(origin: PartialTensor, tensor: Tensor) -> PartialView:
-    view = tensor.as_subclass(PartialView)
-    view.origin = origin
-    return view
+def view(origin: PartialTensor, tensor: Tensor) -> PartialView:
+    """Return `tensor`, which shares the memory of `origin`, as a view of it."""
+    made = tensor.as_subclass(PartialView)
+    made.origin = origin
+    return made
 
 
 def _origin(value: PartialTensor | PartialView) -> PartialTensor:
@@ -234,12 +249,14 @@ def _origin(value: PartialTensor | PartialView) -> PartialTensor:
 
 def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run `func` on the tensors as they are now; take over what it wrote, and return views as PartialViews."""
+    if _may_write(func, kwargs):
+        check_write(func, args, kwargs)
     if torch.compiler.is_compiling():
-        return _run_in_graph(func, args, kwargs)
+        with _plain():
+            args, kwargs = tree_map(_merged, (args, kwargs))
+            return func(*args, **kwargs)
     used = [value for value in tree_leaves((args, kwargs)) if isinstance(value, PartialTensor | PartialView)]
     origins = {id(origin): origin for origin in map(_origin, used)}.values()
-    if _may_write(func, kwargs):
-        _check_write(func, args, kwargs)
     for origin in origins:
         origin.sync()
     versions = [origin.frozen._version for origin in origins]
@@ -247,19 +264,13 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         if any(origin.stands_in for origin in origins):
             args, kwargs = tree_map(_merged, (args, kwargs))
         result = func(*args, **kwargs)
+    uncounted = _may_write(func, kwargs) and torch.is_inference_mode_enabled()
     for origin, version in zip(origins, versions, strict=True):
-        if not origin.stands_in and origin.frozen._version != version:
+        if not origin.stands_in and (uncounted or origin.frozen._version != version):
+            if uncounted:
+                torch.autograd.graph.increment_version(origin.frozen)
             origin.sync()
     return tree_map(lambda value: _with_origin(value, used), result)
-
-
-def _run_in_graph(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run `func` on merged tensors while a compiler traces."""
-    if func in _WRITES or "out" in kwargs:
-        raise PartialTensorError("a partial tensor cannot be written to in a compiled function. Write to it outside.")
-    with _plain():
-        args, kwargs = tree_map(_merged, (args, kwargs))
-        return func(*args, **kwargs)
 
 
 def _merged(value: Any) -> Any:
@@ -268,30 +279,30 @@ def _merged(value: Any) -> Any:
 
 def _may_write(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Return whether `func` writes in place: told by names, so that it can be refused before it is done."""
+    if torch.compiler.is_compiling():
+        return func in _WRITES or "out" in kwargs
     name = getattr(func, "__name__", "")
     by_name = name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
     return by_name or kwargs.get("out") is not None or bool(kwargs.get("inplace"))
 
 
-def _check_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def check_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Raise if `func` is about to write where nothing may be written."""
-    if func in _RESHAPES:
+    if torch.compiler.is_compiling():
+        raise PartialTensorError("a partial tensor cannot be written to in a compiled function. Write to it outside.")
+    if func.__name__.startswith(("resize_", "t_", "transpose_", "swap", "squeeze_", "unsqueeze_")):
         raise PartialTensorError("a partial tensor cannot be resized. Call fl.merge(model) first.")
-    under_no_grad = getattr(func, "__module__", None) == "torch.nn.init"
+    recorded = torch.is_grad_enabled() and getattr(func, "__module__", None) != "torch.nn.init"
     for value in tree_leaves((args[:1], kwargs)):
         if not isinstance(value, PartialTensor | PartialView):
             continue
-        origin = _origin(value)
-        if origin.learned_indices.read_only:
+        if _origin(value).learned_indices.read_only:
             raise PartialTensorError("a mapped file is never written to. Choose rows that learn, and write to those.")
-        if origin.stands_in:
+        if _origin(value).stands_in:
             raise PartialTensorError("a partial tensor cannot be written to here, where it is a copy.")
-        with _plain():
-            if (
-                torch.is_grad_enabled() and value.requires_grad and not under_no_grad
-            ):  # in a leaf torch would raise here too
-                why = "a partial tensor that learns is written to in place. Do it under `torch.no_grad()`."
-                raise PartialTensorError(why)
+        if recorded and value.requires_grad:  # in a leaf torch would raise here too
+            why = "a partial tensor that learns is written to in place. Do it under `torch.no_grad()`."
+            raise PartialTensorError(why)
 
 
 def _with_origin(value: Any, used: list[PartialTensor | PartialView]) -> Any:
@@ -300,65 +311,17 @@ def _with_origin(value: Any, used: list[PartialTensor | PartialView]) -> Any:
         value.setflags(write=False)  # a write to it would be counted by nobody
     if isinstance(value, Tensor) and not isinstance(value, PartialTensor | PartialView):
         with _plain():
-            if value._is_view():
-                for source in used:
-                    if value._base is source or (source._is_view() and value._base is source._base):
-                        return _view(_origin(source), value)
+            for source in used:  # by memory: a view of another dtype, or one made in inference mode, has no `_base`
+                if value.layout == torch.strided and _storage(value) == _storage(source) and value.numel():
+                    return view(_origin(source), value)
     return value
 
 
-def _detach(weight: PartialTensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return weight.merged().detach()
-    _check_no_new_parameter(sys._getframe(2))
-    if weight.stands_in:
-        return PartialTensor.stand_in(weight.frozen, weight.learned.detach(), weight.memory)
-    weight.sync()
-    return _view(weight, Tensor._make_subclass(PartialView, weight))
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
-def _set_data(weight: PartialTensor, full: Tensor) -> None:
-    """Write the whole tensor `full` (V, *) to both parts of `weight`."""
-    _check_write(Tensor.copy_, (_detach(weight),), {})
-    if full.shape != weight.frozen.shape:
-        raise PartialTensorError(
-            f"the new value has shape {tuple(full.shape)}, the partial tensor {tuple(weight.frozen.shape)}. "
-            "To change the shape, call fl.merge(model) first."
-        )
-    if full.dtype != weight.frozen.dtype:
-        why = f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
-        raise PartialTensorError(why)
-    weight.sync()
-    with torch.no_grad():
-        weight.frozen.copy_(full)
-    weight.sync()
-
-
-def _share_memory_(weight: PartialTensor) -> PartialTensor:
-    weight.frozen.share_memory_()
-    weight.learned.share_memory_()
-    return weight
-
-
-def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> PartialTensor:
-    weight.learned.requires_grad_(requires_grad)
-    return weight
-
-
-def _grad(weight: PartialTensor) -> Tensor | None:
-    if weight.retains_grad:
-        raise PartialTensorError(
-            "backward(inputs=...) was given a partial tensor, which is no leaf. Pass its learned part: weight.learned."
-        )
-    return weight.learned.grad
-
-
-def _grad_fn(weight: PartialTensor) -> Any:
-    _check_no_new_parameter(sys._getframe(2))
-    return weight.grad_fn
-
-
-def _check_no_new_parameter(caller: FrameType) -> None:
+def check_no_new_parameter(caller: FrameType) -> None:
     """Raise if torch is about to make a Parameter of a partial tensor: of one part, for a module that has no plan."""
     if caller.f_code in (nn.Module.register_parameter.__code__, nn.Parameter.__new__.__code__):
         raise PartialTensorError(
@@ -367,34 +330,8 @@ def _check_no_new_parameter(caller: FrameType) -> None:
         )
 
 
-def _raising(advice: str) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        raise PartialTensorError(advice)
-
-    return run
-
-
-_no_hook = _raising("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
-
-# Attributes and methods of Tensor that speak of the Parameter, not of the values in the memory.
-_tensor: Any = Tensor
-_DETACH = {_tensor.data.__get__, _tensor.detach, torch.detach}
-_OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {
-    _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
-    _tensor.requires_grad.__set__: _requires_grad_,
-    _tensor.requires_grad_: _requires_grad_,
-    _tensor.is_leaf.__get__: lambda weight: False,  # so that an optimizer that is given it raises an error
-    _tensor.grad_fn.__get__: _grad_fn,
-    _tensor.grad.__get__: _grad,
-    _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),
-    _tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),
-    _tensor.retain_grad: lambda weight: None,
-    **dict.fromkeys(_DETACH, _detach),
-    _tensor.data.__set__: _set_data,
-    _tensor.share_memory_: _share_memory_,
-    _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
-    _tensor.__deepcopy__: lambda weight, memo: weight.merged().detach().clone(),
-    _tensor.__reduce_ex__: lambda weight, protocol: weight.merged().detach().clone().__reduce_ex__(protocol),
-    _tensor.register_hook: _no_hook,
-    _tensor.register_post_accumulate_grad_hook: _no_hook,
-}
+def _lost_gradient(gradient: Tensor) -> None:
+    raise PartialTensorError(
+        "a gradient reached a partial tensor as a whole, through an autograd.Function, where its parts share no memory "
+        "(FSDP2, functional_call). Pass it `weight.clone()`."
+    )

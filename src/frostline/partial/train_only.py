@@ -25,8 +25,8 @@ from frostline.partial.checks import (
     check_unseen_uses,
 )
 from frostline.partial.indices import LearnedIndices, Memory, writable
-from frostline.partial.model_tensors import ModelTensor, find_tensors
-from frostline.partial.module import State, learned_name, only_looks_up, partial_class, plain_class, state_of
+from frostline.partial.model_tensors import ModelTensor, State, find_tensors, learned_name, only_looks_up, state_of
+from frostline.partial.module import partial_class, plain_class
 from frostline.partial.optimizer_guard import mark_replaced, watch
 from frostline.partial.plan import Line, Plan
 from frostline.partial.rollback import model_restored_on_error, set_class

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frostline.partial.model_tensors import ModelTensor, find_tensors
-from frostline.partial.module import state_of
+from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.sharded import is_sharded
 from frostline.probe.explain.backward import WatchedPass, all_zero_and_all_finite
 from frostline.probe.explain.explanation import Explanation, Finding

@@ -32,7 +32,7 @@ from torch.nn.parameter import is_lazy
 
 from frostline.errors import ProbeError
 from frostline.partial.indices import Memory
-from frostline.partial.module import memories_of, state_of
+from frostline.partial.model_tensors import memories_of, state_of
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.restore.bits import bits
 from frostline.probe.restore.reachable import GENERATORS, MOST_ITEMS

@@ -1,0 +1,116 @@
+"""Attributes and methods of a partial tensor that speak of the Parameter, not of the values in its memory.
+
+Its gradient is that of the learned part, as is `requires_grad`; `detach()` and `data` are views that write through; and
+what would be silently lost is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frostline.errors import PartialTensorError
+from frostline.partial.tensor import (
+    DETACH,
+    OVERRIDES,
+    PartialTensor,
+    PartialView,
+    check_no_new_parameter,
+    check_write,
+    view,
+)
+
+
+def _detach(weight: PartialTensor) -> Tensor:
+    if torch.compiler.is_compiling():
+        return weight.merged().detach()
+    check_no_new_parameter(sys._getframe(2))
+    if weight.stands_in:
+        return PartialTensor.stand_in(weight.frozen, weight.learned.detach(), weight.memory)
+    weight.sync()
+    return view(weight, Tensor._make_subclass(PartialView, weight))
+
+
+def _set_data(weight: PartialTensor, full: Tensor) -> None:
+    """Write the whole tensor `full` (V, *) to both parts of `weight`."""
+    check_write(Tensor.copy_, (_detach(weight),), {})
+    if full.shape != weight.frozen.shape:
+        raise PartialTensorError(
+            f"the new value has shape {tuple(full.shape)}, the partial tensor {tuple(weight.frozen.shape)}. "
+            "To change the shape, call fl.merge(model) first."
+        )
+    if full.dtype != weight.frozen.dtype:
+        why = f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
+        raise PartialTensorError(why)
+    weight.sync()
+    with torch.no_grad():
+        weight.frozen.copy_(full)
+    weight.sync()
+
+
+def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> PartialTensor:
+    weight.learned.requires_grad_(requires_grad)
+    return weight
+
+
+def _grad(weight: PartialTensor) -> Tensor | None:
+    if weight.retains_grad:
+        raise PartialTensorError(
+            "backward(inputs=...) was given a partial tensor, which is no leaf. Pass its learned part: weight.learned."
+        )
+    return weight.learned.grad
+
+
+def _gradients(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
+    """Do what `torch.autograd.grad` does, with zeros where a partial tensor is frozen: uses of its parts count too."""
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    leaves = [tensor.learned if isinstance(tensor, PartialTensor) else tensor for tensor in inputs]
+    found = torch.autograd.grad(outputs, leaves, *args, **kwargs)
+    return tuple(
+        tensor.learned_indices.merged(torch.zeros_like(tensor.frozen), gradient.to_dense())
+        if isinstance(tensor, PartialTensor) and gradient is not None
+        else gradient
+        for tensor, gradient in zip(inputs, found, strict=True)
+    )
+
+
+def _grad_fn(weight: PartialTensor) -> Any:
+    check_no_new_parameter(sys._getframe(2))
+    return weight.grad_fn
+
+
+def _raising(advice: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        raise PartialTensorError(advice)
+
+    return run
+
+
+_no_hook = _raising("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
+
+_tensor: Any = Tensor
+_ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
+    _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
+    _tensor.requires_grad.__set__: _requires_grad_,
+    _tensor.requires_grad_: _requires_grad_,
+    _tensor.is_leaf.__get__: lambda weight: False,  # so that an optimizer that is given it raises an error
+    _tensor.grad_fn.__get__: _grad_fn,
+    _tensor.grad.__get__: _grad,
+    _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),
+    _tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),
+    torch.autograd.grad: _gradients,
+    _tensor.retain_grad: lambda weight: None,
+    **dict.fromkeys(DETACH, _detach),
+    _tensor.data.__set__: _set_data,
+    _tensor.share_memory_: lambda weight: (weight.learned.share_memory_(), weight.frozen.share_memory_(), weight)[-1],
+    _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
+    _tensor.__deepcopy__: lambda weight, memo: weight.merged().detach().clone(),
+    _tensor.__reduce_ex__: lambda weight, protocol: weight.merged().detach().clone().__reduce_ex__(protocol),
+    _tensor.register_hook: _no_hook,
+    _tensor.register_post_accumulate_grad_hook: _no_hook,
+}
+OVERRIDES.update(_ATTRIBUTES)
