@@ -55,8 +55,13 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_not_sharded(model: nn.Module) -> None:
-    """Raise if FSDP2 has sharded the tensors of `model` over processes."""
+    """Raise if FSDP2 or DeepSpeed's ZeRO-3 has sharded the tensors of `model` over processes."""
     for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            raise PartialTensorError(
+                f"model: DeepSpeed's ZeRO-3 has split {name}, of which no part can learn then. Load the model again and "
+                "use stage 1 or 2, or torch's fully_shard."
+            )
         if is_sharded(parameter):
             raise PartialTensorError(
                 f"model: {name} is sharded. Plans change before fully_shard only: save_learned here, then load_learned "

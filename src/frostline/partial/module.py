@@ -15,6 +15,7 @@ that belongs to it is remembered.
 from __future__ import annotations
 
 import contextlib
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -168,6 +169,16 @@ class PartialModule(nn.Module):
         self._frostline.training = mode
         super().train(mode and not self._frostline.frozen_stats)
         return self
+
+    def set_deepspeed_parallelism(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise under ZeRO-3: DeepSpeed asks every module that has this, before it splits the first Parameter."""
+        engine = sys._getframe(1).f_locals.get("self")
+        if self._frostline.partial and getattr(engine, "zero_optimization_stage", int)() > 2:
+            raise PartialTensorError(
+                "model: DeepSpeed's ZeRO-3 cannot split a partial tensor. Use its stage 1 or 2, or torch's fully_shard."
+            )
+        own = getattr(super(), "set_deepspeed_parallelism", None)
+        return None if own is None else own(*args, **kwargs)
 
     def __delattr__(self, name: str) -> None:
         """Raise for a partial tensor: whoever removes it puts something of its own there, as `spectral_norm` does."""
