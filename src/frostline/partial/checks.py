@@ -59,8 +59,8 @@ def check_not_sharded(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
             raise PartialTensorError(
-                f"model: DeepSpeed's ZeRO-3 has split {name}, of which no part can learn then. Load the model again and "
-                "use stage 1 or 2, or torch's fully_shard."
+                f"model: DeepSpeed's ZeRO-3 has split {name}, of which no part can learn then. Load the model "
+                "again, and use stage 1 or 2, or torch's fully_shard."
             )
         if is_sharded(parameter):
             raise PartialTensorError(
