@@ -6,9 +6,11 @@ Seven families of transformers, random and small, and tokenizers trained on a fe
 from __future__ import annotations
 
 import copy
+import linecache
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -729,18 +731,126 @@ def test_a_token_that_the_tokenizer_changes_is_an_error() -> None:
     assert len(table(model)) == 123
 
 
-def test_a_pattern_without_a_match_is_an_error_and_the_next_call_continues(tokenizer: Any) -> None:
-    v = len(tokenizer)
-    model = make("llama", v)
+def whole_state(model: Any, tokenizer: Any) -> tuple[Any, ...]:
+    """Return all that adding tokens changes: values as bits, identities, sizes, and the tokenizer's vocabulary."""
+    values = {name: value.detach().clone().view(torch.uint8) for name, value in model.state_dict().items()}
+    parameters = [(name, id(p), p.requires_grad, p.shape, id(p.grad)) for name, p in model.named_parameters()]
+    modules = [(type(m), sorted(vars(m)), [vars(m).get(name) for name in SIZE_NAMES]) for m in model.modules()]
+    written = tokenizer.backend_tokenizer.to_str() if hasattr(tokenizer, "backend_tokenizer") else vars(tokenizer)
+    return values, parameters, modules, repr(model.config), copy.deepcopy(written), len(tokenizer.get_vocab())
+
+
+SIZE_NAMES = ("num_embeddings", "out_features", "vocab_size", "decoder_vocab_size", "training")
+
+
+def assert_same_state(now: tuple[Any, ...], before: tuple[Any, ...]) -> None:
+    assert now[0].keys() == before[0].keys()
+    assert all(torch.equal(now[0][name], value) for name, value in before[0].items())
+    assert now[1:] == before[1:]
+
+
+def interrupted(call: Callable[[], Any], line: int) -> bool:
+    """Call `call`, and raise KeyboardInterrupt at the given line that runs in the package; return whether it was."""
+    count = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal count
+        file = frame.f_code.co_filename
+        if not file.startswith(FOLDER) or "rollback" in file or "restore" in frame.f_code.co_name:
+            return None
+        # Not at the line of a `with`, which is also run when its block ends: Python would not call `__exit__`.
+        text = linecache.getline(file, frame.f_lineno).strip()
+        if event == "line" and not text.startswith(("with ", ")")):
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+FOLDER = str(Path(fl.__file__).parent)
+ADDITIONS: dict[str, tuple[str, int, dict[str, Any], bool]] = {
+    "a tied table grows": ("llama", 0, {"special": True}, False),
+    "table, head and its bias grow": ("gptj", 0, {"init": torch.ones(2, 16)}, False),
+    "a bias on the logits grows": ("bart", 0, {"pad_to_multiple_of": 64}, False),
+    "spare rows are used": ("llama-untied", 5, {}, False),
+    "rows learn already": ("llama-untied", 5, {"init": torch.ones(2, 16)}, True),
+}
+
+
+@pytest.mark.parametrize(("family", "spare", "how", "planned"), ADDITIONS.values(), ids=ADDITIONS.keys())
+def test_interrupted_at_any_line_model_and_tokenizer_are_as_they_were(
+    family: str, spare: int, how: dict[str, Any], planned: bool, tokenizer: Any
+) -> None:
+    model = make(family, len(tokenizer) + spare)
     model(**batch_of(tokenizer)).loss.backward()
+    if planned:
+        fl.train_only(model, {"*embed_tokens.weight": fl.rows([1, len(tokenizer)]), "lm_head.weight": fl.rows([2])})
+        with torch.no_grad():
+            model.get_input_embeddings().weight.learned.add_(1)
+    before, line = whole_state(model, tokenizer), 1
+    while interrupted(lambda: fl.add_tokens(model, tokenizer, NEW, **how), line):
+        assert_same_state(whole_state(model, tokenizer), before)
+        line += 1 if line < 12 else 61
+    assert line > 300  # the last round was not interrupted, and added the tokens
+    assert len(tokenizer.get_vocab()) == before[-1] + 2
+    twin, words = make(family, before[-1] + spare), make_tokenizer()
+    assert tokenizer("the <tool> sat").input_ids != words("the <tool> sat").input_ids
+    ids = [tokenizer.get_vocab()[token] for token in NEW]
+    learned = model.get_input_embeddings().weight.detach()[ids]
+    fl.add_tokens(twin, words, NEW, **how)
+    assert words.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    if not planned:
+        assert torch.equal(twin.get_input_embeddings().weight.detach()[ids], learned)
+
+
+def test_a_pattern_without_a_match_is_an_error_that_changes_nothing(tokenizer: Any) -> None:
+    model = make("llama", len(tokenizer))
+    model(**batch_of(tokenizer)).loss.backward()
+    before = whole_state(model, tokenizer)
     assert model.get_input_embeddings().weight.grad is not None
     with pytest.raises(fl.PatternError, match="'\\*lora_\\*' matches no parameter"):
         fl.add_tokens(model, tokenizer, NEW, also={"*lora_*": fl.everything})
-    start = table(model)
-    assert len(start) == v + 2
-    assert model.get_input_embeddings().weight.grad is None  # the old one has too few rows
+    assert_same_state(whole_state(model, tokenizer), before)
     fl.add_tokens(model, tokenizer, NEW)
-    assert torch.equal(table(model), start)
+    assert len(table(model)) == len(tokenizer) == before[-1] + 2
+    assert model.get_input_embeddings().weight.grad is None  # the old one has too few rows
+
+
+def test_a_tokenizer_in_python_is_as_it_was_after_an_error() -> None:
+    model, tokenizer = make("llama", 123), BytesTokenizer()
+    tokenizer.lock = threading.Lock()  # cannot be copied
+    before, sizes = dict(tokenizer.known), whole_state(model, BytesTokenizer())
+    with pytest.raises(fl.SelectionError, match="does not keep 'AT' as written"):
+        fl.add_tokens(model, tokenizer, ["tool", "AT"])
+    assert tokenizer.known == before
+    assert_same_state(whole_state(model, BytesTokenizer()), sizes)
+    fl.add_tokens(model, tokenizer, ["tool"])
+    assert tokenizer.known == before | {"tool": 123}
+
+
+def test_a_tokenizer_with_a_part_in_python_that_cannot_be_saved_still_gets_tokens() -> None:
+    class Words:
+        def pre_tokenize(self, pretokenized: Any) -> None:
+            pretokenized.split(lambda _, text: [text])
+
+    tokenizer = make_tokenizer()
+    size = len(tokenizer)
+    tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.PreTokenizer.custom(Words())
+    with pytest.raises(Exception, match="Custom PreTokenizer"):
+        tokenizer.backend_tokenizer.to_str()
+    model = make("llama", size)
+    assert fl.add_tokens(model, tokenizer, NEW, init="mean").learned == 2 * 16
+    assert len(tokenizer) == len(table(model)) == size + 2
 
 
 def test_a_configuration_with_another_size_is_updated_too(tokenizer: Any) -> None:

@@ -9,6 +9,7 @@ biases are kept. transformers' own `resize_token_embeddings` makes a new head an
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from frostline.errors import PartialTensorError
 from frostline.partial.indices import writable
 from frostline.partial.model_tensors import ModelTensor, find_tensors
+from frostline.partial.rollback import model_restored_on_error, values_restored_on_error
 
 
 def find_tables(model: Any) -> list[ModelTensor]:
@@ -112,6 +114,33 @@ def update_configs(model: Any, before: int, size: int) -> None:
             module.final_logits_bias = F.pad(bias, (0, size - before))
     for config in _text_configs(model):
         config.vocab_size = size
+
+
+@contextlib.contextmanager
+def sizes_restored_on_error(model: Any) -> Iterator[None]:
+    """Run the block; if it raises, give the model the parameters, buffers, sizes and configs that it had before."""
+    held: list[dict[str, Any]] = [vars(config) for module in model.modules() for config in _text_configs(module)]
+    held += [each for module in model.modules() for each in (vars(module), module._buffers)]
+    before = [dict(each) for each in held]
+    with model_restored_on_error(model, find_tensors(model)):
+        try:
+            yield
+        except BaseException:
+            for each, values in zip(held, before, strict=True):
+                each.clear()
+                each.update(values)
+            raise
+
+
+def rows_restored_on_error(tables: list[ModelTensor], ids: list[int]) -> contextlib.AbstractContextManager[None]:
+    """Return a context that gives tables the rows `ids` that they had before, if its block raises before they grow."""
+    written: list[tuple[Tensor, tuple[Tensor, ...] | None]] = []
+    for table in tables:
+        if max(ids) < len(table.tensor):  # else it will have other memory
+            written.append((table.tensor, (torch.tensor(ids),)))
+        if table.learned is not None:
+            written.append((table.learned, None))
+    return values_restored_on_error(written)
 
 
 def _text_configs(module: Any) -> Iterator[Any]:

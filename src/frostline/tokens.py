@@ -11,8 +11,10 @@ transformers is not imported; any model with `get_input_embeddings()` works.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -26,6 +28,8 @@ from frostline.resize_embeddings import (
     find_tables,
     full_tensor,
     resize_,
+    rows_restored_on_error,
+    sizes_restored_on_error,
     update_configs,
     write_rows,
 )
@@ -70,11 +74,12 @@ def add_tokens(
 
     Raises:
         SelectionError: `tokens`, `init` or `pad_to_multiple_of` is invalid.
-        PartialTensorError: The model's table cannot be enlarged in place. Nothing has been changed then.
-        PatternError: A name in `also` matches no parameter. The rows have been added then; call again with another name
-            to continue.
+        PartialTensorError: The model's table cannot be enlarged in place.
+        PatternError: A name in `also` matches no parameter.
+            Whatever is raised, Ctrl-C included, model, configuration and tokenizer are as they were before.
 
-    Cost: one copy of the table, and of an untied head, when they grow; then that of `train_only`.
+    Cost: one copy of the table, and of an untied head, when they grow, beside the old ones until it returns; one of the
+        tokenizer's vocabulary; then that of `train_only`.
 
     Example:
         >>> import frostline as fl
@@ -102,23 +107,50 @@ def add_tokens(
     check_resizable(model, tables, _rounded_up(max(before, len(tokenizer) + len(new)), pad_to_multiple_of))
     pieces = [[] if isinstance(init, str) and init == "mean" else _pieces(tokenizer, text) for text in texts]
 
-    tokenizer.add_tokens(new, special_tokens=special)
-    ids = _ids(tokenizer, texts)
-    size = _rounded_up(max(before, len(tokenizer), max(ids) + 1), pad_to_multiple_of)
-    without_row = [k for k, text in enumerate(texts) if text not in known or ids[k] >= before]
-    with torch.no_grad():
-        for table in tables:
-            mean, piece_means = _means(full_tensor(table), pieces)
-            resize_(table, size, mean)
-            if isinstance(init, Tensor) and table is tables[0]:
-                write_rows(table, dict(zip(ids, init, strict=True)))
-            else:
-                write_rows(table, {ids[k]: piece_means[k] for k in without_row})
-    update_configs(model, before, size)
-    selections: dict[str, Selection] = {
-        table.name: rows(ids, dtype=torch.float32 if table.tensor.dtype in _HALF else None) for table in tables
-    }
-    return train_only(model, {**selections, **(also or {})})
+    with _tokenizer_restored_on_error(tokenizer), sizes_restored_on_error(model):
+        tokenizer.add_tokens(new, special_tokens=special)
+        ids = _ids(tokenizer, texts)
+        size = _rounded_up(max(before, len(tokenizer), max(ids) + 1), pad_to_multiple_of)
+        without_row = [k for k, text in enumerate(texts) if text not in known or ids[k] >= before]
+        with rows_restored_on_error(tables, ids), torch.no_grad():
+            for table in tables:
+                mean, piece_means = _means(full_tensor(table), pieces)
+                resize_(table, size, mean)
+                if isinstance(init, Tensor) and table is tables[0]:
+                    write_rows(table, dict(zip(ids, init, strict=True)))
+                else:
+                    write_rows(table, {ids[k]: piece_means[k] for k in without_row})
+            update_configs(model, before, size)
+            selections: dict[str, Selection] = {
+                table.name: rows(ids, dtype=torch.float32 if table.tensor.dtype in _HALF else None) for table in tables
+            }
+            return train_only(model, {**selections, **(also or {})})
+
+
+@contextlib.contextmanager
+def _tokenizer_restored_on_error(tokenizer: Any) -> Iterator[None]:
+    """Run the block; if it raises, take back what it added to the tokenizer."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    state = None
+    with contextlib.suppress(Exception):  # a backend with a part in Python cannot be saved, nor restored
+        state = None if backend is None else backend.__getstate__()
+    own = getattr(tokenizer, "__dict__", {})
+    before = {name: _copied(value, {id(backend): backend}) for name, value in own.items()}
+    try:
+        yield
+    except BaseException:
+        if state is not None:
+            backend.__setstate__(state)  # in place: others may hold it
+        own.update(before)
+        raise
+
+
+def _copied(value: Any, memo: dict[int, Any]) -> Any:
+    """Return a copy of `value`; itself if it cannot be copied, as a lock cannot."""
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:
+        return value
 
 
 def _texts(tokens: Sequence[Any]) -> list[str]:

@@ -1,15 +1,18 @@
-"""A plan, a merge or a carry that is interrupted at any line leaves the model and its optimizers as they were."""
+"""A plan, a merge, a load or a carry that is interrupted at any line leaves the model and its optimizers as they were."""
 
 import linecache
 import sys
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import frostline as fl
 from frostline import partial
+from frostline.partial import learned_file
 
 FOLDER = str(Path(partial.__file__).parent)
 
@@ -167,6 +170,93 @@ def test_a_carry_that_is_interrupted_leaves_the_optimizer_as_it_was():
     assert line > 100
     assert optimizer.param_groups[0]["params"][0] is not groups[0][0]
     train_a_step(model, learned=[2, 3])
+
+
+LOADS = {
+    "into a plain model": lambda model: None,
+    "into one with the same plan": lambda model: fl.train_only(model, FIRST),
+    "into one where others learn": lambda model: fl.train_only(model, SECOND),
+    "into one where entries learn": lambda model: fl.train_only(
+        model, {"embed.weight": fl.entries(torch.eye(6, 4) > 0), "lstm.weight_ih_l0": fl.rows([0, 1])}
+    ),
+    "into one where all learns": lambda model: fl.train_only(model, {"*": fl.everything}),
+}
+
+
+@pytest.mark.parametrize("plan", LOADS.values(), ids=LOADS.keys())
+def test_loading_what_was_learned_is_all_or_nothing(plan, tmp_path):
+    saved = make(first=True)
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            if parameter.requires_grad:
+                parameter.uniform_(-1, 1)
+        saved.norm.running_mean += 1
+        saved.norm.num_batches_tracked += 7
+    fl.save_learned(saved, tmp_path / "rows.safetensors")
+    model, line = make(first=False), 1
+    plan(model)
+    for index, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, index)
+    held = model.embed.weight
+    with torch.no_grad():
+        model.embed.weight[0] = 0.25
+    before = state_of(model)
+    while interrupted(lambda: load_quietly(model, tmp_path / "rows.safetensors"), line):
+        assert_same_state(model, before)
+        assert same(bits(held), before[0]["embed.weight"])
+        line += 1 if line < 40 else 5
+    assert line > 100  # the last round was not interrupted, and loaded the values
+    expected = saved.state_dict()
+    now = model.state_dict()
+    assert torch.equal(now["embed.weight"][[1, 2]], expected["embed.weight"][[1, 2]])
+    assert torch.equal(now["other.weight"], expected["other.weight"])
+    assert torch.equal(now["norm.num_batches_tracked"], expected["norm.num_batches_tracked"])
+    assert not torch.equal(bits(now["norm.running_mean"]), before[0]["norm.running_mean"])
+
+
+def load_quietly(model, path):
+    with warnings.catch_warnings(action="ignore"):  # the base differs
+        fl.load_learned(model, path)
+
+
+def test_an_error_in_the_middle_of_loading_undoes_what_was_loaded(tmp_path, monkeypatch):
+    saved, model = make(first=True), make(first=True)
+    with torch.no_grad():
+        for parameter in saved.parameters():
+            parameter.add_(1) if parameter.requires_grad else None
+    fl.save_learned(saved, tmp_path / "rows.safetensors")
+    before, calls = state_of(model), []
+    write = learned_file._write_values
+
+    def fails(*args):
+        write(*args)
+        calls.append(args)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(learned_file, "_write_values", fails)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
+        load_quietly(model, tmp_path / "rows.safetensors")
+    assert_same_state(model, before)
+    monkeypatch.undo()
+    load_quietly(model, tmp_path / "rows.safetensors")
+    assert torch.equal(model.embed.weight_learned, saved.embed.weight_learned)
+
+
+def test_loading_into_a_table_over_read_only_memory_is_undone_without_a_write_to_it(tmp_path):
+    array = np.ones((6, 4), dtype=np.float32)
+    array.setflags(write=False)
+    saved = nn.ModuleDict({"a": nn.Embedding(6, 4), "b": nn.Linear(4, 2)})
+    fl.train_only(saved, {"a.weight": fl.rows([1]), "b.*": fl.everything})
+    fl.save_learned(saved, tmp_path / "rows.safetensors")
+    with warnings.catch_warnings(action="ignore"):  # "not writable", which torch says once in a process
+        model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(torch.from_numpy(array)), "b": nn.Linear(4, 2)})
+    before, line = state_of(model), 1
+    while interrupted(lambda: load_quietly(model, tmp_path / "rows.safetensors"), line):
+        assert_same_state(model, before)
+        line += 3
+    assert (array == 1).all()
+    assert torch.equal(model["a"].weight[1], saved["a"].weight[1])
 
 
 class Sealed(nn.Module):

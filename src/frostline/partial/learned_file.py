@@ -26,6 +26,7 @@ from frostline.errors import LearnedFileError
 from frostline.files import replacing
 from frostline.partial.indices import LearnedIndices, writable
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
+from frostline.partial.rollback import values_restored_on_error
 from frostline.partial.sharded import chunks, full_tensor, is_sharded, on_one_process
 
 _FORMAT = "frostline-learned-1"
@@ -91,13 +92,15 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Raises:
         LearnedFileError: The file was not written by `save_learned`, or a tensor in it matches no parameter of `model`.
-            It is also a ValueError, and names the parameter. The model has not changed.
+            It is also a ValueError, and names the parameter.
+            Whatever is raised, Ctrl-C included, the model is as it was before.
 
     Warns:
         UserWarning: Elements that did not learn, or the dtype, differ from those of the tensor in which the values were
             learned.
 
-    Cost: reads the file, and each tensor that is written to once, for its SHA-256.
+    Cost: reads the file, and each tensor that is written to once, for its SHA-256; a copy of what it overwrites, until
+        it returns.
     """
     path = Path(path)
     saved = _read(path)
@@ -122,11 +125,20 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if item.kind != "buffer":
             _sync(targets[name])
         _warn_of_differences(path, name, item, target)
-    for name, item, target in writes:
-        if item.kind == "buffer":
-            target.copy_(item.values)
-        else:
-            _write_values(targets[name], item)
+    written = [each for name, item, target in writes for each in _written(item, target, targets.get(name))]
+    with values_restored_on_error(written):
+        for name, item, target in writes:
+            if item.kind == "buffer":
+                target.copy_(item.values)
+            else:
+                _write_values(targets[name], item)
+
+
+def _written(item: Saved, target: Tensor, owner: ModelTensor | None) -> list[tuple[Tensor, tuple[Tensor, ...] | None]]:
+    """Return the tensors to which loading `item` writes, each with its index there; None for all of it."""
+    index = None if item.indices is None else item.indices.index
+    whole = [] if owner is not None and owner.mapped else [(target, index)]
+    return whole if owner is None or owner.learned is None else [*whole, (owner.learned, None)]
 
 
 def _check_mapped(path: Path, target: ModelTensor, item: Saved) -> None:

@@ -9,9 +9,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from frostline.partial.indices import writable
 from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.partial.optimizer_guard import noted
 
@@ -40,6 +42,18 @@ def model_restored_on_error(model: nn.Module, tensors: Sequence[ModelTensor]) ->
 def optimizers_restored_on_error(optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Run the block; if it raises, give the optimizers the state and the groups that they had before."""
     undo = [_optimizer_undo(optimizer) for optimizer in optimizers]
+    try:
+        yield
+    except BaseException:
+        for restore in undo:
+            restore()
+        raise
+
+
+@contextlib.contextmanager
+def values_restored_on_error(overwritten: Sequence[tuple[Tensor, tuple[Tensor, ...] | None]]) -> Iterator[None]:
+    """Run the block; if it raises, give tensors the values that they had before: at an index, or (None) all of them."""
+    undo = [_values_undo(tensor, index) for tensor, index in overwritten]
     try:
         yield
     except BaseException:
@@ -83,6 +97,17 @@ def _tensor_undo(tensor: Tensor) -> Callable[[], None]:
             tensor.data = data
         tensor.grad = grad
         tensor.requires_grad_(requires_grad)
+
+    return restore
+
+
+def _values_undo(tensor: Tensor, index: tuple[Tensor, ...] | None) -> Callable[[], None]:
+    where = ... if index is None else tuple(each.to(tensor.device) for each in index)
+    values = tensor.detach().clone() if index is None else tensor.detach()[where]
+
+    def restore() -> None:
+        with torch.no_grad():
+            writable(tensor)[where] = values
 
     return restore
 
