@@ -110,7 +110,7 @@ class LearnedIndices:
     @torch.no_grad()
     def scatter_(self, full: Tensor, values: Tensor) -> None:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned indices."""
-        values = values.to(full.dtype)
+        values = values if values.dtype == full.dtype else values.to(full.dtype)
         if self.row_to_slot is not None:
             full.index_copy_(0, self.index[0], values)
         else:
@@ -146,7 +146,7 @@ class Memory:
     def note(self, frozen: Tensor, learned: Tensor) -> None:
         """Note that both parts hold the same values now."""
         self._seen = _stamp(frozen), _stamp(learned)
-        if may_be_written(frozen):
+        if self._writable is None and may_be_written(frozen):
             self._writable = frozen.data_ptr()
 
     def knows(self, learned: Tensor) -> bool:
@@ -188,8 +188,8 @@ class Memory:
                 # Written in any case: a fused optimizer, `.data` and other processes write without being counted. Where
                 # nothing seems to have changed that is not counted either, or graphs that saved the tensor would raise.
                 changed = seen is None or seen[1] != after
-                if self._writable != frozen.data_ptr():
-                    writable(frozen)
+                if self._writable != before[1]:
+                    self._writable = writable(frozen).data_ptr()
                 version = frozen._version
                 self.indices.scatter_(frozen, learned.detach())
                 if not changed:

@@ -14,9 +14,9 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,13 +150,18 @@ class _Holding:
 
     Attributes:
         made_of: What it was looked up from: `_changes`, then id and length of the `params` of each of its groups.
-        parts: Those of its parameters that a plan made, split or replaced.
+        parts: The learned parts that it holds, each with the modules that a plan gave it to.
         undriven: Learned parts that no optimizer has stepped yet, of models of which it holds parameters.
     """
 
     made_of: tuple[int, ...]
-    parts: list[weakref.ref[Tensor]]
+    parts: list[tuple[weakref.ref[Tensor], list[weakref.ref[nn.Module]]]]
     undriven: list[weakref.ref[Tensor]]
+
+    def modules(self) -> Iterator[Any]:
+        """Yield every module that has one of the parts, once."""
+        found = {id(module): module for _, owners in self.parts for owner in owners if (module := owner()) is not None}
+        yield from found.values()
 
 
 def _made_of(optimizer: Optimizer) -> tuple[int, ...]:
@@ -164,54 +169,39 @@ def _made_of(optimizer: Optimizer) -> tuple[int, ...]:
     return (_changes, *map(id, lists), *map(len, lists))
 
 
-def _held_by(optimizer: Optimizer) -> _Holding:
-    """Look up what the optimizer holds of any plan."""
-    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    ids = {id(parameter) for parameter in held}
-    parts = [weakref.ref(p) for p in held if p in _learned_of or p in _replaced_parts or p in _owners_of]
-    undriven = [
-        weakref.ref(learned)
-        for learned, model in list(_undriven.items())
-        if id(learned) in ids or any(id(parameter) in ids for parameter in _parameters(model()))
-    ]
-    return _Holding(_made_of(optimizer), parts, undriven)
-
-
 def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Before a step, raise if nothing would learn; take over what was written to the frozen parts."""
     holding: _Holding | None = _holdings.get(optimizer)
-    current = holding is not None and holding.made_of == _made_of(optimizer)
-    if holding is not None and current and not (holding.parts or holding.undriven):
-        return
-    with _LOCK:
-        if holding is None or not current:
-            holding = _held_by(optimizer)
-        _holdings.pop(optimizer, None)  # what raises is looked up again: its parameters may be replaced in place
-        _check_parts(optimizer, holding)
-        _holdings[optimizer] = holding
+    if holding is None or holding.made_of != _made_of(optimizer):
+        with _LOCK:
+            holding = _holdings[optimizer] = _held_by(optimizer)
+    if holding.parts or holding.undriven:
+        try:
+            _check_now(optimizer, holding)
+        except StaleOptimizerError:
+            _holdings.pop(optimizer, None)  # looked up again: its parameters may be replaced in place
+            raise
+        for module in holding.modules():
+            module._around_step()
 
 
 def _bring_up_to_date(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """After a step, let the modules copy what learned into the memory of the frozen parts."""
     holding: _Holding | None = _holdings.get(optimizer)
-    for part in () if holding is None else holding.parts:
-        if (learned := part()) is not None and learned in _owners_of:
+    if holding is None or not holding.parts:
+        return
+    for part, _ in holding.parts:
+        if (learned := part()) is not None:
             torch.autograd.graph.increment_version(learned)  # fused optimizers do not count their writes
-            for module in owners_of(learned):
-                cast(Any, module)._around_step()
+    for module in holding.modules():
+        module._around_step()
 
 
-def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
+def _held_by(optimizer: Optimizer) -> _Holding:
+    """Look up what the optimizer holds of any plan; raise if it was made for another one."""
     held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     ids = {id(parameter) for parameter in held}
-    if isinstance(optimizer, torch.optim.LBFGS) and not all(parameter.requires_grad for parameter in held):
-        raise StaleOptimizerError(
-            "optimizer: LBFGS writes to every tensor that it holds: where one is frozen, -0.0 would become 0.0. "
-            "Give it what learns alone: torch.optim.LBFGS(plan.parameters(), ...)."
-        )
-    for part in holding.parts:
-        parameter = part()
-        if parameter is None:
-            continue
+    for parameter in held:
         learned = _learned_of[parameter]() if parameter in _learned_of else None
         if learned is not None and id(learned) not in ids:
             raise StaleOptimizerError(
@@ -223,19 +213,36 @@ def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
                 f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} from "
                 f"an earlier plan, which no module uses any more. {_FIX}"
             )
-        if _replaced(parameter):
+    parts = [(weakref.ref(p), [weakref.ref(module) for module in owners_of(p)]) for p in held if p in _owners_of]
+    undriven = [
+        weakref.ref(learned)
+        for learned, model in list(_undriven.items())
+        if id(learned) in ids or any(id(parameter) in ids for parameter in _parameters(model()))
+    ]
+    return _Holding(_made_of(optimizer), parts, undriven)
+
+
+def _check_now(optimizer: Optimizer, holding: _Holding) -> None:
+    """Raise if other code has changed since then what the optimizer would do."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if isinstance(optimizer, torch.optim.LBFGS) and not all(parameter.requires_grad for parameter in held):
+        raise StaleOptimizerError(
+            "optimizer: LBFGS writes to every tensor that it holds: where one is frozen, -0.0 would become 0.0. "
+            "Give it what learns alone: torch.optim.LBFGS(plan.parameters(), ...)."
+        )
+    for part, owners in holding.parts:
+        learned, modules = part(), [module for owner in owners if (module := owner()) is not None]
+        if learned is not None and modules and not any(_has(module, learned) for module in modules):
             raise StaleOptimizerError(
-                f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(parameter.shape)} that "
+                f"optimizer: {type(optimizer).__name__} holds a learned part of shape {tuple(learned.shape)} that "
                 "fully_shard or load_state_dict(assign=True) has replaced, so nothing would learn there. "
                 "Make it after that: torch.optim.AdamW(plan.parameters(), ...)."
             )
-        for module in owners_of(parameter):
-            cast(Any, module)._around_step()
-    for reference in holding.undriven:
+    for reference in list(holding.undriven):
         learned = reference()
         if learned is None or learned not in _undriven:
-            continue
-        if id(learned) in ids:
+            holding.undriven.remove(reference)
+        elif any(learned is parameter for parameter in held):
             del _undriven[learned]
         elif not learned.requires_grad:
             raise StaleOptimizerError(
@@ -245,12 +252,8 @@ def _check_parts(optimizer: Optimizer, holding: _Holding) -> None:
             )
 
 
-def _replaced(learned: Tensor) -> bool:
-    """Return whether a plan gave `learned` to modules that all have another Parameter now."""
-    owners = owners_of(learned)
-    return bool(owners) and not any(
-        parameter is learned for module in owners for parameter in module._parameters.values()
-    )
+def _has(module: nn.Module, learned: Tensor) -> bool:
+    return any(parameter is learned for parameter in module._parameters.values())
 
 
 def _parameters(model: nn.Module | None) -> Iterable[nn.Parameter]:

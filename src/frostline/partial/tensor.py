@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
 from frostline.partial.indices import LearnedIndices, Memory
@@ -236,6 +236,9 @@ class PartialView(Tensor):
         return _run(func, args, kwargs or {})
 
 
+_KINDS = PartialTensor, PartialView
+
+
 def view(origin: PartialTensor, tensor: Tensor) -> PartialView:
     """Return `tensor`, which shares the memory of `origin`, as a view of it."""
     made = tensor.as_subclass(PartialView)
@@ -255,7 +258,7 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
         with _plain():
             args, kwargs = tree_map(_merged, (args, kwargs))
             return func(*args, **kwargs)
-    used = [value for value in tree_leaves((args, kwargs)) if isinstance(value, PartialTensor | PartialView)]
+    used = list(_partial_in((*args, *kwargs.values())))
     origins = {id(origin): origin for origin in map(_origin, used)}.values()
     for origin in origins:
         origin.sync()
@@ -270,7 +273,18 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             if uncounted:
                 torch.autograd.graph.increment_version(origin.frozen)
             origin.sync()
+    if isinstance(result, Tensor):
+        return _with_origin(result, used)
     return tree_map(lambda value: _with_origin(value, used), result)
+
+
+def _partial_in(values: Iterable[Any]) -> Iterator[PartialTensor | PartialView]:
+    """Yield the partial tensors and views among the arguments of a torch function."""
+    for value in values:
+        if isinstance(value, _KINDS):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _partial_in(value)
 
 
 def _merged(value: Any) -> Any:
@@ -293,9 +307,7 @@ def check_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     if func.__name__.startswith(("resize_", "t_", "transpose_", "swap", "squeeze_", "unsqueeze_")):
         raise PartialTensorError("a partial tensor cannot be resized. Call fl.merge(model) first.")
     recorded = torch.is_grad_enabled() and getattr(func, "__module__", None) != "torch.nn.init"
-    for value in tree_leaves((args[:1], kwargs)):
-        if not isinstance(value, PartialTensor | PartialView):
-            continue
+    for value in _partial_in((*args[:1], *kwargs.values())):
         if _origin(value).learned_indices.read_only:
             raise PartialTensorError("a mapped file is never written to. Choose rows that learn, and write to those.")
         if _origin(value).stands_in:
@@ -309,7 +321,7 @@ def _with_origin(value: Any, used: list[PartialTensor | PartialView]) -> Any:
     """Return the result `value`; as a PartialView if it is a view of a tensor in `used`."""
     if isinstance(value, np.ndarray):
         value.setflags(write=False)  # a write to it would be counted by nobody
-    if isinstance(value, Tensor) and not isinstance(value, PartialTensor | PartialView):
+    if isinstance(value, Tensor) and not isinstance(value, _KINDS):
         with _plain():
             for source in used:  # by memory: a view of another dtype, or one made in inference mode, has no `_base`
                 if value.layout == torch.strided and _storage(value) == _storage(source) and value.numel():
