@@ -56,7 +56,7 @@ def make_plain(rows: int) -> LlamaForCausalLM:
 
 
 def make_model(masked: bool = False) -> LlamaForCausalLM:
-    """Return a model of which the rows of the new tokens learn; or, as the oracle, a plain one, masked to do the same."""
+    """Return a model of which the new rows learn; or, as the oracle, a plain one, masked to do the same."""
     tokenizer = make_tokenizer()
     model = make_plain(len(tokenizer))
     fl.add_tokens(model, tokenizer, NEW)
@@ -102,7 +102,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def trained(stage: int, folder: Path) -> dict[str, Any]:
-    """Train, with a checkpoint on the way; return what moved, how far from the oracle, and whether a resume is exact."""
+    """Train, save half-way; return what moved, how far from the oracle, and whether a resume is exact."""
     model = make_model()
     before = values(model)
     engine = start(model, stage)
