@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -84,11 +84,16 @@ def check_own(name: str, indices: LearnedIndices, learned: Tensor) -> None:
     for part in parts_like(learned):
         for memory, _, own in [each for owner in owners_of(part) for each in memories_of(owner)]:
             other = own is part and memory.indices is not indices and not memory.indices.same_entries(indices)
-            if other and (part is learned or _is_in_ensemble(part, learned)):
+            if other and (_same(part, learned) or _is_in_ensemble(part, learned)):
                 raise PartialTensorError(
                     f"{name}: functional_call was given a learned part of a model in which other {indices.kind} learn. "
                     "Call fl.merge on the models first."
                 )
+
+
+def _same(part: Tensor, learned: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(learned)
+    return not wrapped and part.data_ptr() == learned.data_ptr()
 
 
 def _is_in_ensemble(part: Tensor, learned: Tensor) -> bool:
@@ -144,11 +149,15 @@ def _held_by(value: Any, inside: bool = False) -> Iterator[Tensor]:
             yield leaf
         elif isinstance(leaf, functools.partial):
             yield from _held_by([leaf.func, leaf.args, leaf.keywords], inside)
+        elif isinstance(leaf, nn.Module | type | ModuleType) or hasattr(leaf, "param_groups") or inside:
+            continue  # one level deep: a trainer refers to everything
+        elif isinstance(leaf, MethodType):
+            yield from _held_by([leaf.__self__, leaf.__func__])
         elif isinstance(leaf, FunctionType):
             captured = [cell.cell_contents for cell in leaf.__closure__ or () if cell != CellType()]
-            yield from _held_by([captured, leaf.__defaults__, leaf.__kwdefaults__], inside=True) if not inside else ()
-        elif not inside and hasattr(leaf, "__dict__") and not (callable(leaf) or hasattr(leaf, "param_groups")):
-            yield from _held_by(vars(leaf), inside=True)  # one level deep: a trainer refers to everything
+            yield from _held_by([captured, leaf.__defaults__, leaf.__kwdefaults__], inside=True)
+        elif hasattr(leaf, "__dict__"):
+            yield from _held_by(vars(leaf), inside=True)
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:

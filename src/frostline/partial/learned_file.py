@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
 from frostline.files import replacing
-from frostline.partial.indices import LearnedIndices, writable
+from frostline.partial.indices import LearnedIndices
+from frostline.partial.memory import writable
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.rollback import values_restored_on_error
 from frostline.partial.sharded import chunks, full_tensor, is_sharded, on_one_process

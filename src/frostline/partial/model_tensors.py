@@ -13,7 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from frostline.partial.indices import LearnedIndices, Memory
+from frostline.partial.indices import LearnedIndices
+from frostline.partial.memory import Memory
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, view
 

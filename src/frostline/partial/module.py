@@ -27,7 +27,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
 from frostline.partial.checks import check_own
-from frostline.partial.indices import Memory
+from frostline.partial.memory import Memory
 from frostline.partial.model_tensors import (
     State,
     frozen_part,
@@ -37,7 +37,7 @@ from frostline.partial.model_tensors import (
     parts,
     state_of,
 )
-from frostline.partial.optimizer_guard import frozen_of
+from frostline.partial.optimizer_guard import adopt, frozen_of
 from frostline.partial.sharded import check_agreement, is_sharded, note_mesh, was_sharded
 from frostline.partial.tensor import PartialTensor, partial_tensor
 
@@ -58,6 +58,12 @@ class PartialModule(nn.Module):
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """Accept a partial tensor, which ties weights; raise for a Parameter that would replace the learned part."""
         state = self._frostline
+        if any(partial not in self._parameters for partial in state.partial.keys() - state.mapped.keys()):
+            _put_back(self)  # `weight_norm` deletes the Parameter, then registers others
+            raise _two_parts(name)
+        learned = self._parameters[name] if name in map(learned_name, state.partial) else None
+        if learned is not None and not state.assigning and (param is None or param.shape != learned.shape):
+            raise PartialTensorError(f"{name}: it belongs to the plan. Call train_only again, or fl.merge(model).")
         if name not in state.partial or state.assigning:
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
@@ -83,8 +89,12 @@ class PartialModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
         self._sync()
+        before = [_storages(frozen, learned) for _, frozen, learned in memories_of(self)]
         with _parameters_stay_objects():
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for (memory, frozen, learned), storages in zip(memories_of(self), before, strict=True):
+            if _storages(frozen, learned) != storages:
+                memory.forget()
         for name, memory in self._frostline.partial.items():
             memory.indices = memory.indices.to(frozen_part(self, name).device)
         return self
@@ -182,7 +192,7 @@ class PartialModule(nn.Module):
 
     def __delattr__(self, name: str) -> None:
         """Raise for a partial tensor: whoever removes it puts something of its own there, as `spectral_norm` does."""
-        if name in self._frostline.partial:
+        if any(name in (partial, learned_name(partial)) for partial in self._frostline.partial):
             raise _two_parts(name)
         super().__delattr__(name)
 
@@ -267,10 +277,12 @@ def _partial_tensor(name: str) -> property:
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
             check_agreement(name, memory.indices, frozen, learned)
-            if not memory.knows(learned):
-                check_own(name, memory.indices, learned)
         if _must_stand_in(memory, frozen, learned):
+            if not (torch.compiler.is_compiling() or memory.knows(frozen, learned)):
+                check_own(name, memory.indices, learned)
             return PartialTensor.stand_in(frozen, learned, memory)
+        if memory.is_new():
+            adopt(frozen, learned, module)
         if memory.seems_changed(frozen, learned):
             memory.sync(frozen, learned)
         weight = state.shown[name] = partial_tensor(memory, frozen, learned)
@@ -282,7 +294,7 @@ def _partial_tensor(name: str) -> property:
         if "_is_replica" in module.__dict__:
             module.__dict__[name] = value
             return
-        _put_back(module, name)
+        _put_back(module)
         raise _two_parts(name)
 
     return property(get, set)
@@ -295,13 +307,11 @@ def _two_parts(name: str) -> PartialTensorError:
     )
 
 
-def _put_back(module: nn.Module, name: str) -> None:
-    """Give the module its frozen part again, and take from it what was registered in its place."""
+def _put_back(module: nn.Module) -> None:
+    """Give the module its frozen parts again, and take from it what was registered in their place."""
     held, state = module._parameters, cast(State, state_of(module))
-    frozen = frozen_of(parts(module, name)[1]) if name not in held else None
-    if frozen is None:
-        return
-    held[name] = cast(nn.Parameter, frozen)
+    for name in state.partial.keys() - state.mapped.keys() - held.keys():
+        held[name] = cast(nn.Parameter, frozen_of(cast(nn.Parameter, held[learned_name(name)])))
     known = [*state.requires_grad, *map(learned_name, state.partial)]  # in the order in which they were registered
     restored = {key: held[key] for key in known if key in held}
     held.clear()
@@ -323,11 +333,17 @@ def _ignore(module: nn.Module, *args: Any) -> None:
     """Do nothing: a recurrent module sets and flattens its own list of weights; `_flat_weights` makes ours."""
 
 
+def _storages(frozen: Tensor, learned: Tensor) -> list[tuple[int, torch.dtype]]:
+    return [(part.untyped_storage()._cdata, part.dtype) for part in (frozen, learned)]
+
+
 def _must_stand_in(memory: Memory, frozen: Tensor, learned: Tensor) -> bool:
     """Return whether the parts share no memory that may be written; see PartialTensor."""
     traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
+    if traced or memory.indices.read_only or was_sharded(memory.indices):
+        return True
     own = isinstance(frozen, nn.Parameter) and isinstance(learned, nn.Parameter)
-    return traced or not own or memory.indices.read_only or was_sharded(memory.indices)
+    return not own or not (memory.knows(frozen, learned) or memory.is_new())
 
 
 @contextlib.contextmanager

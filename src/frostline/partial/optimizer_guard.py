@@ -53,6 +53,16 @@ def watch(frozen: Tensor, learned: Tensor, owners: Iterable[nn.Module], model: n
         _changes += 1
 
 
+def adopt(frozen: Tensor, learned: Tensor, owner: nn.Module) -> None:
+    """Do for the parts of a copied or converted module what `watch` does; whether they are stepped is not watched."""
+    global _changes
+    with _LOCK:
+        if owner not in owners_of(learned):
+            _owners_of[learned] = weakref.WeakSet([*owners_of(learned), owner])
+            _learned_of[frozen] = weakref.ref(learned)
+            _changes += 1
+
+
 def owners_of(learned: Tensor) -> set[nn.Module]:
     """Return the modules to which a plan gave `learned` and that still exist; none for the part of a copied model."""
     with _LOCK:
@@ -256,5 +266,6 @@ def _has(module: nn.Module, learned: Tensor) -> bool:
     return any(parameter is learned for parameter in module._parameters.values())
 
 
-def _parameters(model: nn.Module | None) -> Iterable[nn.Parameter]:
-    return () if model is None else model.parameters()
+def _parameters(model: nn.Module | None) -> Iterator[nn.Parameter | None]:
+    for module in () if model is None else model.modules():
+        yield from list(module._parameters.values())  # a list: a plan in another thread may add a learned part

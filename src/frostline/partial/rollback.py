@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.partial.indices import writable
+from frostline.partial.memory import writable
 from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.partial.optimizer_guard import noted
 

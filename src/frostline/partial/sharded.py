@@ -27,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError, PartialTensorError
-from frostline.partial.indices import LearnedIndices, with_changes, writable
+from frostline.partial.indices import LearnedIndices, with_changes
+from frostline.partial.memory import writable
 
 _CHUNK = 1 << 24  # elements of a sharded tensor that are gathered at a time
 

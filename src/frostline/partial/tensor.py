@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
-from frostline.partial.indices import LearnedIndices, Memory
+from frostline.partial.indices import LearnedIndices
+from frostline.partial.memory import Memory
 from frostline.partial.optimizer_guard import check_not_replaced
 
 _plain = torch._C.DisableTorchFunctionSubclass  # a context in which `__torch_function__` of subclasses is not called
@@ -54,6 +55,10 @@ _WRITES = {Tensor.__setitem__} | {
     getattr(Tensor, name) for name in dir(Tensor) if name.endswith("_") and not name.endswith("__")
 }
 
+_TAKEN_BEFORE = (
+    "a partial tensor was taken from its module before that was converted or loaded. "
+    "Take it from the module again: module.weight."
+)
 _NO_SET = "the memory of a partial tensor cannot be replaced. Write to it with copy_, or call fl.merge(model) first."
 
 _tensor: Any = Tensor
@@ -68,15 +73,15 @@ class _Alias(torch.autograd.Function):
     """The memory of the frozen part, as a tensor of which the learned part gets its share of the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, learned: Tensor, frozen: Tensor, indices: LearnedIndices) -> Tensor:
-        ctx.indices = indices
+    def forward(ctx: Any, learned: Tensor, parts: tuple[Tensor, LearnedIndices]) -> Tensor:
+        frozen, ctx.indices = parts  # not arguments: hooks would run on the frozen part if other code lets it learn
         # Not `detach()`: autograd would take that for a view, and raise after every write.
         return Tensor._make_subclass(PartialTensor, frozen)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         dense = gradient.to_dense() if gradient.is_sparse else gradient
-        return ctx.indices.gather(dense), None, None
+        return ctx.indices.gather(dense), None
 
 
 _alias = _Alias.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
@@ -146,18 +151,15 @@ class PartialTensor(Tensor):
         check_not_replaced(self.learned)
         if self.stands_in:
             return
-        self.memory.sync(self.frozen, self.learned)
         with _plain():
             if not self._has_own_graph():
-                raise PartialTensorError(
-                    "a partial tensor that learns was written to in place. Take it again: module.weight."
-                )
+                why = "a partial tensor that learns was written to in place. Take it again: module.weight."
+                raise PartialTensorError(why)
+            same = (self.dtype, self.device, self.shape) == (self.frozen.dtype, self.frozen.device, self.frozen.shape)
+            if not (same and self.memory.knows(self.frozen, self.learned)):
+                raise PartialTensorError(_TAKEN_BEFORE)
+            self.memory.sync(self.frozen, self.learned)
             if self.data_ptr() != self.frozen.data_ptr():  # the frozen part has moved, out of read-only memory
-                if (self.dtype, self.device, self.shape) != (self.frozen.dtype, self.frozen.device, self.frozen.shape):
-                    raise PartialTensorError(
-                        "a partial tensor was taken from its module before that was converted. "
-                        "Take it from the module again: module.weight."
-                    )
                 self.data = self.frozen.data
 
     def merged(self) -> Tensor:
@@ -202,7 +204,7 @@ def partial_tensor(memory: Memory, frozen: Tensor, learned: Tensor) -> PartialTe
     if last is not None and last.frozen is frozen and last.learned is learned and last.is_current():
         return last
     with torch.inference_mode(False), torch.enable_grad(), torch._C.DisableTorchFunction():
-        made: PartialTensor = _alias(learned, frozen, memory.indices)  # type: ignore[no-untyped-call]
+        made: PartialTensor = _alias(learned, (frozen, memory.indices))  # type: ignore[no-untyped-call]
     vars(made).update(vars(learned))  # attributes that other code gave to the Parameter: `no_weight_decay`
     _set_fields(made, frozen, learned, memory, stands_in=False)
     memory.shown = weakref.ref(made)
@@ -262,6 +264,13 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     origins = {id(origin): origin for origin in map(_origin, used)}.values()
     for origin in origins:
         origin.sync()
+    for value in used:
+        if (
+            isinstance(value, PartialView)
+            and not _origin(value).stands_in
+            and _storage(value) != _storage(value.origin)
+        ):
+            raise PartialTensorError(_TAKEN_BEFORE)
     versions = [origin.frozen._version for origin in origins]
     with _plain():
         if any(origin.stands_in for origin in origins):
@@ -322,15 +331,17 @@ def _with_origin(value: Any, used: list[PartialTensor | PartialView]) -> Any:
     if isinstance(value, np.ndarray):
         value.setflags(write=False)  # a write to it would be counted by nobody
     if isinstance(value, Tensor) and not isinstance(value, _KINDS):
-        with _plain():
-            for source in used:  # by memory: a view of another dtype, or one made in inference mode, has no `_base`
-                if value.layout == torch.strided and _storage(value) == _storage(source) and value.numel():
-                    return view(_origin(source), value)
+        if torch._C._functorch.is_functorch_wrapped_tensor(value):
+            return value
+        for source in used:  # by memory: a view of another dtype, or one made in inference mode, has no `_base`
+            if value.layout == torch.strided and _storage(value) == _storage(source) and value.numel():
+                return view(_origin(source), value)
     return value
 
 
 def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
+    with _plain():
+        return int(tensor.untyped_storage()._cdata)
 
 
 def check_no_new_parameter(caller: FrameType) -> None:

@@ -24,7 +24,8 @@ from frostline.partial.checks import (
     check_ties,
     check_unseen_uses,
 )
-from frostline.partial.indices import LearnedIndices, Memory, writable
+from frostline.partial.indices import LearnedIndices
+from frostline.partial.memory import Memory, writable
 from frostline.partial.model_tensors import ModelTensor, State, find_tensors, learned_name, only_looks_up, state_of
 from frostline.partial.module import partial_class, plain_class
 from frostline.partial.optimizer_guard import mark_replaced, watch

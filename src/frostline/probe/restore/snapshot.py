@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import ProbeError
-from frostline.partial.indices import Memory
+from frostline.partial.memory import Memory
 from frostline.partial.model_tensors import memories_of, state_of
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.restore.bits import bits
