@@ -1,6 +1,6 @@
 """New tokens under DeepSpeed's ZeRO: a script, because DeepSpeed sets up the process that it runs in.
 
-    python -m torch.distributed.run --nproc-per-node 2 train_zero.py FOLDER STAGE...
+    python -m torch.distributed.run --nproc-per-node 2 train_zero.py FOLDER WAY...
 
 Each process writes to FOLDER what it saw, as JSON. The oracle is the plain model under the same engine, with the
 gradient of its tables masked.
@@ -22,6 +22,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import frostline as fl
 
 WORDS = [f"w{number}" for number in range(50)]
+WAYS: dict[str, dict[str, Any]] = {
+    "stage 1": {"zero_optimization": {"stage": 1}},
+    "stage 2": {"zero_optimization": {"stage": 2}},
+    "stage 2, clipped": {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.01},
+    "stage 2, bfloat16": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
+    "stage 3": {"zero_optimization": {"stage": 3}},
+}
 NEW = ["<tool>", "</tool>"]
 TABLES = ["model.embed_tokens.weight", "lm_head.weight"]
 
@@ -55,10 +62,10 @@ def make_plain(rows: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(vocab_size=rows, **sizes, tie_word_embeddings=False))
 
 
-def make_model(masked: bool = False) -> LlamaForCausalLM:
+def make_model(way: str, masked: bool = False) -> LlamaForCausalLM:
     """Return a model of which the new rows learn; or, as the oracle, a plain one, masked to do the same."""
     tokenizer = make_tokenizer()
-    model = make_plain(len(tokenizer))
+    model = make_plain(len(tokenizer)).to(torch.bfloat16 if "bfloat16" in way else torch.float32)
     fl.add_tokens(model, tokenizer, NEW)
     if masked:
         fl.merge(model)
@@ -70,13 +77,9 @@ def make_model(masked: bool = False) -> LlamaForCausalLM:
     return model
 
 
-def start(model: LlamaForCausalLM, stage: int) -> Any:
+def start(model: LlamaForCausalLM, way: str) -> Any:
     learns = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": stage},
-        "zero_allow_untested_optimizer": True,
-    }
+    config = {"train_micro_batch_size_per_gpu": 2, "zero_allow_untested_optimizer": True, **WAYS[way]}
     optimizer = torch.optim.AdamW(learns, lr=0.01, weight_decay=0.0)
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
@@ -101,23 +104,23 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def trained(stage: int, folder: Path) -> dict[str, Any]:
+def trained(way: str, folder: Path) -> dict[str, Any]:
     """Train, save half-way; return what moved, how far from the oracle, and whether a resume is exact."""
-    model = make_model()
+    model = make_model(way)
     before = values(model)
-    engine = start(model, stage)
+    engine = start(model, way)
     train(engine, range(2))
-    engine.save_checkpoint(str(folder / f"stage{stage}"))
+    engine.save_checkpoint(str(folder / way))
     train(engine, range(2, 4))
     after = values(model)
 
-    oracle = make_model(masked=True)
-    train(start(oracle, stage), range(4))
+    oracle = make_model(way, masked=True)
+    train(start(oracle, way), range(4))
     wanted = values(oracle)
 
-    again = make_model()
-    engine = start(again, stage)
-    engine.load_checkpoint(str(folder / f"stage{stage}"))
+    again = make_model(way)
+    engine = start(again, way)
+    engine.load_checkpoint(str(folder / way))
     train(engine, range(2, 4))
     moved = {name: (after[name] != before[name]) for name in after}
     return {
@@ -136,16 +139,16 @@ def refused(make: Any) -> str:
     return "not refused"
 
 
-def stage_3() -> dict[str, Any]:
+def stage_3(way: str) -> dict[str, Any]:
     """Return what is said of a partial model under ZeRO-3, and of a plan for a model that ZeRO-3 has split."""
-    model = make_model()
+    model = make_model(way)
     before = values(model)
-    saw: dict[str, Any] = {"partial": refused(lambda: start(model, 3)), "unchanged": same_bits(values(model), before)}
-    train(start(model, 2), range(1))
+    saw: dict[str, Any] = {"partial": refused(lambda: start(model, way)), "unchanged": same_bits(values(model), before)}
+    train(start(model, "stage 2"), range(1))
     saw["trains under stage 2 afterwards"] = not same_bits(values(model), before)
 
     split = make_plain(51)
-    engine = start(split, 3)
+    engine = start(split, way)
     saw["split"] = refused(lambda: fl.train_only(split, {"lm_head.weight": fl.rows([3])}))
     tokenizer = make_tokenizer()
     saw["tokens"] = refused(lambda: fl.add_tokens(split, tokenizer, NEW))
@@ -156,7 +159,7 @@ def stage_3() -> dict[str, Any]:
 
     whole = make_plain(51)
     fl.train_only(whole, {"lm_head.weight": fl.everything})
-    engine = start(whole, 3)  # whole tensors are nothing special
+    engine = start(whole, way)  # whole tensors are nothing special
     with deepspeed.zero.GatheredParameters(list(whole.parameters())):
         before = values(whole)
     train_whole(engine)
@@ -176,12 +179,12 @@ def train_whole(engine: Any) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("stages", type=int, nargs="+")
+    parser.add_argument("ways", choices=WAYS, nargs="+")
     arguments = parser.parse_args()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # compiling it takes minutes; gloo does the same
     deepspeed.init_distributed("gloo")
-    for stage in arguments.stages:
-        result = trained(stage, arguments.folder) if stage < 3 else stage_3()
+    for way in arguments.ways:
+        result = stage_3(way) if way == "stage 3" else trained(way, arguments.folder)
         rank = torch.distributed.get_rank()
-        (arguments.folder / f"{stage}.{rank}.json").write_text(json.dumps(result))
+        (arguments.folder / f"{way}.{rank}.json").write_text(json.dumps(result))
     torch.distributed.destroy_process_group()
