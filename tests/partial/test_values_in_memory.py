@@ -236,7 +236,6 @@ class Callable(Holder):
         return self(x)
 
 
-UNSEEN = pytest.mark.xfail(strict=True, reason="what a callable object holds is not looked at")
 INSIDE = {
     **{key: hold for key, hold in HOLDERS.items() if key != "attribute"},
     "object": Holder,
@@ -246,9 +245,7 @@ INSIDE = {
 }
 
 
-@pytest.mark.parametrize(
-    "inside", [pytest.param(i, marks=UNSEEN) if i in ("callable", "method") else i for i in INSIDE]
-)
+@pytest.mark.parametrize("inside", INSIDE)
 def test_the_same_inside_the_model_is_refused(inside):
     class Model(nn.Module):
         def __init__(self):
