@@ -14,7 +14,7 @@ test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -q
 
 soak: $(VENV)/dev.done
-	FROSTLINE_SOAK=20000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties tests/ecosystem/test_trainers.py
+	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties tests/ecosystem/test_trainers.py
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

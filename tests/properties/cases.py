@@ -16,6 +16,7 @@ from .optimizers import FAMILIES, Family
 
 SEED = int(os.environ.get("FROSTLINE_SEED", "20261121"))
 CASES = int(os.environ.get("FROSTLINE_SOAK", "2000"))
+SOAK = 10_000  # from this many cases on, compiled ones too are drawn with all that other code may do
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 DTYPES = {name: getattr(torch, name) for name in ("float32", "bfloat16", "float16", "float64")}
@@ -24,7 +25,37 @@ SELECTIONS = (
     *("rows", "entries", "everything", "all rows", "rows", "entries", "rows, padding too", "all entries") * 2,
     *("nothing", "no rows", "no entries", "rows in float32", "entries in float32"),
 )
-_BYTES = 40
+CALLS = ("plain", "functional", "checkpoint", "checkpoint, reentrant")
+TOGGLES = ("none", "none", "all on", "each parameter on", "each module on", "off and on", "weights off and on")
+LOSSES = (
+    "times detached",
+    "where detached",
+    "penalty on detached",
+    "stacked",
+    "divergence",
+    "over its norm",
+    "times data",
+)
+HOOKS = ("on gradients", "accumulated", "before the plan")
+HELD = ("weights", "views", "detached", "numpy", "dlpack")
+WRITES = (
+    *(
+        "learned data",
+        "a row",
+        "an entry",
+        "data times",
+        "through detach",
+        "across",
+        "copy",
+        "chunks",
+        "set data",
+        "out",
+    ),
+    *("iterated", "every parameter"),
+)
+READINGS = ("raw", "first parameter", "numpy", "dlpack", "storage", "state dict")
+LOADED = ("load in place", "another dtype and back")  # what changes every value of a model that goes on
+BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -35,18 +66,27 @@ class Case:
         kind: A key of KINDS.
         selections: One of SELECTIONS for each tensor, in the order of `named_parameters()`.
         optimizer: A key of FAMILIES.
+        given: What the optimizer is given: "learned", or "model", the frozen parts too.
         oracle: "restored": the whole tensors learn, and frozen entries are put back after each step; "apart": the same
             optimizer on the learned part as a tensor of its own.
         values: The seed of weights, inputs, rows and masks.
         call: How the module is called: "plain", "functional", "checkpoint", "checkpoint, reentrant", or compiled by
             "aot_eager" or "inductor".
         between: What happens between the second step and the third.
+        toggle: Which `requires_grad` other code sets, of TOGGLES, after the first step and after the third.
+        loss: What is added to the loss: "nothing", or a term of LOSSES that mixes each weight with its detached self.
+        hook: What the parameters have: "none", or one of HOOKS.
+        held: What was taken from the modules before the first step and is read to the end: "nothing", or one of HELD.
+        write: How other code writes to the weights before the second and the fourth step: "nothing", or of WRITES.
+        reading: How the memory is read after each step: "nothing", or one of READINGS.
+        shared: Whether the memory is shared with other processes.
         overflow: The step whose loss is infinite; -1 for none.
     """
 
     kind: str
     selections: tuple[str, ...]
     optimizer: str
+    given: str
     oracle: str
     dtype: str
     decay: float
@@ -62,8 +102,18 @@ class Case:
     call: str
     average: bool
     between: str
+    toggle: str
+    loss: str
+    hook: str
+    held: str
+    write: str
+    reading: str
+    shared: bool
     double_backward: bool
     values: int
+
+
+COMPILED_STEPS = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam")
 
 
 @cache
@@ -86,23 +136,24 @@ class Picker:
         return int.from_bytes(bytes(next(self._raw) for _ in range(3)), "big")
 
 
-def cases(kinds: Sequence[str], calls: Sequence[str]) -> st.SearchStrategy[Case]:
+def cases(kinds: Sequence[str], calls: Sequence[str], compiled_step: bool = False) -> st.SearchStrategy[Case]:
     """Draw a legal case of these kinds, called in one of these ways."""
-    return st.binary(min_size=_BYTES, max_size=_BYTES).map(lambda raw: decode(Picker(raw), kinds, calls))
+    return st.binary(min_size=BYTES, max_size=BYTES).map(lambda raw: decode(Picker(raw), kinds, calls, compiled_step))
 
 
-def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
+def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str], compiled_step: bool = False) -> Case:
     """A legal case; what torch itself refuses for a plain module, or does wrong there, is left out."""
     kind = pick(kinds)
     module, call = KINDS[kind], pick(calls)
-    optimizer = pick(_optimizers_for(kind))
+    optimizer = pick(COMPILED_STEPS if compiled_step else _optimizers_for(kind))
     family = FAMILIES[optimizer]
     dtype = pick(_dtypes_for(kind, optimizer))
     half = dtype in ("bfloat16", "float16")
-    between = pick(["nothing", "plan again", "deepcopy", "save and load"])
-    if optimizer == "NAdam" and dtype != "float32" and between != "nothing":
+    between = pick(["nothing", "plan again", "deepcopy", "save and load", *LOADED])
+    if optimizer == "NAdam" and dtype != "float32" and between in ("deepcopy", "save and load"):
         between = "plan again"  # its load_state_dict casts the product of its momenta, and goes on otherwise
-    scaler = pick([False, True]) and dtype != "float16" and not family.closure and not module.sparse
+    scaler: bool = pick([False, True]) and dtype != "float16" and not family.closure and not module.sparse
+    scaler &= not compiled_step  # it calls the step that is not compiled
     autocast = pick([False, True]) and dtype == "float32"
     kernels = list(family.kernels)
     if module.sparse or (half and optimizer == "SGD" and DEVICE == "cpu"):
@@ -113,18 +164,36 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
     takes_decay &= not module.sparse or optimizer.startswith("Row")
     oracle = pick(["restored", "apart"])
     # A plain checkpoint has the table's own dtype; LBFGS loads all of its state in the dtype of the first tensor.
-    in_float32 = half and between != "save and load" and not family.closure
+    in_float32 = half and between not in ("save and load", *LOADED) and not family.closure
     chosen = tuple(pick(_selections_for(kind, name, ndim, family, in_float32)) for name, ndim in tensors_of(kind))
+    wider = any("float32" in selection for selection in chosen)
+    given, toggle = pick(["learned", "learned", "model"]), pick(TOGGLES)
+    takes_all = not (family.matrices or family.closure)  # Muon wants matrices; LBFGS would write to the frozen ones
+    loss, hook = pick([*["nothing"] * 5, *LOSSES]), pick(["none", "none", *HOOKS])
+    if call == "checkpoint, reentrant" and loss != "nothing":
+        hook = "none"  # such a backward adds up twice, in an order that torch leaves open
+    compiled = compiled_step or call in ("aot_eager", "inductor")
+    if compiled and toggle != "none" and hook == "before the plan":
+        hook = "none"  # torch calls hooks of parameters that a compiled graph does not need, with None
+    held, write = pick(["nothing", *HELD]), pick([*["nothing"] * 6, *WRITES])
+    if wider and write != "learned data":
+        write = "nothing"  # what of a learned number is kept depends on how it rounds
+    schedule = pick([False, True])
+    if compiled and CASES < SOAK:  # each of these compiles again, for seconds
+        toggle, hook, write, schedule = "none", "none", "nothing", schedule and not compiled_step
+        between = "nothing" if compiled_step else between
+    average = pick([False, True]) and write == "nothing" and between not in LOADED
     return Case(
         kind=kind,
         selections=chosen,
         optimizer=optimizer,
-        oracle="apart" if family.whole or any("float32" in selection for selection in chosen) else oracle,
+        given=given if takes_all else "learned",
+        oracle="apart" if family.whole or wider else oracle,
         dtype=dtype,
         decay=pick([0.0, 0.1]) if takes_decay else 0.0,
         momentum=pick([0.0, 0.5, 0.9] if optimizer == "SGD" else [0.5, 0.9]),
-        kernel=pick(kernels),
-        schedule=pick([False, True]),
+        kernel="compiled" if compiled_step else pick(kernels),
+        schedule=schedule,
         clip=pick(["none", "ours"] if module.sparse else ["none", "norm", "ours", "value"]),
         accumulate=pick([1, 2]),
         set_to_none=pick([True, False]),
@@ -132,8 +201,15 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str]) -> Case:
         scaler=scaler,
         overflow=pick([-1, -1, 1]) if scaler else -1,
         call=call,
-        average=pick([False, True]),
+        average=average,
         between=between,
+        toggle=toggle,
+        loss="nothing" if module.sparse else loss,  # its gradient is dense
+        hook=hook,
+        held=held,
+        write=write,
+        reading=pick(["nothing", *READINGS]),
+        shared=pick([False, False, True]) and DEVICE == "cpu",
         double_backward=pick([False, False, True])
         and module.twice
         and not module.sparse

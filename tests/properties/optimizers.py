@@ -1,7 +1,8 @@
 """What a case is trained with: all of torch.optim, the row optimizers, and well-maintained ones of others.
 
 Learning rates are large, so that a step moves numbers in bfloat16 too. `decay` and `momentum` go where an optimizer has
-them; `kernel` is torch's choice of implementation: "default", "loop", "foreach" or "fused".
+them; `kernel` is torch's choice of implementation: "default", "loop", "foreach", "fused"
+or "compiled" (by torch.compile).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ KERNELS: dict[str, dict[str, bool]] = {
     "loop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
+    "compiled": {},
 }
 EPS = 1e-4  # what is usual, 1e-8, is 0 in float16, where a gradient of 0 then gives NaN: plain tensors as well
 _EACH, _FUSED = ("default", "loop", "foreach"), ("default", "loop", "foreach", "fused")

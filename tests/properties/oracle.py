@@ -11,6 +11,7 @@ It knows nothing of frostline.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,33 @@ class Dense:
             if restored
             else [nn.Parameter(self.whole[part.name].detach()[part.index].to(part.dtype, copy=True)) for part in parts]
         )
+        self.given = self.parameters
         self.average = copy.deepcopy(module)
+
+    def weights(self) -> list[Tensor]:
+        """The tensors as they are now, each as a whole."""
+        return list(self.whole.values())
+
+    @torch.no_grad()
+    def rewrite(self, write: Callable[[str, Tensor], None]) -> None:
+        """Let `write` change each whole tensor, frozen entries too; what learns goes on from the new values."""
+        self.after_step()
+        for name, whole in self.whole.items():
+            write(name, whole)
+            self.before[name] = whole.clone()
+        if not self.restored:
+            for part, parameter in zip(self.parts, self.parameters, strict=True):
+                parameter.copy_(self.whole[part.name][part.index])
+
+    @torch.no_grad()
+    def rewrite_learned(self, factor: float) -> None:
+        """Multiply what learns, and nothing else."""
+        for part, parameter in zip(self.parts, self.parameters, strict=True):
+            if self.restored:
+                parameter[part.index] = parameter[part.index] * factor
+            else:
+                parameter.mul_(factor)
+        self.after_step()
 
     def call(self, x: Tensor) -> Tensor:
         return self.module(x)

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 import frostline as fl
 
+from . import others
 from .cases import DEVICE, DTYPES, Case
 from .modules import KINDS, PADDING
 from .optimizers import FAMILIES, KERNELS
@@ -59,20 +60,49 @@ class Ours:
 
     def __init__(self, case: Case, model: nn.Module, selections: dict[str, Any]) -> None:
         self.case, self.selections = case, selections
-        self.adopt(model)
+        self.sparse = KINDS[case.kind].sparse
+        self.names = [name for name, _ in model.named_parameters()]
+        self.adopt(model, fresh=True)
 
-    def adopt(self, model: nn.Module) -> None:
-        """Continue with this module: a new plan, or the plan that it already has."""
+    def adopt(self, model: nn.Module, fresh: bool = False) -> None:
+        """Continue with this module: the plan for a fresh one, or a new plan for the one that has a plan."""
+        hook = self.case.hook
+        if fresh and hook == "before the plan":
+            others.put_hooks(hook, list(model.parameters()), self.sparse)
         self.model = model
         self.plan = fl.train_only(model, self.selections)
         self.parameters = self.plan.parameters()
+        self.learning_names = [
+            name for name, parameter in model.named_parameters() if any(parameter is p for p in self.parameters)
+        ]
+        if fresh and hook in ("on gradients", "accumulated"):
+            others.put_hooks(hook, self.parameters, self.sparse)
         self._forward = _caller(self.case.call, model)
 
     def adopt_copy(self, model: nn.Module) -> None:
-        """Continue with a copy, which already has its plan."""
+        """Continue with a copy, which already has its plan; hooks are not copied, as they are not of Parameters."""
         self.model = model
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.parameters = [p for name, p in model.named_parameters() if name in self.learning_names]
+        if self.case.hook != "none":
+            others.put_hooks(self.case.hook, self.parameters, self.sparse)
         self._forward = _caller(self.case.call, model)
+
+    @property
+    def given(self) -> list[nn.Parameter]:
+        """What the optimizer is given: not what is frozen as a whole, which would learn once it is switched on."""
+        if self.case.given == "learned":
+            return self.parameters
+        tensors = dict(self.model.named_parameters())
+        return [p for name, p in tensors.items() if name in self.learning_names or f"{name}_learned" in tensors]
+
+    def weight(self, name: str) -> Tensor:
+        """The tensor of this name, as a user takes it from its module."""
+        path, _, own = name.rpartition(".")
+        return getattr(self.model.get_submodule(path), own)
+
+    def weights(self) -> list[Tensor]:
+        """The tensors as they are now, each as a whole."""
+        return [self.weight(name) for name in self.names]
 
     def call(self, x: Tensor) -> Tensor:
         return self._forward(x)
@@ -118,10 +148,14 @@ class Trainer:
     def make(self, states: tuple[Any, Any] | None = None) -> None:
         """An optimizer and a schedule for the side's parameters; with `states` going on from those."""
         case = self.case
-        self.optimizer = self.family.make(self.side.parameters, case.decay, case.momentum, KERNELS[case.kernel])
+        self.optimizer = self.family.make(self.side.given, case.decay, case.momentum, KERNELS[case.kernel])
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda turn: 1 / (1 + turn) if case.schedule else 1.0
         )
+        self._step: Callable[[], Any] = self.optimizer.step
+        if case.kernel == "compiled":
+            torch._dynamo.reset()
+            self._step = torch.compile(self.optimizer.step, backend="aot_eager")
         if states is not None:
             self.optimizer.load_state_dict(states[0])
             self.schedule.load_state_dict(states[1])
@@ -147,7 +181,7 @@ class Trainer:
             for x in batches:
                 with torch.autocast(DEVICE, torch.bfloat16) if case.autocast else nullcontext():
                     out = side.call(x)
-                    loss = loss_of(out)
+                    loss = loss_of(out) + others.term(case.loss, side.weights())
                     if case.double_backward:
                         loss = loss + 0.1 * sum(torch.sin(slope).sum() for slope in side.slopes(loss))  # bounded
                 if turn == case.overflow:
@@ -166,8 +200,11 @@ class Trainer:
             if case.clip != "none":
                 self.scaler.unscale_(self.optimizer)
                 self._clip()
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+            if case.scaler:
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            else:
+                self._step()
         self.schedule.step()
         side.after_step()
 
@@ -205,6 +242,8 @@ class Comparison:
         self.generator = torch.Generator().manual_seed(case.values)
         self.keys = list(plain.state_dict())
         dense = copy.deepcopy(plain)
+        self.keys_of = _keys(dense)
+        self.looked_up = _looked_up(dense)
         if "rows, padding too" in case.selections:
             for module in dense.modules():
                 if isinstance(module, nn.Embedding):
@@ -218,7 +257,12 @@ class Comparison:
         names = [name.removesuffix("_learned") for name, p in plain.named_parameters() if p.requires_grad]
         self.parts.sort(key=lambda part: names.index(part.name))
         self.dense = Dense(dense, self.parts, case.oracle == "restored")
-        self.seen: list[tuple[Tensor, list[Tensor]]] = []
+        if case.hook != "none":
+            others.put_hooks(case.hook, self.dense.weights(), self.kind.sparse)
+        if case.shared:
+            self.ours.model.share_memory()
+        self.held: dict[str, Any] = {}
+        self.seen: list[tuple[Tensor, list[Tensor], list[Tensor | None]]] = []
         self.slope_seen = False
         low = torch.bfloat16 if case.autocast else self.dtype
         self.unit = torch.finfo(low).eps
@@ -230,7 +274,9 @@ class Comparison:
             DEVICE == "cpu"
             and case.call not in ("aot_eager", "inductor")
             and not case.autocast  # it keeps rounded copies of whole leaves and adds up their gradients rounded
-            and not case.double_backward  # a tensor that is used more than once gets more terms, in another order
+            # A tensor that is used more than once gets more terms, in another order.
+            and not case.double_backward
+            and case.loss == "nothing"
             and not (
                 taken_apart
                 or self.kind.reordered
@@ -279,13 +325,19 @@ class Comparison:
         averages = [_average(self.ours.model), _average(self.dense.module)] if self.case.average else []
         self.last = self._learned_bits()
         self.moved = torch.zeros(learned, dtype=torch.bool, device=DEVICE)
+        self._hold()
         for turn in range(TURNS):
+            if turn % 2:
+                self._write()
+                self._toggle(batches[0][0])
             ours.step(turn, batches[turn])
+            self._reading_is_current()
             theirs.step(turn, batches[turn])
             assert not self.seen, "one side evaluated the loss more often than the other"
             self._values_agree(ours)
             for average, model in zip(averages, (self.ours.model, self.dense.module), strict=False):
                 average.update_parameters(model)
+            self._held_agree()
             if turn == TURNS // 2 - 1:
                 self._between(ours, theirs)
         ours.learning(False)
@@ -296,7 +348,8 @@ class Comparison:
         if averages:
             self._averages_agree(averages[0].module, averages[1].module)
         self._all_ways_to_read_agree()
-        assert self.moved.any() or not self.slope_seen, "there was a gradient, and nothing moved"
+        rounded = ours.family.closure and self.dtype != torch.float64  # its first steps are tiny
+        assert self.moved.any() or not self.slope_seen or rounded, "there was a gradient, and nothing moved"
         return {"learned numbers that moved": int(self.moved.sum()), "frozen numbers compared": self._frozen()}
 
     def _batch(self) -> Tensor:
@@ -310,14 +363,21 @@ class Comparison:
         self._all_ways_to_read_agree()
 
     def _note(self, loss: Tensor, scale: float) -> None:
-        for name, parameter in self.ours.model.named_parameters():
-            assert parameter.grad is None or parameter.requires_grad, f"{name} is frozen and got a gradient"
-        self.seen.append((loss, self.ours.collect()))
+        learning, names = self.ours.learning_names, dict(self.ours.model.named_parameters())
+        for name, parameter in names.items():
+            plain = name in self.ours.names and f"{name}_learned" not in names  # frozen as a whole, and switched on
+            may = name in learning or (plain and parameter.requires_grad)
+            assert parameter.grad is None or may, f"{name} is frozen and got a gradient"
+        self.seen.append((loss, self.ours.collect(), _retained(self.ours.model)))
 
     def _compare(self, loss: Tensor, scale: float) -> None:
         """The oracle's loss and gradients against ours in the same evaluation; the oracle goes on from ours."""
-        ours_loss, gradients = self.seen.pop(0)
+        ours_loss, gradients, retained = self.seen.pop(0)
         if loss.isfinite():
+            if self.case.call in ("plain", "functional"):  # checkpoints make other views in the backward
+                for mine, theirs in zip(retained, _retained(self.dense.module), strict=True):
+                    assert mine is not None, "a view has no gradient"
+                    near(mine / scale, theirs / scale, SUMS * self.unit, "the gradient of a view")
             named = [self.dense.rows_named(part) for part in self.parts]
             for part, ours, theirs, rows in zip(self.parts, gradients, self.dense.collect(), named, strict=True):
                 if rows is not None and ours.is_sparse:
@@ -365,13 +425,133 @@ class Comparison:
             model, *states = torch.load(file, weights_only=True)
             assert list(model) == self.keys
             fresh = self.kind.build().to(DEVICE, self.dtype)
-            self.ours.adopt(fresh)
+            self.ours.adopt(fresh, fresh=True)
             fresh.load_state_dict(model)
             ours.make((states[0], states[1]))
         elif self.case.between == "plan again":
             self.ours.adopt(self.ours.model)
             ours.make()
             theirs.make()
+        elif self.case.between == "load in place":
+            self.dense.rewrite(lambda _, whole: whole.mul_(0.5).add_(0.125))
+            saved = {key: value.detach().clone() for key, value in self.dense.module.state_dict().items()}
+            self.ours.model.load_state_dict(saved)
+        elif self.case.between == "another dtype and back":
+            via = torch.float32 if self.dtype == torch.float64 else torch.float64
+            self.dense.rewrite(lambda _, whole: whole.copy_(whole.to(via).to(self.dtype)))
+            self.ours.model.to(via).to(self.dtype)
+        if self.case.between in ("deepcopy", "save and load"):
+            self.held = {}
+        elif self.case.between == "another dtype and back" and self.case.held != "weights":
+            self.held = {}  # a view of a plain Parameter would show the memory that it had before
+        self.last = self._learned_bits()
+        self._held_agree(may_raise=self.case.between in ("plan again", "another dtype and back"))
+
+    def _hold(self) -> None:
+        """Take what somebody keeps of the partial tensors."""
+        if self.case.held != "nothing" and (DEVICE == "cpu" or self.case.held != "numpy"):
+            weights = zip(self.ours.names, self.ours.weights(), strict=True)
+            partial = {name: weight for name, weight in weights if isinstance(weight, fl.PartialTensor)}
+            self.held = {name: others.take(self.case.held, weight) for name, weight in partial.items()}
+
+    def _held_agree(self, may_raise: bool = False) -> None:
+        """What was taken shows the values of now, and has a gradient; or, after some events, raises for good."""
+        expected = self._expected()
+        for name, held in list(self.held.items()):
+            self.ours.weight(name).detach()  # what is only looked up is brought up to date when somebody asks
+            try:
+                mine, theirs = others.shown(self.case.held, held, expected[name])
+            except fl.PartialTensorError:
+                assert may_raise, f"{name}: what was taken from the module raises"
+                del self.held[name]
+                continue
+            assert torch.equal(bits(mine), bits(theirs)), f"{name}: what was taken from the module is not current"
+            if self.case.held in ("weights", "views"):
+                part = next(part for part in self.parts if part.name == name)
+                learned = dict(self.ours.model.named_parameters())[f"{name}_learned"]
+                wanted = torch.zeros_like(expected[name])
+                (wanted if self.case.held == "weights" or not wanted.ndim else wanted[-1:]).fill_(0.125)
+                try:
+                    (slope,) = torch.autograd.grad((held * 0.125).sum(), learned)
+                except RuntimeError as error:
+                    # A tensor of another dtype accumulates its gradient elsewhere; `backward()` still reaches it.
+                    if not may_raise or "not have been used" not in str(error):
+                        raise AssertionError(f"{name}: no gradient by it") from error
+                    del self.held[name]
+                    continue
+                factor = 2 if self.case.hook in ("on gradients", "before the plan") else 1
+                assert torch.equal(slope, factor * wanted[part.index].to(slope.dtype)), f"{name}: no gradient by it"
+
+    def _write(self) -> None:
+        """What other code writes to the weights reaches both parts."""
+        write = self.case.write
+        if write == "nothing":
+            return
+        if write == "learned data":
+            for parameter in self.ours.parameters:
+                parameter.data.mul_(0.5)
+            self.dense.rewrite_learned(0.5)
+        else:
+            with torch.no_grad():
+                for weight in self.ours.model.parameters() if write == "every parameter" else self.ours.weights():
+                    others.WRITERS[write](weight)
+            self.dense.rewrite(lambda _, whole: others.WRITERS[write](whole))
+            for name, value in self._expected().items():
+                assert torch.equal(bits(read(self.ours.model, name)), bits(value)), f"{name}: a write was lost"
+            written = self.dense.learned()
+            for part, mine, theirs in zip(self.parts, self.ours.parameters, written, strict=True):
+                assert torch.equal(bits(mine), bits(theirs)), f"{part.name}: a write did not reach what learns"
+        self.last = self._learned_bits()
+
+    def _toggle(self, x: Tensor) -> None:
+        """Other code sets `requires_grad`: nothing frozen learns, and what learned learns on once it may again."""
+        model, toggle = self.ours.model, self.case.toggle
+        if toggle == "all on":
+            model.requires_grad_(True)
+        elif toggle == "each parameter on":
+            for parameter in model.parameters():
+                parameter.requires_grad = True
+        elif toggle == "each module on":
+            for module in model.modules():
+                module.requires_grad_()
+        elif toggle == "off and on":
+            model.requires_grad_(False)
+            self._without_gradients(x)
+            model.requires_grad_(True)
+        elif toggle == "weights off and on":
+            on = [weight for weight in self.ours.weights() if weight.requires_grad]
+            for weight in on:
+                weight.requires_grad = False
+            self._without_gradients(x)
+            for weight in self.ours.weights():
+                weight.requires_grad_(True)
+
+    def _without_gradients(self, x: Tensor) -> None:
+        self.dense.before_forward()
+        out = self.ours.model(x)
+        assert not out.requires_grad, "all was switched off, and there is a graph"
+        near(out, self.dense.call(x), 0.0 if self.exact else SUMS * self.unit, "the output")
+
+    def _reading_is_current(self) -> None:
+        """After a step, the memory holds what was learned; that of a table that is only looked up once it is asked."""
+        if self.case.reading == "nothing":
+            return
+        expected = self._expected()
+        masks = self._frozen_masks()
+        raw = self.case.reading in ("raw", "first parameter")
+        for key, mine in others.readings(self.case.reading, self.ours.model).items():
+            name = self.keys_of.get(key)
+            if name is not None and not (raw and name in self.looked_up):
+                how, moved = f"{key}: read as {self.case.reading}", bits(mine) != bits(expected[name])
+                assert not moved[masks[name]].any(), f"{how}: frozen moved"
+                assert not moved.any(), f"{how}: it is not current"
+
+    def _expected(self) -> dict[str, Tensor]:
+        """Each tensor as a whole: frozen values as they were, learned ones as they are."""
+        expected = {name: before.clone() for name, before in self.dense.before.items()}
+        for part, values in zip(self.parts, self.ours.parameters, strict=True):
+            expected[part.name][part.index] = values.detach().to(self.dtype)
+        return expected
 
     def _learned_bits(self) -> Tensor:
         return torch.cat([bits(parameter).flatten().long() for parameter in self.ours.parameters])
@@ -380,8 +560,10 @@ class Comparison:
         held = [tensor for state in ours.optimizer.state.values() for tensor in _tensors(state)]
         learned = sum(parameter.numel() for parameter in self.ours.parameters)
         bound = ours.family.kept * learned + 8 * len(self.parts)
-        assert sum(tensor.numel() for tensor in held) <= bound, "the optimizer keeps more than what learns needs"
-        frozen = [parameter for parameter in self.ours.model.parameters() if not parameter.requires_grad]
+        if self.case.given == "learned" or "Adagrad" not in self.case.optimizer:  # that makes all of its state at once
+            assert sum(tensor.numel() for tensor in held) <= bound, "the optimizer keeps more than what learns needs"
+        tensors = dict(self.ours.model.named_parameters())
+        frozen = [p for name, p in tensors.items() if f"{name}_learned" in tensors or not p.requires_grad]
         assert all(parameter.grad is None for parameter in frozen), "a frozen part has a gradient"
 
     def _averages_agree(self, ours: nn.Module, theirs: nn.Module) -> None:
@@ -395,9 +577,7 @@ class Comparison:
     def _all_ways_to_read_agree(self) -> None:
         """Read from the module, its state dict and after merging: frozen bits as before, learned ones as learned."""
         model, masks = self.ours.model, self._frozen_masks()
-        expected = {name: before.clone() for name, before in self.dense.before.items()}
-        for part, values in zip(self.parts, self.ours.parameters, strict=True):
-            expected[part.name][part.index] = values.detach().to(self.dtype)
+        expected = self._expected()
         readings = {"read": {name: read(model, name) for name in expected}, "state dict": dict(model.state_dict())}
         assert list(readings["state dict"]) == self.keys
         readings["state dict"] = {name: value.clone() for name, value in readings["state dict"].items()}
@@ -410,6 +590,20 @@ class Comparison:
                 now = bits(values[name])
                 assert torch.equal(now[frozen], bits(self.dense.before[name])[frozen]), f"{how}: {name}: frozen moved"
                 assert torch.equal(now, bits(expected[name])), f"{how}: {name}: the learned values differ"
+        self._held_after_a_merge()
+
+    def _held_after_a_merge(self) -> None:
+        """What was taken before shows what the plain Parameters hold, or raises."""
+        with torch.no_grad():
+            for parameter in self.ours.model.parameters():
+                parameter.add_(0.5)
+        for name, held in self.held.items():
+            now = read(self.ours.model, name)
+            try:
+                mine, theirs = others.shown(self.case.held, held, now)
+            except fl.PartialTensorError:
+                continue
+            assert torch.equal(bits(mine), bits(theirs)), f"{name}: what was taken before the merge is not current"
 
     def _frozen_masks(self) -> dict[str, Tensor]:
         masks = {
@@ -421,6 +615,31 @@ class Comparison:
 
     def _frozen(self) -> int:
         return sum(int(mask.sum()) for mask in self._frozen_masks().values())
+
+
+def _keys(plain: nn.Module) -> dict[str, str]:
+    """Every name of each tensor -> the first of them."""
+    first = {parameter: name for name, parameter in plain.named_parameters()}
+    return {name: first[parameter] for name, parameter in plain.named_parameters(remove_duplicate=False)}
+
+
+def _looked_up(plain: nn.Module) -> set[str]:
+    """Names of the tensors whose modules all look rows up."""
+    others_use = {
+        parameter
+        for module in plain.modules()
+        for parameter in module._parameters.values()
+        if not isinstance(module, nn.Embedding | nn.EmbeddingBag)
+    }
+    return {name for name, parameter in plain.named_parameters() if parameter not in others_use}
+
+
+def _retained(model: nn.Module) -> list[Tensor | None]:
+    """The gradients that views of the weights have kept, if its forward makes any; the views are dropped."""
+    views = getattr(model, "views", [])
+    gradients = [view.grad for view in views]
+    views.clear()  # a plan refuses a module that keeps views of its weights
+    return [None if gradient is None else gradient.clone() for gradient in gradients]
 
 
 def read(model: nn.Module, name: str) -> Tensor:
@@ -437,7 +656,7 @@ def bits(tensor: Tensor) -> Tensor:
 
 def near(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> None:
     """Within `tolerance`, of 1 or of the largest number where that is more: sums cancel, so small ones are no finer."""
-    scale = max(1.0, float(theirs.abs().max())) if theirs.numel() else 1.0
+    scale = max(1.0, float(theirs.detach().abs().max())) if theirs.numel() else 1.0
     far = (ours.detach().double() - theirs.detach().double()).abs().max() if theirs.numel() else torch.zeros(())
     assert far <= tolerance * scale, f"{what} differs by {float(far):.3g}, more than {tolerance * scale:.3g}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -13,21 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.partial import lookups, module
+from frostline.partial import lookups, module, tensor
 from frostline.partial.indices import LearnedIndices
-from frostline.partial.tensor import LOOKUPS
+from frostline.partial.memory import Memory
+from frostline.partial.tensor import DETACH, OVERRIDES
 
-from .cases import Picker, decode
+from .cases import BYTES, Picker, decode
 from .run import Ours, run
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def complaints(kinds: Sequence[str], count: int) -> list[str]:
-    """Return the messages of the assertions that fail in drawn cases of these kinds."""
+def complaints(kinds: Sequence[str], count: int, **chosen: Any) -> list[str]:
+    """Return the messages of the assertions that fail in drawn cases of these kinds, with some choices as given."""
     said = []
     for i in range(count):
-        case = decode(Picker(random.Random(i).randbytes(40)), kinds, ("plain",))
+        drawn = decode(Picker(random.Random(i).randbytes(BYTES)), kinds, (chosen.get("call", "plain"),))
+        if chosen and any("float32" in selection for selection in drawn.selections):
+            continue  # such a case may be illegal with other choices
+        case = dataclasses.replace(drawn, **chosen)
         try:
             run(case)
         except AssertionError as error:
@@ -41,7 +46,7 @@ def a_lookup_that_rescales_the_table(patch: pytest.MonkeyPatch) -> None:
             weight.frozen.data.mul_(1.001)
         return lookups.embedding(ids, weight, *args, **options)
 
-    patch.setitem(LOOKUPS, F.embedding, look_up)
+    patch.setitem(OVERRIDES, F.embedding, look_up)
 
 
 def a_row_that_is_stuck(patch: pytest.MonkeyPatch) -> None:
@@ -60,7 +65,7 @@ def a_bias_whose_gradient_is_lost(patch: pytest.MonkeyPatch) -> None:
     def linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
         return lookups.linear(x, weight, None if bias is None else bias.clone().detach())
 
-    patch.setitem(LOOKUPS, F.linear, linear)
+    patch.setitem(OVERRIDES, F.linear, linear)
 
 
 def a_checkpoint_without_what_was_learned(patch: pytest.MonkeyPatch) -> None:
@@ -106,6 +111,131 @@ def a_table_that_learns_as_a_whole(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(fl.Plan, "parameters", lambda self: list(self._model.requires_grad_().parameters()))
 
 
+def a_frozen_part_that_gets_gradients(patch: pytest.MonkeyPatch) -> None:
+    """It is used undetached, as long as nobody sets its `requires_grad`."""
+
+    def merged(memory: Memory, frozen: Tensor, learned: Tensor) -> Tensor:
+        return frozen.index_put(memory.indices.index, learned.to(frozen.dtype))
+
+    patch.setattr(module, "partial_tensor", merged)
+
+
+def a_fused_step_that_nobody_counts(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(torch.autograd.graph, "increment_version", lambda tensor: None)
+
+
+def a_detached_weight_that_learns(patch: pytest.MonkeyPatch) -> None:
+    for name in DETACH:
+        patch.setitem(OVERRIDES, name, lambda weight: weight.merged())
+
+
+def a_weight_that_hands_on_no_gradient(patch: pytest.MonkeyPatch) -> None:
+    """As if what is not a lookup were run on a copy."""
+
+    def copied(memory: Memory, frozen: Tensor, learned: Tensor) -> Tensor:
+        made = partial_tensor(memory, frozen, learned)
+        return made if memory.looked_up else made.detach().requires_grad_()
+
+    partial_tensor = module.partial_tensor
+    patch.setattr(module, "partial_tensor", copied)
+
+
+def a_view_whose_hooks_never_run(patch: pytest.MonkeyPatch) -> None:
+    run_on_view = tensor._run
+
+    def run(func: Any, args: Any, kwargs: Any) -> Any:
+        return None if func is Tensor.register_hook else run_on_view(func, args, kwargs)
+
+    patch.setattr(tensor, "_run", run)
+
+
+def a_plan_that_drops_hooks(patch: pytest.MonkeyPatch) -> None:
+    train_only = fl.train_only
+
+    def plan(model: nn.Module, *args: Any) -> fl.Plan:
+        for parameter in model.parameters():
+            parameter._backward_hooks = None
+        return train_only(model, *args)
+
+    patch.setattr(fl, "train_only", plan)
+
+
+def a_held_weight_that_goes_dead(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tensor, "check_not_replaced", lambda learned: None)
+
+
+def rows_of_matrices_that_share_a_gradient(patch: pytest.MonkeyPatch) -> None:
+    gather = LearnedIndices.gather
+
+    def first(self: LearnedIndices, full: Tensor) -> Tensor:
+        found = gather(self, full)
+        return found[:1].expand_as(found).clone() if full.ndim == 3 and self.kind == "rows" else found
+
+    patch.setattr(LearnedIndices, "gather", first)
+
+
+def writes_that_are_overwritten(patch: pytest.MonkeyPatch) -> None:
+    """The learned part always wins."""
+    patch.setattr(LearnedIndices, "update", lambda self, learned, full: self.scatter_(full, learned.detach()))
+
+
+def a_memory_that_is_brought_up_to_date_later(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module.PartialModule, "_around_step", lambda self: None)
+
+
+def an_array_of_old_values(patch: pytest.MonkeyPatch) -> None:
+    """What is only looked up is not brought up to date before it is read."""
+    patch.setattr(tensor.PartialTensor, "sync", lambda self: None)
+    patch.setattr(Memory, "seems_changed", lambda self, frozen, learned: False)
+
+
+def shared_memory_that_nobody_learns_in(patch: pytest.MonkeyPatch) -> None:
+    share = nn.Module.share_memory
+
+    def copy_and_share(self: nn.Module) -> nn.Module:
+        share(self)
+        for parameter in self.parameters():
+            parameter.data = parameter.data * 1.001
+        return self
+
+    patch.setattr(nn.Module, "share_memory", copy_and_share)
+
+
+def recurrent_weights_without_gradients(patch: pytest.MonkeyPatch) -> None:
+    flat = module._flat_weights
+    patch.setattr(module, "_flat_weights", lambda rnn: [w if w is None else w.detach() for w in flat(rnn)])
+    patch.setattr(module, "_classes", {})
+
+
+def a_load_that_misses_what_learns(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(module.sharded, "update", lambda indices, learned, full: None)
+
+
+def a_conversion_that_forgets(patch: pytest.MonkeyPatch) -> None:
+    """It converts what learns to numbers of fewer digits."""
+    apply = module.PartialModule._apply
+
+    def rounded(self: Any, fn: Any, recurse: bool = True) -> Any:
+        for name in self._frostline.partial:
+            self._parameters[f"{name}_learned"].data.mul_(1.01)
+        return apply(self, fn, recurse)
+
+    patch.setattr(module.PartialModule, "_apply", rounded)
+
+
+def a_frozen_part_that_is_given_a_gradient(patch: pytest.MonkeyPatch) -> None:
+    """An optimizer that is given all parameters moves it."""
+    collect = Ours.collect
+
+    def with_ones(self: Ours) -> list[Tensor]:
+        for parameter in self.given:
+            if parameter.grad is None:
+                parameter.grad = torch.ones_like(parameter)
+        return collect(self)
+
+    patch.setattr(Ours, "collect", with_ones)
+
+
 FAULTS: dict[str, tuple[Plant, list[str], str]] = {
     "frozen rows move": (a_lookup_that_rescales_the_table, ["embedding"], "frozen moved"),
     "decay moves frozen rows": (an_optimizer_that_decays_frozen_parts, ["linear", "convolution 1d"], "frozen moved"),
@@ -114,12 +244,138 @@ FAULTS: dict[str, tuple[Plant, list[str], str]] = {
     "a checkpoint is old": (
         a_checkpoint_without_what_was_learned,
         ["own lookup"],
-        "the gradient differs|learned values differ",
+        "the gradient differs|learned values differ|it is not current",
     ),
     "rows that were not used": (a_sparse_gradient_of_every_row, ["embedding, sparse"], "names other rows"),
     "nothing learns": (an_optimizer_that_never_steps, ["convolution 2d"], "the gradient differs"),
     "everything is kept": (a_table_that_learns_as_a_whole, ["embedding"], ""),
 }
+
+
+# The same for each axis of what other code does: the choice that finds the fault is made in every case.
+BY_OTHERS: dict[str, tuple[Plant, list[str], str, dict[str, Any]]] = {
+    "requires_grad is set": (
+        a_frozen_part_that_gets_gradients,
+        ["own forward", "convolution 1d"],
+        "is frozen and got a gradient",
+        {"toggle": "all on"},
+    ),
+    "a fused step is not counted": (
+        a_fused_step_that_nobody_counts,
+        ["convolution 2d"],
+        "read as raw: it is not current",
+        {"optimizer": "Adam", "kernel": "fused", "reading": "raw", "dtype": "float32", "oracle": "apart"},
+    ),
+    "a detached weight learns": (
+        a_detached_weight_that_learns,
+        ["own forward", "convolution 1d"],
+        "the gradient differs",
+        {"loss": "times detached", "reading": "nothing"},
+    ),
+    "a function of others gets a copy": (
+        a_weight_that_hands_on_no_gradient,
+        ["fused loss"],
+        "got no gradient|the gradient differs",
+        {},
+    ),
+    "hooks on views never run": (
+        a_view_whose_hooks_never_run,
+        ["hooked views"],
+        "the gradient differs|the gradient of a view",
+        {},
+    ),
+    "a new plan drops hooks": (
+        a_plan_that_drops_hooks,
+        ["linear", "embedding"],
+        "the gradient differs",
+        {"hook": "on gradients", "between": "plan again"},
+    ),
+    "a held weight goes dead": (
+        a_held_weight_that_goes_dead,
+        ["convolution 1d", "experts, by index"],
+        "taken from the module is not current|no gradient by it",
+        {"held": "weights", "between": "plan again"},
+    ),
+    "matrices share a gradient": (
+        rows_of_matrices_that_share_a_gradient,
+        ["experts, by index", "experts, batched", "heads, summed"],
+        "the gradient differs",
+        {},
+    ),
+    "a write is overwritten": (
+        writes_that_are_overwritten,
+        ["linear", "norms"],
+        "a write was lost|a write did not reach",
+        {"write": "a row"},
+    ),
+    "the memory is old": (
+        a_memory_that_is_brought_up_to_date_later,
+        ["cells", "convolution 3d"],
+        "it is not current",
+        {"reading": "raw"},
+    ),
+    "an array is old": (
+        an_array_of_old_values,
+        ["embedding"],
+        "read as numpy: it is not current",
+        {"reading": "numpy"},
+    ),
+    "shared memory is another": (
+        shared_memory_that_nobody_learns_in,
+        ["linear"],
+        "frozen moved|differs|other values",
+        {"shared": True},
+    ),
+    "a recurrence learns nothing": (
+        recurrent_weights_without_gradients,
+        ["rnn"],
+        "the gradient differs",
+        {"loss": "times detached"},
+    ),
+    "a load misses what learns": (
+        a_load_that_misses_what_learns,
+        ["linear", "rnn"],
+        "the gradient differs|the learned values",
+        {"between": "load in place"},
+    ),
+    "a conversion changes what learns": (
+        a_conversion_that_forgets,
+        ["linear", "norms"],
+        "other values|the learned values",
+        {"between": "another dtype and back"},
+    ),
+    "frozen parts that are given to an optimizer get gradients": (
+        a_frozen_part_that_is_given_a_gradient,
+        ["convolution 1d", "norms"],
+        "frozen moved|is frozen and got a gradient",
+        {"given": "model", "optimizer": "SGD", "kernel": "default"},
+    ),
+    "a reentrant checkpoint hands on no gradient": (
+        a_weight_that_hands_on_no_gradient,
+        ["convolution 1d", "own forward"],
+        "got no gradient|the gradient differs",
+        {"call": "checkpoint, reentrant", "loss": "nothing"},
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BY_OTHERS)
+def test_the_suite_finds_a_fault_that_shows_when_other_code_takes_part(
+    fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant, kinds, says, chosen = BY_OTHERS[fault]
+    legal: dict[str, Any] = {
+        "optimizer": "Adam",
+        "kernel": "default",
+        "scaler": False,
+        "overflow": -1,
+        "average": False,
+    }
+    legal |= {"held": "nothing", "hook": "none", "double_backward": False} | chosen
+    assert complaints(kinds, 12, **legal) == []
+    plant(monkeypatch)
+    said = complaints(kinds, 12, **legal)
+    assert any(re.search(says, complaint) for complaint in said), said
 
 
 @pytest.mark.parametrize("fault", FAULTS)
