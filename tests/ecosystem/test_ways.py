@@ -95,6 +95,15 @@ def test_every_way_was_run(folder: Path) -> None:
     assert written == set(WAYS)
 
 
+SAYS = {EXACT: "the same bits", ORDER: "within 2e-6", BF16: "within 5e-3"}
+
+
+def test_the_page_says_which_ways_have_the_same_bits() -> None:
+    page = (HERE.parents[1] / "docs" / "many-processes.md").read_text().splitlines()
+    start = page.index("| way | against one process |") + 2
+    assert page[start : start + len(WAYS) + 1] == [f"| {way} | {SAYS[off]} |" for way, (_, off) in WAYS.items()] + [""]
+
+
 @each_way
 def test_the_losses_are_those_of_one_process(folder: Path, way: str) -> None:
     name, tolerance = WAYS[way]

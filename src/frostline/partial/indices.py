@@ -101,10 +101,12 @@ class LearnedIndices:
         """
         learned.copy_(with_changes(learned, self.gather(full)))
 
-    @torch.no_grad()
     def scatter_(self, full: Tensor, values: Tensor) -> None:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned indices."""
-        values = values if values.dtype == full.dtype else values.to(full.dtype)
+        full = full.detach()  # quicker than `no_grad`, and a write to it is counted in the version of `full`
+        values = values.detach() if values.dtype == full.dtype else values.detach().to(full.dtype)
+        if full.dtype.itemsize == 1:  # torch has no indexed writes for float8
+            full, values = full.view(torch.uint8), values.view(torch.uint8)
         if self.row_to_slot is not None:
             full.index_copy_(0, self.index[0], values)
         else:

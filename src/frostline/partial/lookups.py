@@ -127,7 +127,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         return NotImplemented
     if isinstance(bias, PartialTensor):
         bias = bias.merged()  # (V,): a compiler would lose the gradient of a bias passed on as it is
-    weight.sync()  # a NaN that has been in a learned row would reach the gradient of the input: 0 * NaN is NaN
+    if input.requires_grad:
+        weight.sync()  # a NaN that was in a learned row would reach the gradient of the input: 0 * NaN is NaN
+    check_not_replaced(weight.learned)
     (ids,) = weight.learned_indices.index
     out = F.linear(input, weight.frozen.detach(), bias)
     learned = weight.learned.to(weight.frozen.dtype)
