@@ -4,8 +4,8 @@ TRL hands the weight of the head to an autograd.Function of its own. Each run is
 nothing of frostline: the plain model under the same trainer, with the gradient of its tables masked. A small random
 Llama and a tokenizer made here; nothing is downloaded.
 
-One run of each trainer by default. `make soak` runs tied and untied heads, other losses, kinds of checkpointing, and more
-of DeepSpeed.
+One run of each trainer by default. `make soak` runs tied and untied heads, other losses, kinds of checkpointing, and
+more of DeepSpeed.
 """
 
 from __future__ import annotations
