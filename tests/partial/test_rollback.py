@@ -1,4 +1,4 @@
-"""A plan, a merge, a load or a carry that is interrupted at any line leaves the model and its optimizers as they were."""
+"""Interrupted at any line, a plan, a merge, a load or a carry leaves the model and its optimizers as they were."""
 
 import linecache
 import sys
