@@ -9,6 +9,7 @@ gradient of its tables masked.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,7 @@ def train_whole(engine: Any) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # a crash in C++ says where
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("ways", choices=WAYS, nargs="+")
