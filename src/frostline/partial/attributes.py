@@ -108,8 +108,6 @@ _ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.data.__set__: _set_data,
     _tensor.share_memory_: lambda weight: (weight.learned.share_memory_(), weight.frozen.share_memory_(), weight)[-1],
     _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
-    _tensor.__deepcopy__: lambda weight, memo: weight.merged().detach().clone(),
-    _tensor.__reduce_ex__: lambda weight, protocol: weight.merged().detach().clone().__reduce_ex__(protocol),
     _tensor.register_hook: _no_hook,
     _tensor.register_post_accumulate_grad_hook: _no_hook,
 }

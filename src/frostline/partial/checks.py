@@ -79,6 +79,23 @@ def check_ties(model: nn.Module, model_tensor: ModelTensor) -> None:
         )
 
 
+def check_memory(model_tensor: ModelTensor) -> None:
+    """Raise if what learns of the tensor could not be written to its memory without changing what does not."""
+    tensor = model_tensor.tensor
+    if tensor.is_inference():
+        raise PartialTensorError(
+            f"{model_tensor.name}: made under inference_mode, so it cannot learn. Make the model outside, or clone it."
+        )
+    reach = 0  # of the dimensions so far, from the shortest step to the longest
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if not is_sharded(tensor) else ():
+        if size > 1 and stride <= reach:
+            raise PartialTensorError(
+                f"{model_tensor.name}: several of its elements share memory (strides {tensor.stride()}), so frozen ones "
+                "would move with what learns. Make it a tensor of its own: nn.Parameter(tensor.contiguous())."
+            )
+        reach += (size - 1) * stride if size > 1 else 0
+
+
 def check_own(name: str, indices: LearnedIndices, learned: Tensor) -> None:
     """Raise if `learned` is of a model in which other elements learn: torch.func runs a model on any parts."""
     for part in parts_like(learned):

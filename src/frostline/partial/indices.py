@@ -88,6 +88,11 @@ class LearnedIndices:
         """Return a copy of the values of `full` (V, *) at the learned indices, shape (R, *) or (n,)."""
         return full[self.index]
 
+    def holds(self, full: Tensor, values: Tensor) -> bool:
+        """Return whether `full` (V, *) has the bits of `values`, (R, *) or (n,), at the learned indices."""
+        now, values = self.gather(full.detach()), values.detach().to(full.dtype)
+        return torch.equal(now.contiguous().view(torch.uint8), values.contiguous().view(torch.uint8))
+
     def merged(self, frozen: Tensor, learned: Tensor) -> Tensor:
         """Return a copy of `frozen` with `learned` at its indices; only `learned` gets a gradient through it."""
         return frozen.detach().index_put(self.index, learned.to(frozen.dtype))

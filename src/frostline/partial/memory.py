@@ -83,21 +83,17 @@ class Memory:
         """Make both parts hold the same values at the learned indices. Cost: one write of what learns."""
         if frozen.is_meta or learned.is_meta or self.indices.read_only:
             return
-        with _LOCK, torch._C.DisableTorchFunction():
+        with _LOCK, torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
             stamp, known = _stamp(frozen), self.knows(frozen, learned)
             unchanged = known and self._stamps[1] == _stamp(learned)
             if unchanged and self._stamps[0] != stamp:
                 self.indices.update(learned, frozen.detach())
+            elif unchanged and self.indices.holds(frozen, learned):
+                return  # compared all the same: `.data`, other processes and C++ write without being counted
             else:
-                # Written in any case: `.data`, other processes and C++ write to the learned part without being counted.
-                # Where nothing seems to have changed this is not counted either: graphs that saved the tensor would
-                # raise.
                 if self._writable != stamp[0]:
                     self._writable = writable(frozen).data_ptr()
-                self.indices.scatter_(frozen, learned.detach())
-                if unchanged and self._writable == stamp[0]:
-                    torch._C._autograd._unsafe_set_version_counter((frozen,), (stamp[1],))
-                    return
+                self.indices.scatter_(frozen, learned)
             self.note(frozen, learned)
 
     def restorer(self, frozen: Tensor, learned: Tensor) -> Callable[[], None]:

@@ -44,7 +44,7 @@ _METADATA = {
         "is_meta", "is_sparse", "is_quantized", "is_nested", "_version", "output_nr",
     )),
     *(getattr(Tensor, name) for name in (
-        "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device",
+        "size", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device",
         "is_floating_point", "is_complex", "is_contiguous", "is_pinned", "is_shared", "__len__", "__hash__",
     )),
 }
@@ -69,6 +69,22 @@ DETACH = {_tensor.data.__get__, _tensor.detach, torch.detach}
 OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
+class _Partial(Tensor):
+    """What a partial tensor and its views have in common: their memory cannot be replaced, a copy of them is plain."""
+
+    def set_(self, *args: Any, **kwargs: Any) -> Any:  # torch does not ask `__torch_function__`
+        """Raise: what is written to the new memory would not reach the partial tensor."""
+        raise PartialTensorError(_NO_SET)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        with torch.no_grad():
+            return self.clone()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        with torch.no_grad():
+            return self.clone().__reduce_ex__(protocol)
+
+
 class _Alias(torch.autograd.Function):
     """The memory of the frozen part, as a tensor of which the learned part gets its share of the gradient."""
 
@@ -87,7 +103,7 @@ class _Alias(torch.autograd.Function):
 _alias = _Alias.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
 
 
-class PartialTensor(Tensor):
+class PartialTensor(_Partial):
     """A tensor in two parts: `frozen` (V, *), which keeps every bit, and `learned` (R, *) or (n,), which learns.
 
     Made by `train_only`, and found where the module's weight was: `model.embed.weight`. It has the shape, dtype, device
@@ -149,7 +165,7 @@ class PartialTensor(Tensor):
     def sync(self) -> None:
         """Make both parts hold the same values."""
         check_not_replaced(self.learned)
-        if self.stands_in:
+        if self.stands_in or torch.compiler.is_compiling():
             return
         with _plain():
             if not self._has_own_graph():
@@ -166,13 +182,9 @@ class PartialTensor(Tensor):
         """Return the whole tensor (V, *), through which `learned` gets its gradient; a copy only of a stand-in."""
         self.sync()
         with _plain():
-            if not self.stands_in:
+            if not (self.stands_in or torch.compiler.is_compiling()):
                 return self.view_as(self).as_subclass(Tensor)
             return self.learned_indices.merged(self.frozen, self.learned)
-
-    def set_(self, *args: Any, **kwargs: Any) -> Any:  # torch does not ask `__torch_function__`
-        """Raise: the memory of one part only would be replaced."""
-        raise PartialTensorError(_NO_SET)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         size = " x ".join(f"{n:,}" for n in self.shape) or "scalar"
@@ -216,14 +228,15 @@ def _set_fields(tensor: PartialTensor, frozen: Tensor, learned: Tensor, memory: 
     tensor.memory, tensor.stands_in = memory, stands_in
 
 
-class PartialView(Tensor):
+class PartialView(_Partial):
     """A view of a partial tensor, such as `weight[1]` or `weight.detach()`: a write to it reaches both parts."""
 
     origin: PartialTensor
+    made_at: int  # version of the learned part
 
-    def set_(self, *args: Any, **kwargs: Any) -> Any:
-        """Raise: what is written to the new memory would not reach the partial tensor."""
-        raise PartialTensorError(_NO_SET)
+    def __format__(self, spec: str) -> str:
+        with torch.no_grad():
+            return format(self.clone(), spec)
 
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -231,6 +244,8 @@ class PartialView(Tensor):
         if func in _METADATA:
             with _plain():
                 return func(*args, **(kwargs or {}))
+        if func is _tensor.data.__set__:
+            raise PartialTensorError(_NO_SET)
         if func in DETACH:
             check_no_new_parameter(sys._getframe(1))
             with _plain():
@@ -244,7 +259,7 @@ _KINDS = PartialTensor, PartialView
 def view(origin: PartialTensor, tensor: Tensor) -> PartialView:
     """Return `tensor`, which shares the memory of `origin`, as a view of it."""
     made = tensor.as_subclass(PartialView)
-    made.origin = origin
+    made.origin, made.made_at = origin, origin.learned._version
     return made
 
 
@@ -273,8 +288,13 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
             raise PartialTensorError(_TAKEN_BEFORE)
     versions = [origin.frozen._version for origin in origins]
     with _plain():
+        memories: list[tuple[PartialTensor, Tensor]] = [(_origin(value), value) for value in used]
         if any(origin.stands_in for origin in origins):
-            args, kwargs = tree_map(_merged, (args, kwargs))
+            copies = {id(value): (value, value.merged()) for value in used if isinstance(value, PartialTensor)}
+            args, kwargs = tree_map(
+                lambda value: copies[id(value)][1] if id(value) in copies else value, (args, kwargs)
+            )
+            memories += copies.values()
         result = func(*args, **kwargs)
     uncounted = _may_write(func, kwargs) and torch.is_inference_mode_enabled()
     for origin, version in zip(origins, versions, strict=True):
@@ -283,8 +303,8 @@ def _run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
                 torch.autograd.graph.increment_version(origin.frozen)
             origin.sync()
     if isinstance(result, Tensor):
-        return _with_origin(result, used)
-    return tree_map(lambda value: _with_origin(value, used), result)
+        return _with_origin(result, memories)
+    return tree_map(lambda value: _with_origin(value, memories), result)
 
 
 def _partial_in(values: Iterable[Any]) -> Iterator[PartialTensor | PartialView]:
@@ -297,6 +317,10 @@ def _partial_in(values: Iterable[Any]) -> Iterator[PartialTensor | PartialView]:
 
 
 def _merged(value: Any) -> Any:
+    if isinstance(value, PartialView):
+        raise PartialTensorError(
+            "a compiled function cannot use a view of a partial tensor from outside. Take it inside."
+        )
     return value.merged() if isinstance(value, PartialTensor) else value
 
 
@@ -326,16 +350,16 @@ def check_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
             raise PartialTensorError(why)
 
 
-def _with_origin(value: Any, used: list[PartialTensor | PartialView]) -> Any:
-    """Return the result `value`; as a PartialView if it is a view of a tensor in `used`."""
+def _with_origin(value: Any, memories: list[tuple[PartialTensor, Tensor]]) -> Any:
+    """Return the result `value`; as a PartialView if it shares the memory of a partial tensor, or of a copy of it."""
     if isinstance(value, np.ndarray):
         value.setflags(write=False)  # a write to it would be counted by nobody
-    if isinstance(value, Tensor) and not isinstance(value, _KINDS):
-        if torch._C._functorch.is_functorch_wrapped_tensor(value):
-            return value
-        for source in used:  # by memory: a view of another dtype, or one made in inference mode, has no `_base`
-            if value.layout == torch.strided and _storage(value) == _storage(source) and value.numel():
-                return view(_origin(source), value)
+    plain = isinstance(value, Tensor) and not isinstance(value, _KINDS) and value.layout == torch.strided
+    if plain and value.numel() and not torch._C._functorch.is_functorch_wrapped_tensor(value):
+        for origin, tensor in memories:  # not by `_base`, which a view of another dtype or in inference mode has not
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+            if not wrapped and _storage(value) == _storage(tensor):
+                return view(origin, value)
     return value
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from frostline.errors import FrostlineError, PatternError, SelectionError
 from frostline.partial.checks import (
     check_mapped_selection,
+    check_memory,
     check_not_sharded,
     check_not_wrapped,
     check_nothing_lost,
@@ -88,6 +89,8 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
     for tensor, choice in zip(tensors, choices, strict=True):
         check_ties(model, tensor)
         check_nothing_lost(tensor, choice.learns)
+        if choice.values is not None:
+            check_memory(tensor)
     _make_classes(tensors, choices)
     frozen = {tensor.name for tensor in tensors if tensor.learned is None and not tensor.tensor.requires_grad}
     with model_restored_on_error(model, tensors):
