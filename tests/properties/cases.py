@@ -182,7 +182,9 @@ def decode(pick: Picker, kinds: Sequence[str], calls: Sequence[str], compiled_st
     if compiled and CASES < SOAK:  # each of these compiles again, for seconds
         toggle, hook, write, schedule = "none", "none", "nothing", schedule and not compiled_step
         between = "nothing" if compiled_step else between
-    average = pick([False, True]) and write == "nothing" and between not in LOADED
+    average: bool = pick([False, True]) and between not in LOADED
+    if average:
+        write = "nothing"  # the average of a frozen number that is written to moves
     return Case(
         kind=kind,
         selections=chosen,

@@ -54,7 +54,7 @@ KERNELS: dict[str, dict[str, bool]] = {
     "compiled": {},
 }
 EPS = 1e-4  # what is usual, 1e-8, is 0 in float16, where a gradient of 0 then gives NaN: plain tensors as well
-_EACH, _FUSED = ("default", "loop", "foreach"), ("default", "loop", "foreach", "fused")
+_EACH, _FUSED = ("default", "loop", "foreach"), ("default", "loop", "foreach", "fused", "fused")
 
 
 def _betas(momentum: float) -> tuple[float, float]:
