@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial.memory import writable
 from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.partial.rollback import model_restored_on_error, values_restored_on_error
+from frostline.partial.tensor.memory import writable
 
 
 def find_tables(model: Any) -> list[ModelTensor]:

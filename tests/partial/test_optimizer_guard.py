@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 import threading
+import traceback
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_models_are_planned_and_trained_in_several_threads() -> None:
                 moved.append((table(model) != before).any(dim=1).tolist())
                 fl.merge(model)
         except Exception as error:
-            errors.append(error)
+            errors.append("".join(traceback.format_exception(error)))
 
     threads = [threading.Thread(target=train) for _ in range(6)]
     try:

@@ -51,7 +51,8 @@ def test_nothing_keeps_a_partial_tensor_longer_than_its_model_or_the_next_step()
         seen = weakref.ref(model.embed.weight)
         frozen = weakref.ref(model.embed._parameters["weight"])
         del model
-        assert seen() is None and frozen() is None
+        assert seen() is None
+        assert frozen() is None
     finally:
         gc.enable()
 

@@ -31,25 +31,6 @@ HELD = {
 EACH_HELD = pytest.mark.parametrize("hold", HELD.values(), ids=HELD.keys())
 
 
-# What is not right yet: test -> whether the case of this id is meant. A mended case fails until it is taken out.
-_COPIES = ("deepcopy-", "pickle-", "torch.save-", "in a dictionary-")
-_CURRENT = ("optimizer-eager-detached-head", "optimizer-eager-its data-head", "optimizer-eager-a detached row-head")
-STILL = {
-    "a_copy": lambda case: case.startswith("a process-") or (case.startswith(_COPIES) and "the weight" not in case),
-    "it_prints": lambda case: "scalar" in case,
-    "a_transform": lambda case: not case.startswith(("vmap over x", "autograd", "grad of itself-weight")),
-    "a_compiled": lambda case: case not in _CURRENT,
-    "a_weight_whose": lambda case: True,
-}
-
-
-@pytest.fixture(autouse=True)
-def _still_wrong(request):
-    for test, is_meant in STILL.items():
-        if request.node.name.startswith(f"test_{test}") and is_meant(request.node.callspec.id):
-            request.applymarker(pytest.mark.xfail(strict=True, reason="not mended yet"))
-
-
 def trained(make):
     """A module after a step of which its memory need not know yet, and a plain one of the same values."""
     torch.manual_seed(0)

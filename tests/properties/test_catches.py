@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.partial import lookups, module, tensor
-from frostline.partial.indices import LearnedIndices
-from frostline.partial.memory import Memory
-from frostline.partial.tensor import DETACH, OVERRIDES
+from frostline.partial.tensor import attributes, dispatch
+from frostline.partial.tensor.indices import LearnedIndices
+from frostline.partial.tensor.memory import Memory
+from frostline.partial.tensor.partial_tensor import OVERRIDES
 
 from .cases import BYTES, Picker, decode
 from .run import Ours, run
@@ -125,7 +126,7 @@ def a_fused_step_that_nobody_counts(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_detached_weight_that_learns(patch: pytest.MonkeyPatch) -> None:
-    for name in DETACH:
+    for name in attributes._DETACH:
         patch.setitem(OVERRIDES, name, lambda weight: weight.merged())
 
 
@@ -141,12 +142,12 @@ def a_weight_that_hands_on_no_gradient(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_view_whose_hooks_never_run(patch: pytest.MonkeyPatch) -> None:
-    run_on_view = tensor._run
+    run_on_view = dispatch.run
 
     def run(func: Any, args: Any, kwargs: Any) -> Any:
         return None if func is Tensor.register_hook else run_on_view(func, args, kwargs)
 
-    patch.setattr(tensor, "_run", run)
+    patch.setattr(dispatch, "run", run)
 
 
 def a_plan_that_drops_hooks(patch: pytest.MonkeyPatch) -> None:

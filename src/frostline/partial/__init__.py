@@ -4,17 +4,15 @@
 in part becomes a PartialTensor, and its module's class a subclass of itself. `merge` undoes it.
 """
 
-from frostline.partial import attributes as attributes  # registers its functions with PartialTensor, as lookups does
-from frostline.partial import lookups as lookups
-from frostline.partial.indices import LearnedIndices
 from frostline.partial.learned_file import load_learned, save_learned
 from frostline.partial.mapped import mapped_embedding, open_raw, open_safetensors
-from frostline.partial.memory import Memory
 from frostline.partial.model_tensors import MappedTable, State
 from frostline.partial.module import new_partial_module
 from frostline.partial.plan import Line, Plan
 from frostline.partial.selections import All, Entries, Rows, Selection, entries, everything, nothing, rows
 from frostline.partial.tensor import PartialTensor
+from frostline.partial.tensor.indices import LearnedIndices
+from frostline.partial.tensor.memory import Memory
 from frostline.partial.train_only import merge, train_only
 
 __all__ = [

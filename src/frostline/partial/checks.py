@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from frostline.errors import PartialTensorError, SelectionError
-from frostline.partial.indices import LearnedIndices
 from frostline.partial.model_tensors import ModelTensor, memories_of
 from frostline.partial.optimizer_guard import owners_of, parts_like
 from frostline.partial.selections import Rows, Selection
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor
+from frostline.partial.tensor.indices import LearnedIndices
 
 
 def check_mapped_selection(model_tensor: ModelTensor, selection: Selection) -> None:
@@ -90,8 +90,8 @@ def check_memory(model_tensor: ModelTensor) -> None:
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if not is_sharded(tensor) else ():
         if size > 1 and stride <= reach:
             raise PartialTensorError(
-                f"{model_tensor.name}: several of its elements share memory (strides {tensor.stride()}), so frozen ones "
-                "would move with what learns. Make it a tensor of its own: nn.Parameter(tensor.contiguous())."
+                f"{model_tensor.name}: elements of it share memory (strides {tensor.stride()}), so frozen ones would "
+                "move with what learns. Make it a tensor of its own: nn.Parameter(tensor.contiguous())."
             )
         reach += (size - 1) * stride if size > 1 else 0
 

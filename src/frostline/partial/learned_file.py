@@ -24,11 +24,11 @@ from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
 from frostline.files import replacing
-from frostline.partial.indices import LearnedIndices
-from frostline.partial.memory import writable
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.rollback import values_restored_on_error
 from frostline.partial.sharded import chunks, full_tensor, is_sharded, on_one_process
+from frostline.partial.tensor.indices import LearnedIndices
+from frostline.partial.tensor.memory import writable
 
 _FORMAT = "frostline-learned-1"
 
@@ -251,8 +251,8 @@ def _warn_of_differences(path: Path, name: str, item: Saved, target: Tensor) -> 
 
 def _sync(target: ModelTensor) -> None:
     """Copy learned values into the frozen part too, so that its fingerprint is that of the full tensor."""
-    if target.indices is not None and target.learned is not None and not target.mapped:
-        target.indices.scatter_(writable(target.tensor), target.learned.detach())
+    if target.memory is not None and target.learned is not None:
+        target.memory.sync(target.tensor, target.learned)
 
 
 @torch.no_grad()

@@ -13,10 +13,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from frostline.partial.indices import LearnedIndices
-from frostline.partial.memory import Memory
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, view
+from frostline.partial.tensor.indices import LearnedIndices
+from frostline.partial.tensor.memory import Memory
 
 _CHUNK = 1 << 16  # rows of a checkpoint that are compared with a mapped file at a time
 
@@ -138,7 +138,12 @@ class ModelTensor:
     names: list[str] = field(default_factory=list)
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
     learned: nn.Parameter | None = None
-    indices: LearnedIndices | None = None
+    memory: Memory | None = None
+
+    @property
+    def indices(self) -> LearnedIndices | None:
+        """What learns of it, if rows or entries do."""
+        return None if self.memory is None else self.memory.indices
 
     @property
     def name(self) -> str:
@@ -162,5 +167,5 @@ def find_tensors(model: nn.Module) -> list[ModelTensor]:
             if (module, name) not in model_tensor.owners:
                 model_tensor.owners.append((module, name))
             if name in partial:
-                model_tensor.learned, model_tensor.indices = parts(module, name)[1], partial[name].indices
+                model_tensor.learned, model_tensor.memory = parts(module, name)[1], partial[name]
     return list(found.values())

@@ -5,29 +5,25 @@ parts are ordinary Parameters of the module, so optimizers, DDP, FSDP2, `deepcop
 nothing unusual:
     _parameters["weight"]           the frozen part, requires_grad=False, under the tensor's own name
     _parameters["weight_learned"]   the part that learns
-The property makes the PartialTensor from them at each use, so it never refers to memory that a module no longer uses.
+The property shows them as a PartialTensor, which never refers to memory that the module no longer uses.
 
-Libraries detect a tie by `head.weight is embed.weight`, and make one by `head.weight = embed.weight`. For both to
-work, a PartialTensor is cached while anything refers to it. FSDP2 is given the frozen part alone, so the learned part
-that belongs to it is remembered.
+Libraries detect a tie by `head.weight is embed.weight`, and make one by `head.weight = embed.weight`: owners of a tied
+tensor show the same object.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial import sharded
 from frostline.partial.checks import check_own
-from frostline.partial.memory import Memory
 from frostline.partial.model_tensors import (
     State,
     frozen_part,
@@ -38,8 +34,16 @@ from frostline.partial.model_tensors import (
     state_of,
 )
 from frostline.partial.optimizer_guard import adopt, frozen_of
-from frostline.partial.sharded import check_agreement, is_sharded, note_mesh, was_sharded
+from frostline.partial.sharded import (
+    check_agreement,
+    is_sharded,
+    note_mesh,
+    parts_of_sharded,
+    remember_sharded,
+    was_sharded,
+)
 from frostline.partial.tensor import PartialTensor, partial_tensor
+from frostline.partial.tensor.memory import Memory
 
 
 class PartialModule(nn.Module):
@@ -88,8 +92,9 @@ class PartialModule(nn.Module):
         memory.looked_up = memory.looked_up and only_looks_up(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PartialModule:
-        self._sync()
-        before = [_storages(frozen, learned) for _, frozen, learned in memories_of(self)]
+        for memory, frozen, learned in (memories := memories_of(self)):
+            memory.sync(frozen, learned)
+        before = [_storages(frozen, learned) for _, frozen, learned in memories]
         with _parameters_stay_objects():
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for (memory, frozen, learned), storages in zip(memories_of(self), before, strict=True):
@@ -98,11 +103,6 @@ class PartialModule(nn.Module):
         for name, memory in self._frostline.partial.items():
             memory.indices = memory.indices.to(frozen_part(self, name).device)
         return self
-
-    def _sync(self) -> None:
-        """Make both parts of each partial tensor hold the same values."""
-        for memory, frozen, learned in memories_of(self):
-            memory.sync(frozen, learned)
 
     def _around_step(self) -> None:
         """Before an optimizer's step, take over what was written to the frozen parts; after it, what has learned."""
@@ -115,10 +115,11 @@ class PartialModule(nn.Module):
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         state = self._frostline
-        self._sync()  # the frozen part is the full tensor, without a copy
-        for name, memory in state.partial.items():
+        for name, memory in state.partial.items():  # then the frozen part is the full tensor, without a copy
             frozen, learned = parts(self, name)
-            if is_sharded(frozen) and not frozen.is_meta:
+            if not is_sharded(frozen):
+                memory.sync(frozen, learned)
+            elif not frozen.is_meta:
                 sharded.scatter_(memory.indices, frozen, sharded.full_tensor(learned))
         super()._save_to_state_dict(destination, prefix, keep_vars)
         for name, table in state.mapped.items():
@@ -142,11 +143,10 @@ class PartialModule(nn.Module):
             elif problem:
                 errors.append(f"{prefix}{name}: {problem}")
                 from_mapped[name] = None
-        # The checkpoint holds full tensors, and torch's own loading copies them into the frozen parts. First, the
-        # learned values are written there; afterwards, the values that differ have been loaded, and are copied to the
-        # learned parts. So the user's hooks run, and a key that is missing or has another shape is reported once, under
-        # the tensor's own name, and leaves the learned part as it is. (`torch.distributed.checkpoint` reads into the
-        # memory of `state_dict()`: the loaded values are in the frozen part already, and must not be overwritten.)
+        # The checkpoint holds full tensors, which torch's own loading copies into the frozen parts, where the learned
+        # values are written first: what differs afterwards has been loaded. So the user's hooks run, and a key that is
+        # missing or does not fit is reported once, and leaves the learned part as it is. (torch.distributed.checkpoint
+        # reads into the memory of `state_dict()`: the loaded values are there already, and must not be overwritten.)
         for name, memory in state.partial.items():
             frozen, learned = parts(self, name)
             key = prefix + learned_name(name)
@@ -355,20 +355,3 @@ def _parameters_stay_objects() -> Iterator[None]:
         yield
     finally:
         torch.__future__.set_swap_module_params_on_conversion(swap)
-
-
-_sharded_parts: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, memory
-
-
-def remember_sharded(frozen: Tensor, learned: Tensor, memory: Memory) -> None:
-    """Remember which learned part belongs to `frozen`, a sharded Parameter that FSDP2 is given without it."""
-    _sharded_parts[frozen] = weakref.ref(learned), memory
-
-
-def parts_of_sharded(frozen: Tensor | None) -> tuple[nn.Parameter, Memory] | None:
-    """Return the learned part and the memory that belong to a sharded frozen part; None if none were remembered."""
-    if frozen is None or frozen not in _sharded_parts:
-        return None
-    reference, memory = _sharded_parts[frozen]
-    learned = reference()
-    return None if learned is None else (learned, memory)

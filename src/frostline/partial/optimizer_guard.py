@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.weak import WeakIdKeyDictionary, WeakTensorKeyDictionary
 
-from frostline.errors import PartialTensorError, StaleOptimizerError
+from frostline.errors import StaleOptimizerError
 
 _FIX = "Make it after train_only: torch.optim.AdamW(plan.parameters(), ...); or update it with plan.carry(optimizer)."
 
@@ -121,19 +121,6 @@ def replaced_part(learned: Tensor) -> tuple[Tensor | None, tuple[Tensor, ...]] |
     return frozen(), index
 
 
-def check_not_replaced(learned: Tensor) -> None:
-    """Raise PartialTensorError if a later plan, or a merge, has replaced `learned`.
-
-    A weight that was taken from its module before would show values that no module uses any more, and a gradient or a
-    write would reach neither the model nor an optimizer.
-    """
-    if not torch.compiler.is_compiling() and learned in _replaced_parts:
-        raise PartialTensorError(
-            f"a partial tensor with a learned part of shape {tuple(learned.shape)} was taken from its module before a "
-            "later plan or a merge. Take it from the module again: module.weight."
-        )
-
-
 def is_stale(tensor: Tensor) -> bool:
     """Return whether a plan has replaced `tensor`, a Parameter or a learned part, by other parts."""
     return tensor in _replaced_parts or tensor in _learned_of
@@ -198,6 +185,11 @@ def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 def _bring_up_to_date(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """After a step, let the modules copy what learned into the memory of the frozen parts."""
     holding: _Holding | None = _holdings.get(optimizer)
+    if holding is not None and holding.made_of != _made_of(
+        optimizer
+    ):  # a closure has run a copied model for the first time
+        with _LOCK:
+            holding = _holdings[optimizer] = _held_by(optimizer)
     if holding is None or not holding.parts:
         return
     for part, _ in holding.parts:
@@ -253,7 +245,8 @@ def _check_now(optimizer: Optimizer, holding: _Holding) -> None:
         if learned is None or learned not in _undriven:
             holding.undriven.remove(reference)
         elif any(learned is parameter for parameter in held):
-            del _undriven[learned]
+            with _LOCK:
+                _undriven.pop(learned, None)
         elif not learned.requires_grad:
             raise StaleOptimizerError(
                 f"optimizer: {type(optimizer).__name__} trains this model, but the learned part of shape "

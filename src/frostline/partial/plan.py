@@ -10,7 +10,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from frostline.partial.model_tensors import ModelTensor
 from frostline.partial.optimizer_carry import carry
+from frostline.partial.tensor.indices import LearnedIndices
 from frostline.printing import listed, text_table
 
 _ADAM = 2  # values that Adam keeps for each parameter that learns
@@ -43,6 +45,20 @@ class Line:
     def total(self) -> int:
         """How many values the tensor has."""
         return math.prod(self.shape)
+
+
+def line_of(tensor: ModelTensor, learns: LearnedIndices | bool) -> Line:
+    """Return the line of a tensor of which `learns` learns."""
+    values = tensor.tensor
+    kind, count, learned = "nothing", None, 0
+    if isinstance(learns, LearnedIndices):
+        kind, count = learns.kind, len(learns)
+        learned = count * (values[0].numel() if learns.kind == "rows" else 1)
+    elif learns:
+        kind, learned = "everything", values.numel()
+    note = "mapped" if tensor.mapped else ""
+    note = note if values.is_floating_point() or values.is_complex() else f"{values.dtype} cannot learn"
+    return Line(tensor.name, tuple(tensor.names[1:]), tuple(values.shape), kind, count, learned, note)
 
 
 class Plan:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from frostline.partial.memory import writable
 from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.partial.optimizer_guard import noted
+from frostline.partial.tensor.memory import writable
 
 
 @contextlib.contextmanager
@@ -82,6 +82,8 @@ def _module_undo(module: nn.Module) -> Callable[[], None]:
             module.__dict__.pop("_frostline", None)
         else:
             vars(state).update(fields)
+            for memory in state.partial.values():
+                memory.in_use = True
             module.__dict__["_frostline"] = state
         if flat_weights is not None:
             module.__dict__["_flat_weights"] = flat_weights

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import RowError, SelectionError, ShapeError
-from frostline.partial.indices import LearnedIndices
+from frostline.partial.tensor.indices import LearnedIndices
 from frostline.printing import listed
 
 RowsLike: TypeAlias = "Iterable[int] | Tensor | np.ndarray[Any, Any] | slice"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -25,10 +26,11 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import LearnedFileError, PartialTensorError
-from frostline.partial.indices import LearnedIndices, with_changes
-from frostline.partial.memory import writable
+from frostline.partial.tensor.indices import LearnedIndices, with_changes
+from frostline.partial.tensor.memory import Memory, writable
 
 _CHUNK = 1 << 24  # elements of a sharded tensor that are gathered at a time
 
@@ -251,3 +253,20 @@ def _groups(indices: LearnedIndices) -> list[Any]:
         return [] if mesh is None else [mesh.get_group(dim) for dim in range(mesh.ndim)]
     together = torch.is_grad_enabled() and ddp.training and ddp.require_backward_grad_sync
     return [ddp.process_group] if together and not ddp._join_config.enable else []
+
+
+_sharded_parts: Any = WeakTensorKeyDictionary()  # sharded frozen part -> weak reference to its learned part, memory
+
+
+def remember_sharded(frozen: Tensor, learned: Tensor, memory: Memory) -> None:
+    """Remember which learned part belongs to `frozen`, a sharded Parameter that FSDP2 is given without it."""
+    _sharded_parts[frozen] = weakref.ref(learned), memory
+
+
+def parts_of_sharded(frozen: Tensor | None) -> tuple[nn.Parameter, Memory] | None:
+    """Return the learned part and the memory that belong to a sharded frozen part; None if none were remembered."""
+    if frozen is None or frozen not in _sharded_parts:
+        return None
+    reference, memory = _sharded_parts[frozen]
+    learned = reference()
+    return None if learned is None else (learned, memory)

@@ -25,14 +25,14 @@ from frostline.partial.checks import (
     check_ties,
     check_unseen_uses,
 )
-from frostline.partial.indices import LearnedIndices
-from frostline.partial.memory import Memory, writable
 from frostline.partial.model_tensors import ModelTensor, State, find_tensors, learned_name, only_looks_up, state_of
 from frostline.partial.module import partial_class, plain_class
 from frostline.partial.optimizer_guard import mark_replaced, watch
-from frostline.partial.plan import Line, Plan
+from frostline.partial.plan import Plan, line_of
 from frostline.partial.rollback import model_restored_on_error, set_class
 from frostline.partial.selections import All, Selection, nothing
+from frostline.partial.tensor.indices import LearnedIndices
+from frostline.partial.tensor.memory import Memory
 
 
 def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_running_stats: bool = False) -> Plan:
@@ -81,6 +81,9 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
         )
     check_not_wrapped(model)
     tensors = find_tensors(model)
+    for tensor in tensors:
+        if tensor.memory is not None and tensor.learned is not None:
+            tensor.memory.sync(tensor.tensor, tensor.learned)
     _check_patterns(selections, tensors)
     choices = [_choose(tensor, selections) for tensor in tensors]
     check_unseen_uses(
@@ -104,7 +107,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
                 _split(model, tensor, choice.learns, choice.values)
         norms = {name: module for name, module in model.named_modules() if _has_moving_stats(module)}
         _set_classes(model, frozen_stats=set(norms.values()) if freeze_running_stats else set())
-        lines = [_line(tensor, choice.learns) for tensor, choice in zip(tensors, choices, strict=True)]
+        lines = [line_of(tensor, choice.learns) for tensor, choice in zip(tensors, choices, strict=True)]
         newly_learning = {line.name for line in lines if line.learns != "nothing"} & frozen
         moving_stats, frozen_stats = ((), tuple(norms)) if freeze_running_stats else (tuple(norms), ())
         return Plan(model, lines, moving_stats, frozen_stats, newly_learning)
@@ -277,19 +280,19 @@ def _make_classes(tensors: Sequence[ModelTensor], choices: Sequence[Choice]) -> 
 
 def _merge_parts(tensor: ModelTensor) -> None:
     """Write the learned part into the frozen part, and make the tensor a plain Parameter again."""
-    if tensor.indices is None or tensor.learned is None:
+    if tensor.memory is None or tensor.learned is None:
         return
-    if not tensor.mapped:
-        tensor.indices.scatter_(writable(tensor.tensor), tensor.learned.detach())
+    tensor.memory.sync(tensor.tensor, tensor.learned)
+    tensor.memory.in_use = False
     tensor.tensor.grad = tensor.learned.grad = None
     _inherit(tensor.tensor, tensor.learned)
-    mark_replaced(tensor.tensor, tensor.learned, tensor.indices.index)
+    mark_replaced(tensor.tensor, tensor.learned, tensor.memory.indices.index)
     for module, name in tensor.owners:
         state = cast(State, state_of(module))
         state.shown.pop(name, None)
         if state.partial.pop(name, None) is not None:
             del module._parameters[learned_name(name)]
-    tensor.indices = tensor.learned = None
+    tensor.memory = tensor.learned = None
 
 
 def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, values: Tensor) -> None:
@@ -338,16 +341,3 @@ def _set_classes(model: nn.Module, frozen_stats: set[nn.Module]) -> None:
             module.train(state.training)
         if isinstance(module, nn.RNNBase) and not names:
             module._flat_weights = [getattr(module, name, None) for name in module._flat_weights_names]
-
-
-def _line(tensor: ModelTensor, learns: LearnedIndices | bool) -> Line:
-    values = tensor.tensor
-    kind, count, learned = "nothing", None, 0
-    if isinstance(learns, LearnedIndices):
-        kind, count = learns.kind, len(learns)
-        learned = count * (values[0].numel() if learns.kind == "rows" else 1)
-    elif learns:
-        kind, learned = "everything", values.numel()
-    note = "mapped" if tensor.mapped else ""
-    note = note if values.is_floating_point() or values.is_complex() else f"{values.dtype} cannot learn"
-    return Line(tensor.name, tuple(tensor.names[1:]), tuple(values.shape), kind, count, learned, note)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from frostline.errors import PartialTensorError, RowError, SelectionError, ShapeError
 from frostline.partial import PartialTensor
-from frostline.partial.indices import LearnedIndices
 from frostline.partial.optimizer_guard import is_stale
 from frostline.partial.selections import RowsLike, row_ids
 from frostline.partial.sharded import is_sharded
+from frostline.partial.tensor.indices import LearnedIndices
 
 Source: TypeAlias = "Tensor | Callable[[], Tensor | float]"
 What: TypeAlias = "Source | tuple[Source, RowsLike | Mapping[str, int]]"

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from frostline.errors import ProbeError
-from frostline.partial.memory import Memory
 from frostline.partial.model_tensors import memories_of, state_of
 from frostline.partial.tensor import PartialTensor, PartialView
+from frostline.partial.tensor.memory import Memory
 from frostline.probe.restore.bits import bits
 from frostline.probe.restore.reachable import GENERATORS, MOST_ITEMS
 from frostline.probe.restore.rng import rng_restorer

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frostline.errors import PartialTensorError
-from frostline.partial.optimizer_guard import check_not_replaced
-from frostline.partial.tensor import OVERRIDES, PartialTensor
+from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
 
 
 def embedding(
@@ -47,7 +46,7 @@ def embedding(
 
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     """Return the rows `ids` (*) of the table, (*, D)."""
-    check_not_replaced(weight.learned)
+    weight.memory.check_in_use()
     looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
     assert weight.learned_indices.row_to_slot is not None
     slots = weight.learned_indices.row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
@@ -129,7 +128,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         bias = bias.merged()  # (V,): a compiler would lose the gradient of a bias passed on as it is
     if input.requires_grad:
         weight.sync()  # a NaN that was in a learned row would reach the gradient of the input: 0 * NaN is NaN
-    check_not_replaced(weight.learned)
+    weight.memory.check_in_use()
     (ids,) = weight.learned_indices.index
     out = F.linear(input, weight.frozen.detach(), bias)
     learned = weight.learned.to(weight.frozen.dtype)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from frostline.partial.indices import LearnedIndices
+from frostline.errors import PartialTensorError
+from frostline.partial.tensor.indices import LearnedIndices
 
 _LOCK = threading.RLock()  # several threads may run one model
 
@@ -32,11 +33,13 @@ class Memory:
         looked_up: Whether every owner only looks rows up. Then the copy is made when something else asks for it, not
             after every step, so that a step costs what it uses.
         shown: The PartialTensor that was made last, a weak reference.
+        in_use: Whether the plan that it was made with is in force.
     """
 
     def __init__(self, indices: LearnedIndices, looked_up: bool) -> None:
         self.indices = indices
         self.looked_up = looked_up
+        self.in_use = True
         self.shown: weakref.ref[Any] | None = None
         self._parts: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
         self._stamps: tuple[_Stamp, _Stamp] = (0, 0), (0, 0)  # of both parts when they were last the same
@@ -47,6 +50,18 @@ class Memory:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Memory, (self.indices, self.looked_up)
+
+    def check_in_use(self) -> None:
+        """Raise PartialTensorError if a later plan, or a merge, has replaced the parts.
+
+        A weight that was taken from its module before would show values that no module uses any more, and a gradient or
+        a write would reach neither the model nor an optimizer.
+        """
+        if not self.in_use:
+            raise PartialTensorError(
+                "a partial tensor was taken from its module before a later plan or a merge. "
+                "Take it from the module again: module.weight."
+            )
 
     def is_new(self) -> bool:
         """Return whether no parts were seen yet, or none that still exist: those of a copied or converted module."""
@@ -91,10 +106,14 @@ class Memory:
             elif unchanged and self.indices.holds(frozen, learned):
                 return  # compared all the same: `.data`, other processes and C++ write without being counted
             else:
-                if self._writable != stamp[0]:
-                    self._writable = writable(frozen).data_ptr()
+                self.make_writable(frozen)
                 self.indices.scatter_(frozen, learned)
             self.note(frozen, learned)
+
+    def make_writable(self, frozen: Tensor) -> None:
+        """Move the frozen part, once, out of memory that may be read-only."""
+        if self._writable != frozen.data_ptr():
+            self._writable = writable(frozen).data_ptr()
 
     def restorer(self, frozen: Tensor, learned: Tensor) -> Callable[[], None]:
         """Return a function that takes back what `sync` does from now on, once the learned part is as it is now."""

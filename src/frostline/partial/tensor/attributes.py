@@ -8,31 +8,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial.tensor import (
-    DETACH,
-    OVERRIDES,
-    PartialTensor,
-    PartialView,
-    check_no_new_parameter,
-    check_write,
-    view,
-)
+from frostline.partial.tensor.dispatch import NO_SET, VIEW_OVERRIDES, PartialView, check_write, view
+from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
 
 
 def _detach(weight: PartialTensor) -> Tensor:
     if torch.compiler.is_compiling():
         return weight.merged().detach()
-    check_no_new_parameter(sys._getframe(2))
+    _check_no_new_parameter(sys._getframe(2))
     if weight.stands_in:
         return PartialTensor.stand_in(weight.frozen, weight.learned.detach(), weight.memory)
     weight.sync()
     return view(weight, Tensor._make_subclass(PartialView, weight))
+
+
+def _detach_view(tensor: PartialView) -> Tensor:
+    _check_no_new_parameter(sys._getframe(2))
+    tensor.origin.sync()
+    return view(tensor.origin, Tensor._make_subclass(PartialView, tensor))
 
 
 def _set_data(weight: PartialTensor, full: Tensor) -> None:
@@ -46,7 +46,7 @@ def _set_data(weight: PartialTensor, full: Tensor) -> None:
     if full.dtype != weight.frozen.dtype:
         why = f"the new value is {full.dtype}, the partial tensor {weight.frozen.dtype}. Use `module.to(dtype)`."
         raise PartialTensorError(why)
-    weight.sync()
+    weight.sync(to_write=True)
     with torch.no_grad():
         weight.frozen.copy_(full)
     weight.sync()
@@ -58,6 +58,8 @@ def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> Partia
 
 
 def _grad(weight: PartialTensor) -> Tensor | None:
+    if sys._getframe(2).f_code.co_name == "safe_grad":  # a compiler describes a captured weight by its shape
+        return None
     if weight.retains_grad:
         raise PartialTensorError(
             "backward(inputs=...) was given a partial tensor, which is no leaf. Pass its learned part: weight.learned."
@@ -79,8 +81,17 @@ def _gradients(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Te
 
 
 def _grad_fn(weight: PartialTensor) -> Any:
-    check_no_new_parameter(sys._getframe(2))
+    _check_no_new_parameter(sys._getframe(2))
     return weight.grad_fn
+
+
+def _check_no_new_parameter(caller: FrameType) -> None:
+    """Raise if torch is about to make a Parameter of a partial tensor: of one part, for a module that has no plan."""
+    if caller.f_code in (nn.Module.register_parameter.__code__, nn.Parameter.__new__.__code__):
+        raise PartialTensorError(
+            "a partial tensor has two parts, so it cannot become a Parameter of another module. Pass "
+            "`weight.detach().clone()`; or call fl.merge(model), tie, convert or parametrize, and plan again."
+        )
 
 
 def _raising(advice: str) -> Callable[..., Any]:
@@ -93,6 +104,7 @@ def _raising(advice: str) -> Callable[..., Any]:
 _no_hook = _raising("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
 
 _tensor: Any = Tensor
+_DETACH = _tensor.data.__get__, _tensor.detach, torch.detach
 _ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
     _tensor.requires_grad.__set__: _requires_grad_,
@@ -104,7 +116,7 @@ _ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.grad.__delete__: lambda weight: setattr(weight.learned, "grad", None),
     torch.autograd.grad: _gradients,
     _tensor.retain_grad: lambda weight: None,
-    **dict.fromkeys(DETACH, _detach),
+    **dict.fromkeys(_DETACH, _detach),
     _tensor.data.__set__: _set_data,
     _tensor.share_memory_: lambda weight: (weight.learned.share_memory_(), weight.frozen.share_memory_(), weight)[-1],
     _tensor.__format__: lambda weight, spec: object.__format__(weight, spec),
@@ -112,3 +124,4 @@ _ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.register_post_accumulate_grad_hook: _no_hook,
 }
 OVERRIDES.update(_ATTRIBUTES)
+VIEW_OVERRIDES.update({_tensor.data.__set__: _raising(NO_SET), **dict.fromkeys(_DETACH, _detach_view)})
