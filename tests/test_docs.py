@@ -36,6 +36,7 @@ def run(text, name):
 def test_a_page_prints_what_it_promises(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FROSTLINE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")  # or DeepSpeed, which others import, prints which one it has found
     torch.manual_seed(0)
     for printed, promised in run(page.read_text(encoding="utf-8"), str(page)):
         assert printed == promised

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import frostline as fl
-from frostline.partial import lookups, module, tensor
-from frostline.partial.tensor import attributes, dispatch
+from frostline.partial import module, tensor
+from frostline.partial.tensor import attributes, dispatch, lookups
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory
 from frostline.partial.tensor.partial_tensor import OVERRIDES
@@ -163,7 +163,7 @@ def a_plan_that_drops_hooks(patch: pytest.MonkeyPatch) -> None:
 
 def a_held_weight_that_goes_dead(patch: pytest.MonkeyPatch) -> None:
     """It shows the right values, but what is learned through it reaches a part that no module uses any more."""
-    patch.setattr(tensor.PartialTensor, "sync", lambda self: None)
+    patch.setattr(tensor.PartialTensor, "sync", lambda self, to_write=False: None)
 
 
 def rows_of_matrices_that_share_a_gradient(patch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def a_memory_that_is_brought_up_to_date_later(patch: pytest.MonkeyPatch) -> None
 
 def an_array_of_old_values(patch: pytest.MonkeyPatch) -> None:
     """What is only looked up is not brought up to date before it is read."""
-    patch.setattr(tensor.PartialTensor, "sync", lambda self: None)
+    patch.setattr(tensor.PartialTensor, "sync", lambda self, to_write=False: None)
     patch.setattr(Memory, "seems_changed", lambda self, frozen, learned: False)
 
 
