@@ -366,3 +366,37 @@ def test_sharing_memory_shares_both_parts():
     assert module.weight.learned.is_shared()
     assert torch.equal(module.weight.detach().clone(), expected)
     assert torch.equal(module.state_dict()["weight"], expected)
+
+
+def test_parts_that_were_made_under_inference_mode_are_used():
+    module = nn.Conv1d(2, 3, 1)
+    fl.train_only(module, {"weight": fl.rows([1])})
+    x = torch.ones(1, 2, 4)
+    with torch.inference_mode():
+        copies = {name: parameter.clone() for name, parameter in module.named_parameters()}
+        copies["weight_learned"] += 1
+        out = torch.func.functional_call(module, copies, (x,))
+    assert torch.equal(out[:, [0, 2]], module(x)[:, [0, 2]])
+    torch.testing.assert_close(out[:, 1], module(x)[:, 1] + 2)
+
+
+def test_what_is_computed_into_another_tensor_is_no_write(tmp_path):
+    torch.ones(6, 2).numpy().tofile(tmp_path / "table")
+    mapped = fl.mapped_embedding(tmp_path / "table", shape=(6, 2))
+    linear = nn.Linear(2, 6)
+    fl.train_only(nn.ModuleList([mapped, linear]), {"0.weight": fl.rows([1]), "1.weight": fl.rows([1])})
+    for weight in (mapped.weight, linear.weight):
+        into = torch.empty(6, 2)
+        with torch.no_grad():
+            torch.mul(weight, 2, out=into)
+        assert torch.equal(into, 2 * weight.detach())
+
+
+def test_numbers_of_a_weight_are_plain_and_its_rows_are_views():
+    linear = nn.Linear(4, 3)
+    fl.train_only(linear, {"weight": fl.rows([1])})
+    assert linear.weight.tolist() == linear.state_dict()["weight"].tolist()
+    assert all(isinstance(row, torch.Tensor) and row._is_view() for row in linear.weight.unbind())
+    with torch.no_grad():
+        linear.weight.unbind()[1].fill_(7)
+    assert linear.weight_learned.tolist() == [[7] * 4]

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
+from frostline.partial.tensor.memory import version_of
 
 plain = torch._C.DisableTorchFunctionSubclass  # a context in which `__torch_function__` of subclasses is not called
 
@@ -87,7 +88,7 @@ VIEW_OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {}
 def view(origin: Any, tensor: Tensor) -> PartialView:
     """Return `tensor`, which shares the memory of `origin`, as a view of it."""
     made = tensor.as_subclass(PartialView)
-    made.origin, made.made_at = origin, origin.learned._version
+    made.origin, made.made_at = origin, version_of(origin.learned)
     return made
 
 
@@ -111,9 +112,9 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         origin = value.origin
         if not origin.stands_in and _storage(value) != _storage(origin):
             raise PartialTensorError(TAKEN_BEFORE)
-        if origin.stands_in and isinstance(value, PartialView) and value.made_at != origin.learned._version:
+        if origin.stands_in and isinstance(value, PartialView) and value.made_at != version_of(origin.learned):
             raise PartialTensorError("a view of a copy was taken before what learns has changed. Take it again.")
-    versions = [origin.frozen._version for origin in origins]
+    versions = [version_of(origin.frozen) for origin in origins]
     with plain():
         memories: list[tuple[Any, Tensor]] = [(value.origin, value) for value in used]
         if any(origin.stands_in for origin in origins):
@@ -125,13 +126,16 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
         result = func(*args, **kwargs)
     uncounted = writes and torch.is_inference_mode_enabled()
     for origin, version in zip(origins, versions, strict=True):
-        if not origin.stands_in and (uncounted or origin.frozen._version != version):
+        if not origin.stands_in and (uncounted or version_of(origin.frozen) != version):
             if uncounted:
                 torch.autograd.graph.increment_version(origin.frozen)
             origin.sync()
-    if isinstance(result, Tensor):
-        return _with_origin(result, memories)
-    return tree_map(lambda value: _with_origin(value, memories), result)
+    first = result
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
+    if isinstance(first, Tensor | np.ndarray):  # not the numbers of `tolist()`, one by one
+        return tree_map(lambda value: _with_origin(value, memories), result)
+    return result
 
 
 def _partial_in(values: Iterable[Any]) -> Iterator[MemoryTensor]:
@@ -167,7 +171,8 @@ def check_write(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
     if func.__name__.startswith(("resize_", "t_", "transpose_", "swap", "squeeze_", "unsqueeze_")):
         raise PartialTensorError("a partial tensor cannot be resized. Call fl.merge(model) first.")
     recorded = torch.is_grad_enabled() and getattr(func, "__module__", None) != "torch.nn.init"
-    for value in _partial_in((*args[:1], *kwargs.values())):
+    written = [kwargs["out"]] if kwargs.get("out") is not None else [*args[:1], *kwargs.values()]
+    for value in _partial_in(written):
         if value.origin.learned_indices.read_only:
             raise PartialTensorError("a mapped file is never written to. Choose rows that learn, and write to those.")
         if value.origin.stands_in:

@@ -133,7 +133,12 @@ _Stamp = tuple[int, int]  # address and version counter
 
 
 def _stamp(tensor: Tensor) -> _Stamp:
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+    return tensor.data_ptr(), version_of(tensor)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often autograd knows `tensor` to have been written to; 0 where it does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 _own_memory: Any = WeakTensorKeyDictionary()  # tensor -> the address where its memory was found to be torch's own
