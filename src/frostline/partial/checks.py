@@ -110,7 +110,7 @@ def check_own(name: str, indices: LearnedIndices, learned: Tensor) -> None:
 
 def _same(part: Tensor, learned: Tensor) -> bool:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(learned)
-    return not wrapped and part.data_ptr() == learned.data_ptr()
+    return not wrapped and part.data_ptr() == learned.data_ptr() != 0
 
 
 def _is_in_ensemble(part: Tensor, learned: Tensor) -> bool:

@@ -30,30 +30,28 @@ def model_restored_on_error(model: nn.Module, tensors: Sequence[ModelTensor]) ->
     undo: list[Callable[[], None]] = [_module_undo(module) for module in model.modules()]
     undo += [_tensor_undo(tensor) for t in tensors for tensor in (t.tensor, t.learned) if tensor is not None]
     undo.append(noted([tensor for t in tensors for tensor in (t.tensor, t.learned) if tensor is not None]))
-    try:
+    with _undone_on_error(undo):
         yield
-    except BaseException:
-        for restore in undo:
-            restore()
-        raise
 
 
 @contextlib.contextmanager
 def optimizers_restored_on_error(optimizers: Sequence[Optimizer]) -> Iterator[None]:
     """Run the block; if it raises, give the optimizers the state and the groups that they had before."""
     undo = [_optimizer_undo(optimizer) for optimizer in optimizers]
-    try:
+    with _undone_on_error(undo):
         yield
-    except BaseException:
-        for restore in undo:
-            restore()
-        raise
 
 
 @contextlib.contextmanager
 def values_restored_on_error(overwritten: Sequence[tuple[Tensor, tuple[Tensor, ...] | None]]) -> Iterator[None]:
     """Run the block; if it raises, give tensors the values that they had before: at an index, or (None) all of them."""
     undo = [_values_undo(tensor, index) for tensor, index in overwritten]
+    with _undone_on_error(undo):
+        yield
+
+
+@contextlib.contextmanager
+def _undone_on_error(undo: Sequence[Callable[[], None]]) -> Iterator[None]:
     try:
         yield
     except BaseException:

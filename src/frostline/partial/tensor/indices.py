@@ -14,6 +14,7 @@ every module that holds the tensor. What keeps the copy current is memory.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,6 +69,20 @@ class LearnedIndices:
     def __len__(self) -> int:
         return len(self.index[0])
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_flat"}
+
+    def _flat_in(self, full: Tensor) -> Tensor | None:
+        """Return the indices of entries in the memory of `full`, (n,), many times as fast; None if it has gaps."""
+        if len(self.index) != full.ndim or full.ndim < 2 or not full.is_contiguous():
+            return None
+        if "_flat" not in vars(self):
+            flat = torch.zeros_like(self.index[0])
+            for index, size in zip(self.index, full.shape, strict=True):
+                flat = flat * size + index
+            object.__setattr__(self, "_flat", flat)  # made when first used
+        return vars(self)["_flat"]  # type: ignore[no-any-return]
+
     def __deepcopy__(self, memo: dict[int, object]) -> LearnedIndices:
         return self  # immutable, so a copied model shares it
 
@@ -86,6 +101,8 @@ class LearnedIndices:
 
     def gather(self, full: Tensor) -> Tensor:
         """Return a copy of the values of `full` (V, *) at the learned indices, shape (R, *) or (n,)."""
+        if (flat := self._flat_in(full)) is not None:
+            return full.view(-1).index_select(0, flat)
         return full[self.index]
 
     def holds(self, full: Tensor, values: Tensor) -> bool:
@@ -114,6 +131,8 @@ class LearnedIndices:
             full, values = full.view(torch.uint8), values.view(torch.uint8)
         if self.row_to_slot is not None:
             full.index_copy_(0, self.index[0], values)
+        elif (flat := self._flat_in(full)) is not None:
+            full.view(-1).index_copy_(0, flat, values)
         else:
             full.index_put_(self.index, values)
 
