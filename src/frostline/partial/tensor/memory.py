@@ -103,11 +103,14 @@ class Memory:
             unchanged = known and self._stamps[1] == _stamp(learned)
             if unchanged and self._stamps[0] != stamp:
                 self.indices.update(learned, frozen.detach())
-            elif unchanged and self.indices.holds(frozen, learned):
+            elif unchanged and frozen.device.type == "cpu" and self.indices.holds(frozen, learned):
                 return  # compared all the same: `.data`, other processes and C++ write without being counted
-            else:
+            else:  # (on other devices, comparing would wait for them, and cannot be captured in a graph)
                 self.make_writable(frozen)
+                version = version_of(frozen)
                 self.indices.scatter_(frozen, learned)
+                if unchanged and not frozen.is_inference():  # or graphs that saved the tensor would raise
+                    torch._C._autograd._unsafe_set_version_counter((frozen,), (version,))
             self.note(frozen, learned)
 
     def make_writable(self, frozen: Tensor) -> None:
