@@ -139,7 +139,7 @@ def _caller(call: str, model: nn.Module) -> Callable[[Tensor], Tensor]:
 class Trainer:
     """A training run on either side, as a user would write it."""
 
-    def __init__(self, case: Case, side: Ours | Dense, audit: Callable[[Tensor, float], None]) -> None:
+    def __init__(self, case: Case, side: Ours | Dense, audit: Callable[[Tensor, float, float], None]) -> None:
         self.case, self.side, self.audit = case, side, audit
         self.family = FAMILIES[case.optimizer]
         self.scaler = torch.amp.GradScaler(DEVICE, init_scale=8.0, enabled=case.scaler)
@@ -177,7 +177,7 @@ class Trainer:
         def evaluate() -> Tensor:
             self.optimizer.zero_grad(set_to_none=case.set_to_none)
             side.before_forward()
-            total = torch.zeros((), dtype=torch.float64, device=DEVICE)
+            total, terms = torch.zeros((), dtype=torch.float64, device=DEVICE), 1.0
             for x in batches:
                 with torch.autocast(DEVICE, torch.bfloat16) if case.autocast else nullcontext():
                     out = side.call(x)
@@ -188,7 +188,8 @@ class Trainer:
                     loss = loss * torch.inf
                 self.scaler.scale(loss).backward()
                 total += loss.detach().double()
-            self.audit(total, self.scaler.get_scale() if case.scaler else 1.0)
+                terms = max(terms, float(out.detach().double().pow(2).mean()))  # what cancels in `loss_of`
+            self.audit(total, self.scaler.get_scale() if case.scaler else 1.0, terms)
             if self.family.closure:
                 self._clip()
             return total
@@ -362,7 +363,7 @@ class Comparison:
             near(self.ours.model(x), self.dense.call(x), 0.0 if self.exact else SUMS * self.unit, "the output")
         self._all_ways_to_read_agree()
 
-    def _note(self, loss: Tensor, scale: float) -> None:
+    def _note(self, loss: Tensor, scale: float, terms: float) -> None:
         learning, names = self.ours.learning_names, dict(self.ours.model.named_parameters())
         for name, parameter in names.items():
             plain = name in self.ours.names and f"{name}_learned" not in names  # frozen as a whole, and switched on
@@ -370,7 +371,7 @@ class Comparison:
             assert parameter.grad is None or may, f"{name} is frozen and got a gradient"
         self.seen.append((loss, self.ours.collect(), _retained(self.ours.model)))
 
-    def _compare(self, loss: Tensor, scale: float) -> None:
+    def _compare(self, loss: Tensor, scale: float, terms: float) -> None:
         """The oracle's loss and gradients against ours in the same evaluation; the oracle goes on from ours."""
         ours_loss, gradients, retained = self.seen.pop(0)
         if loss.isfinite():
@@ -390,7 +391,7 @@ class Comparison:
                     assert torch.equal(whole, theirs), f"{part.name}: the gradient differs"
                 else:
                     near(whole / scale, theirs / scale, SUMS * self.unit, f"{part.name}: the gradient")
-            near(ours_loss, loss, 0.0 if self.exact else SUMS * self.unit, "the loss")
+            near(ours_loss, loss, 0.0 if self.exact else SUMS * self.unit * terms, "the loss")
         else:
             assert not ours_loss.isfinite()
         self.dense.give(gradients)
