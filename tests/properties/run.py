@@ -390,7 +390,7 @@ class Comparison:
                 if self.exact:
                     assert torch.equal(whole, theirs), f"{part.name}: the gradient differs"
                 else:
-                    near(whole / scale, theirs / scale, SUMS * self.unit, f"{part.name}: the gradient")
+                    near(whole / scale, theirs / scale, SUMS * self.unit * terms, f"{part.name}: the gradient")
             near(ours_loss, loss, 0.0 if self.exact else SUMS * self.unit * terms, "the loss")
         else:
             assert not ours_loss.isfinite()
