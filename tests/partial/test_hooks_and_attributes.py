@@ -129,3 +129,20 @@ def test_groups_made_by_attribute_keep_decay_from_a_part_that_learns():
     model(torch.tensor([1])).sum().backward()
     optimizer.step()
     assert (model.weight.detach() != before).any(1).nonzero().flatten().tolist() == [1]
+
+
+@pytest.mark.parametrize("plans", [1, 2])
+def test_hooks_of_a_compiled_module_run_once_although_everything_is_switched_on(plans):
+    module, calls = nn.Embedding(5, 4), []
+    module.weight.register_hook(lambda gradient: calls.append("gradient") or 2 * gradient)
+    module.weight.register_post_accumulate_grad_hook(lambda parameter: calls.append(tuple(parameter.grad.shape)))
+    for rows in ([1], [1, 2])[:plans]:
+        fl.train_only(module, {"weight": fl.rows(rows)})
+    module.requires_grad_(True)
+    torch.compile(module, backend="aot_eager")(torch.tensor([1])).sum().backward()
+    assert calls == ["gradient", (plans, 4)]
+    assert torch.equal(module.weight.grad[0], torch.full((4,), 2.0))
+    fl.merge(module)
+    calls.clear()
+    module(torch.tensor([1])).sum().backward()
+    assert calls == ["gradient", (5, 4)]

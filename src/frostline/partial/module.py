@@ -34,14 +34,7 @@ from frostline.partial.model_tensors import (
     state_of,
 )
 from frostline.partial.optimizer_guard import adopt, frozen_of
-from frostline.partial.sharded import (
-    check_agreement,
-    is_sharded,
-    note_mesh,
-    parts_of_sharded,
-    remember_sharded,
-    was_sharded,
-)
+from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, partial_tensor
 from frostline.partial.tensor.memory import Memory
 
@@ -72,7 +65,7 @@ class PartialModule(nn.Module):
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
             self._set_parts(name, param.frozen, param.learned, param.memory)
-        elif (tied := parts_of_sharded(param)) is not None:
+        elif (tied := sharded.parts_of_sharded(param)) is not None:
             self._set_parts(name, param, *tied)
         elif is_sharded(param):
             raise PartialTensorError(
@@ -264,8 +257,8 @@ def _partial_tensor(name: str) -> property:
                     f"{name}: fully_shard cannot reduce sparse gradients. Set sparse=False on its module; the gradient "
                     "holds only the rows that learn."
                 )
-            remember_sharded(frozen, learned, memory)
-            note_mesh(memory.indices, frozen)
+            sharded.remember_sharded(frozen, learned, memory)
+            sharded.note_mesh(memory.indices, frozen)
             return frozen
         if not (memory.indices.read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             if not frozen.requires_grad:
@@ -276,7 +269,7 @@ def _partial_tensor(name: str) -> property:
                 )
             return frozen  # `functional_call` was given the whole tensor under its plain name
         if not torch.compiler.is_compiling():
-            check_agreement(name, memory.indices, frozen, learned)
+            sharded.check_agreement(name, memory.indices, frozen, learned)
         if _must_stand_in(memory, frozen, learned):
             if not (torch.compiler.is_compiling() or memory.knows(frozen, learned)):
                 check_own(name, memory.indices, learned)
@@ -340,7 +333,7 @@ def _storages(frozen: Tensor, learned: Tensor) -> list[tuple[int, torch.dtype]]:
 def _must_stand_in(memory: Memory, frozen: Tensor, learned: Tensor) -> bool:
     """Return whether the parts share no memory that may be written; see PartialTensor."""
     traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if traced or memory.indices.read_only or was_sharded(memory.indices):
+    if traced or memory.indices.read_only or sharded.was_sharded(memory.indices):
         return True
     own = isinstance(frozen, nn.Parameter) and isinstance(learned, nn.Parameter)
     return not own or not (memory.knows(frozen, learned) or memory.is_new())

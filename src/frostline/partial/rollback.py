@@ -91,12 +91,16 @@ def _module_undo(module: nn.Module) -> Callable[[], None]:
 
 def _tensor_undo(tensor: Tensor) -> Callable[[], None]:
     data, grad, requires_grad = tensor.data, tensor.grad, tensor.requires_grad
+    hooks = {name: getattr(tensor, name) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")}
 
     def restore() -> None:
         if tensor.data_ptr() != data.data_ptr():
             tensor.data = data
         tensor.grad = grad
         tensor.requires_grad_(requires_grad)
+        for name, registered in hooks.items():
+            if getattr(tensor, name) is not registered:
+                setattr(tensor, name, registered)
 
     return restore
 

@@ -34,6 +34,8 @@ from frostline.partial.selections import All, Selection, nothing
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory
 
+_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
 
 def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_running_stats: bool = False) -> Plan:
     """Let only the named tensors, rows or entries of `model` learn; everything else keeps every bit.
@@ -299,6 +301,10 @@ def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, value
     """Give every owner of the tensor the same two parts."""
     learned = nn.Parameter(values)
     _inherit(learned, tensor.tensor)
+    # A compiled backward calls them with None on a frozen part of which other code has set `requires_grad`.
+    for hooks in _HOOKS:
+        if getattr(tensor.tensor, hooks) is not None:
+            setattr(tensor.tensor, hooks, {})
     memory = Memory(indices, all(only_looks_up(module) for module, _ in tensor.owners))
     memory.note(tensor.tensor, learned)
     watch(tensor.tensor, learned, [module for module, _ in tensor.owners], model)
@@ -312,7 +318,7 @@ def _inherit(tensor: Tensor, source: Tensor) -> None:
 
     The very dictionaries of hooks, so that a handle removes its hook from both, and a new hook is there for both.
     """
-    for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+    for hooks in _HOOKS:
         if (registered := getattr(source, hooks)) is not None:
             setattr(tensor, hooks, registered)
     vars(tensor).update(vars(source))
