@@ -62,7 +62,7 @@ def _grad(weight: PartialTensor) -> Tensor | None:
         return None
     if weight.retains_grad:
         raise PartialTensorError(
-            "backward(inputs=...) was given a partial tensor, which is not a leaf. Pass its learned part: weight.learned."
+            "backward(inputs=...) was given a partial tensor, not a leaf. Pass its learned part: weight.learned."
         )
     return weight.learned.grad
 
