@@ -1,6 +1,7 @@
 """Uses that were once silently wrong, or crashed where plain torch works."""
 
 import copy
+import pickle
 import re
 import threading
 import warnings
@@ -400,3 +401,46 @@ def test_numbers_of_a_weight_are_plain_and_its_rows_are_views():
     with torch.no_grad():
         linear.weight.unbind()[1].fill_(7)
     assert linear.weight_learned.tolist() == [[7] * 4]
+
+
+@pytest.mark.parametrize("selection", [fl.rows([1]), fl.entries(torch.eye(5, 3) > 0)], ids=["rows", "entries"])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 5), lambda: nn.Embedding(5, 3)], ids=["linear", "embedding"])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_traced_module_computes_with_what_is_learned_later(make, selection):
+    module = make()
+    x = torch.tensor([1, 2]) if isinstance(module, nn.Embedding) else torch.ones(2, 3)
+    fl.train_only(module, {"weight": selection})
+    traced = torch.jit.trace(module, x)
+    before = traced(x)
+    assert torch.equal(before, module(x))
+    with torch.no_grad():
+        module.weight_learned.add_(1)
+    torch.testing.assert_close(traced(x), module(x))
+    assert not torch.equal(traced(x), before)
+
+
+def test_read_only_memory_that_is_first_written_under_inference_mode_learns():
+    array = np.arange(12, dtype=np.float32).reshape(4, 3)
+    array.setflags(write=False)
+    module = nn.Linear(3, 4, bias=False)
+    with warnings.catch_warnings(action="ignore"):
+        module.weight = nn.Parameter(torch.from_numpy(array))
+    fl.train_only(module, {"weight": fl.rows([1])})
+    with torch.inference_mode():
+        module.weight[1] = 5.0
+    module(torch.ones(3, requires_grad=True)).sum().backward()
+    torch.optim.SGD([module.weight_learned], lr=1.0).step()
+    assert module.weight[1].tolist() == [4.0, 4.0, 4.0]
+    assert array[1].tolist() == [3.0, 4.0, 5.0]
+
+
+def test_a_second_derivative_after_an_evaluation_in_inference_mode():
+    mask = torch.eye(5, 3) > 0
+    module = nn.Linear(3, 5)
+    fl.train_only(module, {"weight": fl.entries(mask)})
+    module = pickle.loads(pickle.dumps(module))  # its indices are new: their flat form is made under inference_mode
+    with torch.inference_mode():
+        module(torch.ones(3))
+    (slope,) = torch.autograd.grad(module.weight.pow(3).sum(), module.weight_learned, create_graph=True)
+    slope.sum().backward()
+    torch.testing.assert_close(module.weight.grad, 6 * module.weight_learned.detach())

@@ -35,7 +35,7 @@ from frostline.partial.model_tensors import (
 )
 from frostline.partial.optimizer_guard import adopt, frozen_of
 from frostline.partial.sharded import is_sharded
-from frostline.partial.tensor import PartialTensor, partial_tensor
+from frostline.partial.tensor import PartialTensor, is_traced, partial_tensor
 from frostline.partial.tensor.memory import Memory
 
 
@@ -332,8 +332,7 @@ def _storages(frozen: Tensor, learned: Tensor) -> list[tuple[int, torch.dtype]]:
 
 def _must_stand_in(memory: Memory, frozen: Tensor, learned: Tensor) -> bool:
     """Return whether the parts share no memory that may be written; see PartialTensor."""
-    traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    if traced or memory.indices.read_only or sharded.was_sharded(memory.indices):
+    if is_traced() or memory.indices.read_only or sharded.was_sharded(memory.indices):
         return True
     own = isinstance(frozen, nn.Parameter) and isinstance(learned, nn.Parameter)
     return not own or not (memory.knows(frozen, learned) or memory.is_new())

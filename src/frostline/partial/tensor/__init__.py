@@ -8,6 +8,6 @@ from frostline.partial.tensor import lookups as lookups
 from frostline.partial.tensor.dispatch import PartialView, view
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory
-from frostline.partial.tensor.partial_tensor import PartialTensor, partial_tensor
+from frostline.partial.tensor.partial_tensor import PartialTensor, is_traced, partial_tensor
 
-__all__ = ["LearnedIndices", "Memory", "PartialTensor", "PartialView", "partial_tensor", "view"]
+__all__ = ["LearnedIndices", "Memory", "PartialTensor", "PartialView", "is_traced", "partial_tensor", "view"]

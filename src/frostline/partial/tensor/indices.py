@@ -77,10 +77,11 @@ class LearnedIndices:
         if len(self.index) != full.ndim or full.ndim < 2 or not full.is_contiguous():
             return None
         if "_flat" not in vars(self):
-            flat = torch.zeros_like(self.index[0])
-            for index, size in zip(self.index, full.shape, strict=True):
-                flat = flat * size + index
-            object.__setattr__(self, "_flat", flat)  # made when first used
+            with torch.inference_mode(False):  # made when first used, for backward passes as well
+                flat = torch.zeros_like(self.index[0])
+                for index, size in zip(self.index, full.shape, strict=True):
+                    flat = flat * size + index
+            object.__setattr__(self, "_flat", flat)
         return vars(self)["_flat"]  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: dict[int, object]) -> LearnedIndices:

@@ -153,7 +153,8 @@ def writable(tensor: Tensor) -> Tensor:
     Its data may be copied, once, into memory of torch's own. Tied tensors are one object, so they stay tied.
     """
     if not may_be_written(tensor):
-        tensor.data = tensor.data.clone()
+        with torch.inference_mode(False):  # or nothing could learn in the copy
+            tensor.data = tensor.data.clone()
     return tensor
 
 

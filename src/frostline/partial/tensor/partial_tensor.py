@@ -12,8 +12,8 @@ part, so autograd, functions of other libraries and views of it need to know not
     a write, through views too          reaches the learned part before the call returns
 
 Where the parts share no memory that may be written, the PartialTensor is a stand-in: each use of it runs on a merged
-copy. That is so for traced tensors (torch.compile, torch.func), for the parts that FSDP2 gathers, for the detached ones
-of `functional_call`, and for mapped files.
+copy. That is so for traced tensors (torch.compile, torch.func, torch.jit.trace), for the parts that FSDP2 gathers, for
+the detached ones of `functional_call`, and for mapped files.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ class PartialTensor(MemoryTensor):
             why = "torch.export cannot trace a partial tensor. Call fl.merge(model) first."
             raise PartialTensorError(why) from None
         _set_fields(tensor, frozen, learned, memory, stands_in=True)
-        traced = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-        if not traced and torch.is_grad_enabled() and learned.requires_grad:
+        if not is_traced() and torch.is_grad_enabled() and learned.requires_grad:
             # Code that gets past `__torch_function__` uses the stand-in's own memory, and its gradient would reach
             # neither part.
             with plain():
@@ -159,6 +158,12 @@ class PartialTensor(MemoryTensor):
             if result is not NotImplemented:
                 return result
         return run(func, args, kwargs)
+
+
+def is_traced() -> bool:
+    """Return whether torch.compile, torch.func or torch.jit.trace records what is computed now."""
+    functional = torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or functional or torch._C._get_tracing_state() is not None
 
 
 def partial_tensor(memory: Memory, frozen: Tensor, learned: Tensor) -> PartialTensor:
