@@ -405,7 +405,7 @@ def test_numbers_of_a_weight_are_plain_and_its_rows_are_views():
 
 @pytest.mark.parametrize("selection", [fl.rows([1]), fl.entries(torch.eye(5, 3) > 0)], ids=["rows", "entries"])
 @pytest.mark.parametrize("make", [lambda: nn.Linear(3, 5), lambda: nn.Embedding(5, 3)], ids=["linear", "embedding"])
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 def test_a_traced_module_computes_with_what_is_learned_later(make, selection):
     module = make()
     x = torch.tensor([1, 2]) if isinstance(module, nn.Embedding) else torch.ones(2, 3)
@@ -444,3 +444,15 @@ def test_a_second_derivative_after_an_evaluation_in_inference_mode():
     (slope,) = torch.autograd.grad(module.weight.pow(3).sum(), module.weight_learned, create_graph=True)
     slope.sum().backward()
     torch.testing.assert_close(module.weight.grad, 6 * module.weight_learned.detach())
+
+
+def test_after_the_refusal_of_a_gradient_of_the_whole_it_trains_on():
+    module = nn.Linear(3, 5)
+    plan = fl.train_only(module, {"weight": fl.rows([1])})
+    optimizer, before = torch.optim.SGD(plan.parameters(), lr=0.1), module.state_dict()["weight"].clone()
+    module(torch.ones(3)).sum().backward(inputs=[module.weight])
+    with pytest.raises(fl.PartialTensorError, match="not a leaf"):
+        optimizer.step()
+    module(torch.ones(3)).sum().backward()
+    optimizer.step()
+    assert (module.state_dict()["weight"] != before).any(1).tolist() == [False, True, False, False, False]

@@ -99,9 +99,10 @@ class PartialModule(nn.Module):
 
     def _around_step(self) -> None:
         """Before an optimizer's step, take over what was written to the frozen parts; after it, what has learned."""
-        for weight in self._frostline.shown.values():
-            _ = weight.grad  # raises if a gradient was asked of the whole, of which nothing would learn
+        shown = list(self._frostline.shown.values())
         self._frostline.shown.clear()
+        for weight in shown:
+            _ = weight.grad  # raises if a gradient was asked of the whole, of which nothing would learn
         for memory, frozen, learned in memories_of(self):
             if memory.seems_changed(frozen, learned):
                 memory.sync(frozen, learned)
