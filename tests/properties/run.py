@@ -111,7 +111,7 @@ class Ours:
         return list(torch.autograd.grad(loss, self.parameters, create_graph=True, materialize_grads=True))
 
     def before_forward(self) -> None:
-        """A compiled forward leaves the memory as it is: if an optimizer writes outside its step, it must be current."""
+        """A compiled forward leaves the memory as it is, which must be current: optimizers write outside steps, too."""
         if self.case.call in ("aot_eager", "inductor"):
             self.weights()
 

@@ -3,8 +3,9 @@
 Nothing here knows modules or plans: those are in the folder above.
 """
 
-from frostline.partial.tensor import attributes as attributes  # registers its functions with PartialTensor, as lookups
-from frostline.partial.tensor import lookups as lookups
+from frostline.partial.tensor import attributes as attributes  # registers its functions with PartialTensor, as do
+from frostline.partial.tensor import products as products  # these two, and lookups, which views needs
+from frostline.partial.tensor import views as views
 from frostline.partial.tensor.dispatch import PartialView, view
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory

@@ -49,6 +49,7 @@ class MemoryTensor(Tensor):
     """Base of PartialTensor and PartialView: its memory cannot be replaced, and a copy of it is a plain tensor."""
 
     origin: Any  # the PartialTensor whose memory this is
+    learns: bool = True  # whether elements that learn may be among those it shows
 
     def set_(self, *args: Any, **kwargs: Any) -> Any:  # torch does not ask `__torch_function__`
         """Raise: what is written to the new memory would not reach the partial tensor."""
@@ -67,6 +68,7 @@ class PartialView(MemoryTensor):
     """A view of a partial tensor, such as `weight[1]` or `weight.detach()`: a write to it reaches both parts."""
 
     made_at: int  # version of the learned part of its origin
+    passed_by: bool = False  # whether the gradient of something made of it goes straight to what learns
 
     def __format__(self, spec: str) -> str:
         with torch.no_grad():
@@ -75,10 +77,13 @@ class PartialView(MemoryTensor):
     @classmethod
     def __torch_function__(cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`; see `run`."""
+        kwargs = kwargs or {}
         if (own := VIEW_OVERRIDES.get(func)) is not None:
             with plain():
-                return own(*args, **(kwargs or {}))
-        return run(func, args, kwargs or {})
+                result = own(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return run(func, args, kwargs)
 
 
 # The same for views as OVERRIDES for partial tensors. Filled by attributes.py.
@@ -105,6 +110,8 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
             args, kwargs = tree_map(_merged, (args, kwargs))
             return func(*args, **kwargs)
     used = list(_partial_in((*args, *kwargs.values())))
+    if not writes and not all(value.learns for value in used):
+        return _run_on_frozen(func, args, kwargs, [value for value in used if not value.learns])
     origins = {id(origin): origin for origin in (value.origin for value in used)}.values()
     for origin in origins:
         origin.sync(to_write=writes)
@@ -136,6 +143,56 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     if isinstance(first, Tensor | np.ndarray):  # not the numbers of `tolist()`, one by one
         return tree_map(lambda value: _with_origin(value, memories), result)
     return result
+
+
+class _NoGradient(torch.autograd.Function):
+    """A tensor that takes part in a backward, as it would if all of the weight learned, and gets nothing of it."""
+
+    @staticmethod
+    def forward(ctx: Any, learned: Tensor, tensor: Tensor) -> Tensor:
+        return memory_of(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return None, None
+
+
+_no_gradient = _NoGradient.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+
+
+def _run_on_frozen(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], views: list[MemoryTensor]
+) -> Any:
+    """Run `func` with views in which nothing learns as plain frozen tensors: no gradient is computed of them."""
+    memories = {id(value): (value.origin, memory_of(value)) for value in views}
+    for value in views:
+        value.origin.check_held(value)
+        value.passed_by = True
+    args, kwargs = tree_map(lambda value: memories.get(id(value), (0, value))[1], (args, kwargs))
+    result = func(*args, **kwargs)
+
+    def shown(value: Any) -> Any:
+        if not isinstance(value, Tensor | np.ndarray) or isinstance(value, MemoryTensor):
+            return value
+        waits = torch.is_grad_enabled() and isinstance(value, Tensor) and value.dtype.is_floating_point
+        if waits and not value.requires_grad:
+            value = _no_gradient(views[0].origin.learned, value)
+        value = _with_origin(value, list(memories.values()))
+        if isinstance(value, PartialView):
+            value.learns = False
+        return value
+
+    return tree_map(shown, result)
+
+
+def memory_of(tensor: Tensor) -> Tensor:
+    """Return the memory of a partial tensor, or of a view of one, as a plain tensor that needs no gradient."""
+    return Tensor._make_subclass(Tensor, tensor)
+
+
+def is_watched(tensor: Tensor) -> bool:
+    """Return whether other code waits for the gradient of `tensor`, which must then pass through it."""
+    return bool(tensor._backward_hooks) or tensor.retains_grad
 
 
 def _partial_in(values: Iterable[Any]) -> Iterator[MemoryTensor]:

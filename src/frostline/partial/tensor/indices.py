@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frostline.partial.tensor.places import Places
+
 
 @dataclass(frozen=True, eq=False)
 class LearnedIndices:
@@ -70,19 +72,22 @@ class LearnedIndices:
         return len(self.index[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_flat"}
+        return {name: value for name, value in vars(self).items() if name != "_places"}
+
+    def places_in(self, full: Tensor) -> Places | None:
+        """Return where the learned elements lie in the memory of `full` (V, *); None if it has gaps."""
+        if not full.is_contiguous():
+            return None
+        if "_places" not in vars(self):
+            with torch.inference_mode(False):  # made when first used, for backward passes as well
+                object.__setattr__(self, "_places", Places(self.index, full.shape))
+        return vars(self)["_places"]  # type: ignore[no-any-return]
 
     def _flat_in(self, full: Tensor) -> Tensor | None:
         """Return the indices of entries in the memory of `full`, (n,), many times as fast; None if it has gaps."""
-        if len(self.index) != full.ndim or full.ndim < 2 or not full.is_contiguous():
+        if len(self.index) != full.ndim or full.ndim < 2 or (places := self.places_in(full)) is None:
             return None
-        if "_flat" not in vars(self):
-            with torch.inference_mode(False):  # made when first used, for backward passes as well
-                flat = torch.zeros_like(self.index[0])
-                for index, size in zip(self.index, full.shape, strict=True):
-                    flat = flat * size + index
-            object.__setattr__(self, "_flat", flat)
-        return vars(self)["_flat"]  # type: ignore[no-any-return]
+        return places.starts
 
     def __deepcopy__(self, memo: dict[int, object]) -> LearnedIndices:
         return self  # immutable, so a copied model shares it
@@ -128,14 +133,22 @@ class LearnedIndices:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned indices."""
         full = full.detach()  # quicker than `no_grad`, and a write to it is counted in the version of `full`
         values = values.detach() if values.dtype == full.dtype else values.detach().to(full.dtype)
-        if full.dtype.itemsize == 1:  # torch has no indexed writes for float8
-            full, values = full.view(torch.uint8), values.view(torch.uint8)
         if self.row_to_slot is not None:
-            full.index_copy_(0, self.index[0], values)
+            return copy_rows_(full, self.index[0], values)
+        if full.dtype.itemsize == 1:
+            full, values = full.view(torch.uint8), values.view(torch.uint8)
         elif (flat := self._flat_in(full)) is not None:
             full.view(-1).index_copy_(0, flat, values)
         else:
             full.index_put_(self.index, values)
+        return None
+
+
+def copy_rows_(full: Tensor, ids: Tensor, values: Tensor) -> None:
+    """Write `values` (R, *) to the rows `ids` (R,) of `full` (V, *)."""
+    if full.dtype.itemsize == 1:  # torch has no indexed writes for float8
+        full, values = full.view(torch.uint8), values.view(torch.uint8)
+    full.index_copy_(0, ids, values)
 
 
 def _with_data(device: torch.device) -> torch.device:

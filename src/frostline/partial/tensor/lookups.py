@@ -1,4 +1,4 @@
-"""Embedding, embedding_bag and linear on the two parts, without merging them.
+"""Embedding, embedding_bag and indexing by ids on the two parts, without merging them.
 
 Letters used for shapes in this file:
     V  rows of the table          D  width of a row
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frostline.errors import PartialTensorError
-from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
+from frostline.partial.tensor.indices import copy_rows_
+from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor, is_traced
 
 
 def embedding(
@@ -44,12 +45,65 @@ def embedding(
     return _look_up(input, weight, sparse)
 
 
+def index_select(input: Tensor, dim: int, index: Tensor) -> Any:
+    """Return the rows `index` (n,) of the table, as a copy (n, *)."""
+    if not isinstance(input, PartialTensor) or dim % input.ndim or index.ndim != 1:
+        return NotImplemented
+    return index_rows(input, index)
+
+
+def index_rows(weight: PartialTensor, ids: Tensor) -> Any:
+    """Return the rows `ids` (*) of the table, as a copy: what `weight[ids]` does. Ids below 0 count from the end."""
+    if not _rows_learn(weight) or ids.dtype not in (torch.int64, torch.int32) or type(ids) is not Tensor:
+        return NotImplemented
+    return _look_up(torch.where(ids < 0, ids + len(weight), ids), weight, sparse=False)
+
+
+class _LookUp(torch.autograd.Function):
+    """Rows of the table; of their gradient, those that learn are summed up for the learned part."""
+
+    @staticmethod
+    def forward(ctx: Any, learned: Tensor, parts: tuple[Tensor, Tensor], ids: Tensor, sparse: bool) -> Tensor:
+        frozen, row_to_slot = parts  # not arguments: hooks would run on the frozen part if other code lets it learn
+        flat = ids.reshape(-1)
+        slots = row_to_slot.index_select(0, flat)  # (n,), -1 where the row is frozen
+        ctx.positions = (slots >= 0).nonzero().squeeze(1)
+        ctx.slots = slots.index_select(0, ctx.positions)
+        ctx.shape, ctx.dtype, ctx.sparse = learned.shape, learned.dtype, sparse
+        out = frozen.detach().index_select(0, flat)
+        if len(ctx.slots):
+            copy_rows_(out, ctx.positions, learned.detach().index_select(0, ctx.slots).to(out.dtype))
+        return out.view(*ids.shape, *frozen.shape[1:])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        rows = gradient.reshape(-1, *ctx.shape[1:]).index_select(0, ctx.positions).to(ctx.dtype)
+        return _sum_rows(rows, ctx.slots, ctx.shape, ctx.sparse), None, None, None
+
+
+def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
+    """Return the gradient of the learned part, of `shape`, from its `rows` that were looked up."""
+    if sparse:
+        with torch.sparse.check_sparse_tensor_invariants(False):
+            return torch.sparse_coo_tensor(slots.long().unsqueeze(0), rows, shape)
+    if len(slots) and not torch.is_grad_enabled():  # sums in the order of `F.embedding`, which rounds a bfloat16 once
+        flat = torch.ops.aten.embedding_dense_backward(rows.reshape(len(slots), -1), slots, shape[0], -1, False)
+        return flat.view(shape)
+    return rows.new_zeros(shape).index_add(0, slots, rows)
+
+
+_look_up_rows = _LookUp.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+
+
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     """Return the rows `ids` (*) of the table, (*, D)."""
     weight.memory.check_in_use()
+    row_to_slot = weight.learned_indices.row_to_slot
+    assert row_to_slot is not None
+    if not (weight.stands_in or is_traced()) and (sparse or ids.device.type == "cpu"):
+        return _look_up_rows(weight.learned, (weight.frozen, row_to_slot), ids, sparse)
     looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
-    assert weight.learned_indices.row_to_slot is not None
-    slots = weight.learned_indices.row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
+    slots = row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
     if sparse:
         # Not a decorator: that would import the compiler, which takes a second, with every `import frostline`.
         overwritten: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(looked_up, slots, weight.learned)
@@ -117,24 +171,6 @@ def embedding_bag(
     )
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    """Multiply by the frozen part, then overwrite the columns of the R learned rows: (*, D) -> (*, V).
-
-    Two products, and not one with the whole tensor, so that every process and compiler gets the same bits.
-    """
-    if not _rows_learn(weight) or weight.ndim != 2 or isinstance(input, PartialTensor):
-        return NotImplemented
-    if isinstance(bias, PartialTensor):
-        bias = bias.merged()  # (V,): a compiler would lose the gradient of a bias passed on as it is
-    if input.requires_grad:
-        weight.sync()  # a NaN that was in a learned row would reach the gradient of the input: 0 * NaN is NaN
-    weight.memory.check_in_use()
-    (ids,) = weight.learned_indices.index
-    out = F.linear(input, weight.frozen.detach(), bias)
-    learned = weight.learned.to(weight.frozen.dtype)
-    return out.index_copy(-1, ids, F.linear(input, learned, None if bias is None else bias[ids]))
-
-
 def _rows_learn(weight: Tensor) -> TypeGuard[PartialTensor]:
     return isinstance(weight, PartialTensor) and weight.learned_indices.row_to_slot is not None
 
@@ -146,4 +182,5 @@ def _check_max_norm(max_norm: float | None) -> None:
         )
 
 
-OVERRIDES.update({F.embedding: embedding, F.embedding_bag: embedding_bag, F.linear: linear})
+OVERRIDES.update({F.embedding: embedding, F.embedding_bag: embedding_bag})
+OVERRIDES.update(dict.fromkeys((torch.index_select, Tensor.index_select), index_select))

@@ -116,18 +116,27 @@ class PartialTensor(MemoryTensor):
         """Return whether its gradient goes to the learned part; not after a write in place that autograd recorded."""
         return not self.requires_grad or isinstance(self.grad_fn, _Alias._backward_cls)
 
+    def check_held(self, view: Tensor | None = None) -> None:
+        """Raise if it, or a view of it, was taken from its module before something that replaced its memory."""
+        self.memory.check_in_use()
+        with plain():
+            if self.stands_in or torch.compiler.is_compiling():
+                return
+            same = (self.dtype, self.device, self.shape) == (self.frozen.dtype, self.frozen.device, self.frozen.shape)
+            if view is not None:
+                same = same and view.untyped_storage()._cdata == self.frozen.untyped_storage()._cdata
+            if not (same and self.memory.knows(self.frozen, self.learned)):
+                raise PartialTensorError(TAKEN_BEFORE)
+
     def sync(self, to_write: bool = False) -> None:
         """Make both parts hold the same values; `to_write` if code is about to write to the memory."""
-        self.memory.check_in_use()
+        self.check_held()
         if self.stands_in or torch.compiler.is_compiling():
             return
         with plain():
             if not self._has_own_graph():
                 why = "a partial tensor that learns was written to in place. Take it again: module.weight."
                 raise PartialTensorError(why)
-            same = (self.dtype, self.device, self.shape) == (self.frozen.dtype, self.frozen.device, self.frozen.shape)
-            if not (same and self.memory.knows(self.frozen, self.learned)):
-                raise PartialTensorError(TAKEN_BEFORE)
             self.memory.sync(self.frozen, self.learned)
             if to_write:
                 self.memory.make_writable(self.frozen)
