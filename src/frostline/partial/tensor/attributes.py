@@ -70,6 +70,9 @@ def _grad(weight: PartialTensor) -> Tensor | None:
 def _gradients(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor | None, ...]:
     """Do what `torch.autograd.grad` does, with zeros where a partial tensor is frozen: uses of its parts count too."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for tensor in inputs:
+        if isinstance(tensor, PartialView):
+            _check_not_passed_by(tensor)
     leaves = [tensor.learned if isinstance(tensor, PartialTensor) else tensor for tensor in inputs]
     found = torch.autograd.grad(outputs, leaves, *args, **kwargs)
     return tuple(
@@ -101,6 +104,23 @@ def _raising(advice: str) -> Callable[..., Any]:
     return run
 
 
+def _check_not_passed_by(tensor: PartialView) -> None:
+    """Raise if the gradient of something made of a view has no way through it, as it would have in a plain tensor."""
+    if tensor.passed_by:
+        raise PartialTensorError(
+            "a view of a partial tensor was used before its gradient was asked for, so it will get none. "
+            "Call retain_grad() or register_hook(...) on it before it is used."
+        )
+
+
+def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(tensor: PartialView, *args: Any) -> Any:
+        _check_not_passed_by(tensor)
+        return function(tensor, *args)
+
+    return run
+
+
 _no_hook = _raising("a hook on a partial tensor would never run. Register it on its learned part: weight.learned.")
 
 _tensor: Any = Tensor
@@ -124,4 +144,10 @@ _ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.register_post_accumulate_grad_hook: _no_hook,
 }
 OVERRIDES.update(_ATTRIBUTES)
-VIEW_OVERRIDES.update({_tensor.data.__set__: _raising(NO_SET), **dict.fromkeys(_DETACH, _detach_view)})
+_OF_VIEWS: dict[Callable[..., Any], Callable[..., Any]] = {
+    _tensor.data.__set__: _raising(NO_SET),
+    **dict.fromkeys(_DETACH, _detach_view),
+    torch.autograd.grad: _gradients,
+    **{function: _watched(function) for function in (_tensor.retain_grad, _tensor.register_hook)},
+}
+VIEW_OVERRIDES.update(_OF_VIEWS)

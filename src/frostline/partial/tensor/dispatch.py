@@ -137,6 +137,8 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
             if uncounted:
                 torch.autograd.graph.increment_version(origin.frozen)
             origin.sync()
+    if isinstance(result, Tensor):
+        return _with_origin(result, memories)
     first = result
     while isinstance(first, (list, tuple)) and first:
         first = first[0]
@@ -160,11 +162,9 @@ class _NoGradient(torch.autograd.Function):
 _no_gradient = _NoGradient.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
 
 
-def _run_on_frozen(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], views: list[MemoryTensor]
-) -> Any:
+def _run_on_frozen(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], views: list[Any]) -> Any:
     """Run `func` with views in which nothing learns as plain frozen tensors: no gradient is computed of them."""
-    memories = {id(value): (value.origin, memory_of(value)) for value in views}
+    memories: dict[int, tuple[Any, Tensor]] = {id(value): (value.origin, memory_of(value)) for value in views}
     for value in views:
         value.origin.check_held(value)
         value.passed_by = True
@@ -172,11 +172,9 @@ def _run_on_frozen(
     result = func(*args, **kwargs)
 
     def shown(value: Any) -> Any:
-        if not isinstance(value, Tensor | np.ndarray) or isinstance(value, MemoryTensor):
-            return value
-        waits = torch.is_grad_enabled() and isinstance(value, Tensor) and value.dtype.is_floating_point
-        if waits and not value.requires_grad:
-            value = _no_gradient(views[0].origin.learned, value)
+        alone = isinstance(value, Tensor) and not isinstance(value, MemoryTensor) and not value.requires_grad
+        if alone and (value.is_floating_point() or value.is_complex()) and torch.is_grad_enabled():
+            value = _no_gradient(views[0].origin.learned, value)  # type: ignore[no-untyped-call]
         value = _with_origin(value, list(memories.values()))
         if isinstance(value, PartialView):
             value.learns = False

@@ -14,6 +14,7 @@ every module that holds the tensor. What keeps the copy current is memory.py.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class LearnedIndices:
         return len(self.index[0])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_places"}
+        return {name: value for name, value in vars(self).items() if name not in ("_places", "_block")}
 
     def places_in(self, full: Tensor) -> Places | None:
         """Return where the learned elements lie in the memory of `full` (V, *); None if it has gaps."""
@@ -116,6 +117,15 @@ class LearnedIndices:
         now, values = self.gather(full.detach()), values.detach().to(full.dtype)
         return torch.equal(now.contiguous().view(torch.uint8), values.contiguous().view(torch.uint8))
 
+    @cached_property
+    def _block(self) -> tuple[int, int] | None:
+        """The first row and how many, if what learns are rows that follow each other: one expert, or new tokens."""
+        if self.row_to_slot is None:
+            return None
+        (ids,) = self.index
+        following = torch.arange(len(ids), device=ids.device) + ids[:1]
+        return (int(ids[0]), len(ids)) if torch.equal(ids, following) else None
+
     def merged(self, frozen: Tensor, learned: Tensor) -> Tensor:
         """Return a copy of `frozen` with `learned` at its indices; only `learned` gets a gradient through it."""
         return frozen.detach().index_put(self.index, learned.to(frozen.dtype))
@@ -133,22 +143,26 @@ class LearnedIndices:
         """Write `values`, (R, *) or (n,), into `full` (V, *) at the learned indices."""
         full = full.detach()  # quicker than `no_grad`, and a write to it is counted in the version of `full`
         values = values.detach() if values.dtype == full.dtype else values.detach().to(full.dtype)
-        if self.row_to_slot is not None:
-            return copy_rows_(full, self.index[0], values)
-        if full.dtype.itemsize == 1:
-            full, values = full.view(torch.uint8), values.view(torch.uint8)
+        if block := self._block:
+            full.narrow(0, *block).copy_(values)
+        elif self.row_to_slot is not None:
+            copy_rows_(full, self.index[0], values)
         elif (flat := self._flat_in(full)) is not None:
-            full.view(-1).index_copy_(0, flat, values)
+            copy_rows_(full.view(-1), flat, values)
         else:
+            full, values = _writable_by_index(full, values)
             full.index_put_(self.index, values)
-        return None
 
 
 def copy_rows_(full: Tensor, ids: Tensor, values: Tensor) -> None:
     """Write `values` (R, *) to the rows `ids` (R,) of `full` (V, *)."""
-    if full.dtype.itemsize == 1:  # torch has no indexed writes for float8
-        full, values = full.view(torch.uint8), values.view(torch.uint8)
+    full, values = _writable_by_index(full, values)
     full.index_copy_(0, ids, values)
+
+
+def _writable_by_index(full: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as they are, or as bytes where torch has no indexed writes: float8."""
+    return (full.view(torch.uint8), values.view(torch.uint8)) if full.dtype.itemsize == 1 else (full, values)
 
 
 def _with_data(device: torch.device) -> torch.device:

@@ -87,7 +87,7 @@ def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> T
         with torch.sparse.check_sparse_tensor_invariants(False):
             return torch.sparse_coo_tensor(slots.long().unsqueeze(0), rows, shape)
     if len(slots) and not torch.is_grad_enabled():  # sums in the order of `F.embedding`, which rounds a bfloat16 once
-        flat = torch.ops.aten.embedding_dense_backward(rows.reshape(len(slots), -1), slots, shape[0], -1, False)
+        flat: Tensor = torch.ops.aten.embedding_dense_backward(rows.reshape(len(slots), -1), slots, shape[0], -1, False)
         return flat.view(shape)
     return rows.new_zeros(shape).index_add(0, slots, rows)
 
@@ -101,7 +101,8 @@ def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     row_to_slot = weight.learned_indices.row_to_slot
     assert row_to_slot is not None
     if not (weight.stands_in or is_traced()) and (sparse or ids.device.type == "cpu"):
-        return _look_up_rows(weight.learned, (weight.frozen, row_to_slot), ids, sparse)
+        rows: Tensor = _look_up_rows(weight.learned, (weight.frozen, row_to_slot), ids, sparse)  # type: ignore[no-untyped-call]
+        return rows
     looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
     slots = row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
     if sparse:

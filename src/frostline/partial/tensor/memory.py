@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from frostline.errors import PartialTensorError
 from frostline.partial.tensor.indices import LearnedIndices
+from frostline.partial.tensor.raw_parts import RawParts
 
 _LOCK = threading.RLock()  # several threads may run one model
 
@@ -43,6 +44,7 @@ class Memory:
         self.shown: weakref.ref[Any] | None = None
         self._parts: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
         self._stamps: tuple[_Stamp, _Stamp] = (0, 0), (0, 0)  # of both parts when they were last the same
+        self._raw: RawParts | None = None
         self._writable: int | None = None  # address of the frozen part when it was last known to be writable
 
     def __deepcopy__(self, memo: dict[int, object]) -> Memory:
@@ -81,6 +83,8 @@ class Memory:
             self._parts = weakref.ref(frozen), weakref.ref(learned)
             self._writable = frozen.data_ptr() if may_be_written(frozen) else None
         self._stamps = _stamp(frozen), _stamp(learned)
+        if self._raw is not None and self._raw.addresses == (frozen.data_ptr(), learned.data_ptr()):
+            self._raw.remember()
 
     def is_synced(self, frozen: Tensor) -> bool:
         """Return whether nothing but `sync` has written to the frozen part since it ran last."""
@@ -98,20 +102,45 @@ class Memory:
         """Make both parts hold the same values at the learned indices. Cost: one write of what learns."""
         if frozen.is_meta or learned.is_meta or self.indices.read_only:
             return
+        if self._is_current(frozen, learned):
+            return
         with _LOCK, torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
-            stamp, known = _stamp(frozen), self.knows(frozen, learned)
-            unchanged = known and self._stamps[1] == _stamp(learned)
-            if unchanged and self._stamps[0] != stamp:
+            if self._is_current(frozen, learned):  # another thread was first
+                return
+            unchanged = self._stamps[1] == _stamp(learned) and self.knows(frozen, learned)
+            if unchanged and self._stamps[0] != _stamp(frozen):
                 self.indices.update(learned, frozen.detach())
-            elif unchanged and frozen.device.type == "cpu" and self.indices.holds(frozen, learned):
-                return  # compared all the same: `.data`, other processes and C++ write without being counted
-            else:  # (on other devices, comparing would wait for them, and cannot be captured in a graph)
+            else:
                 self.make_writable(frozen)
-                version = version_of(frozen)
-                self.indices.scatter_(frozen, learned)
-                if unchanged and not frozen.is_inference():  # or graphs that saved the tensor would raise
-                    torch._C._autograd._unsafe_set_version_counter((frozen,), (version,))
+                self._copy(frozen, learned, counted=not unchanged)  # if uncounted, graphs that saved it stay valid
             self.note(frozen, learned)
+
+    def _is_current(self, frozen: Tensor, learned: Tensor) -> bool:
+        """Return whether both parts are known to hold the same values.
+
+        They are compared even if nothing seems changed: `.data`, other processes and C++ write without being counted.
+        On other devices that would wait for them, and cannot be captured in a graph.
+        """
+        seems = self._stamps == (_stamp(frozen), _stamp(learned)) and self.knows(frozen, learned)
+        return seems and frozen.device.type == "cpu" and self._same(frozen, learned)
+
+    def _raw_parts(self, frozen: Tensor, learned: Tensor) -> RawParts:
+        if self._raw is None or self._raw.addresses != (frozen.data_ptr(), learned.data_ptr()):
+            with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
+                self._raw = RawParts(frozen, learned, self.indices)
+        return self._raw
+
+    def _same(self, frozen: Tensor, learned: Tensor) -> bool:
+        same = self._raw_parts(frozen, learned).same()
+        return self.indices.holds(frozen, learned) if same is None else same
+
+    def _copy(self, frozen: Tensor, learned: Tensor, counted: bool) -> None:
+        """Write what is learned to the frozen part; as autograd counts writes, or uncounted."""
+        version = version_of(frozen)
+        if frozen.device.type != "cpu" or not self._raw_parts(frozen, learned).copy():
+            self.indices.scatter_(frozen, learned)
+        if not frozen.is_inference():
+            torch._C._autograd._unsafe_set_version_counter((frozen,), (version + counted,))
 
     def make_writable(self, frozen: Tensor) -> None:
         """Move the frozen part, once, out of memory that may be read-only."""

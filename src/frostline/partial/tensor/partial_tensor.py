@@ -119,29 +119,33 @@ class PartialTensor(MemoryTensor):
     def check_held(self, view: Tensor | None = None) -> None:
         """Raise if it, or a view of it, was taken from its module before something that replaced its memory."""
         self.memory.check_in_use()
+        if self.stands_in or torch.compiler.is_compiling():
+            return
         with plain():
-            if self.stands_in or torch.compiler.is_compiling():
-                return
-            same = (self.dtype, self.device, self.shape) == (self.frozen.dtype, self.frozen.device, self.frozen.shape)
-            if view is not None:
-                same = same and view.untyped_storage()._cdata == self.frozen.untyped_storage()._cdata
-            if not (same and self.memory.knows(self.frozen, self.learned)):
+            here, frozen = self if view is None else view, self.frozen
+            same = self.dtype == frozen.dtype and self.device == frozen.device and self.shape == frozen.shape
+            same = same and here.untyped_storage()._cdata == frozen.untyped_storage()._cdata
+            if not (same and self.memory.knows(frozen, self.learned)):
                 raise PartialTensorError(TAKEN_BEFORE)
 
     def sync(self, to_write: bool = False) -> None:
         """Make both parts hold the same values; `to_write` if code is about to write to the memory."""
-        self.check_held()
+        self.memory.check_in_use()
         if self.stands_in or torch.compiler.is_compiling():
             return
         with plain():
+            frozen = self.frozen
             if not self._has_own_graph():
                 why = "a partial tensor that learns was written to in place. Take it again: module.weight."
                 raise PartialTensorError(why)
-            self.memory.sync(self.frozen, self.learned)
+            same = self.dtype == frozen.dtype and self.device == frozen.device and self.shape == frozen.shape
+            if not (same and self.memory.knows(frozen, self.learned)):
+                raise PartialTensorError(TAKEN_BEFORE)
+            self.memory.sync(frozen, self.learned)
             if to_write:
-                self.memory.make_writable(self.frozen)
-            if self.data_ptr() != self.frozen.data_ptr():  # the frozen part has moved, out of read-only memory
-                self.data = self.frozen.data
+                self.memory.make_writable(frozen)
+            if self.data_ptr() != frozen.data_ptr():  # the frozen part has moved, out of read-only memory
+                self.data = frozen.data
 
     def merged(self) -> Tensor:
         """Return the whole tensor (V, *), through which `learned` gets its gradient; a copy only of a stand-in."""

@@ -27,7 +27,7 @@ _MOST_ENTRIES, _FEWEST_MULTIPLICATIONS = 0.15, 2**19
 class _Job(NamedTuple):
     """One product, and the letters of its terms."""
 
-    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # of the input, the memory and a bias
+    compute: Callable[..., Tensor]  # of the input, the memory and a bias
     weight: PartialTensor
     memory: Tensor  # of the weight, as it is given: transposed, or in the dtype of autocast
     input: str
@@ -54,7 +54,7 @@ class _Product(torch.autograd.Function):
             memory, given = job.weight.merged().to(gradient.dtype), job.whole
         for_input = for_bias = for_learned = None
         if ctx.needs_input_grad[0]:
-            for_input = torch.einsum(f"{job.output},{given}->{job.input}", gradient, memory.conj())
+            for_input = _input_gradient(job, gradient, memory.conj(), given)
         if ctx.needs_input_grad[1]:
             for_bias = gradient.sum_to_size(ctx.bias_shape)
         if ctx.needs_input_grad[2]:
@@ -64,6 +64,17 @@ class _Product(torch.autograd.Function):
 
 
 _product = _Product.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+
+
+def _input_gradient(job: _Job, gradient: Tensor, weight: Tensor, given: str) -> Tensor:
+    """Return the gradient of the input; a matrix is multiplied as it lies, where `einsum` would copy and be slower."""
+    inner = [letter for letter in given if letter not in job.input]
+    outer = [letter for letter in given if letter not in job.output]
+    if len(given) != 2 or len(inner) != 1 or len(outer) != 1:
+        return torch.einsum(f"{job.output},{given}->{job.input}", gradient, weight)
+    matrix = weight if given == inner[0] + outer[0] else weight.T
+    product = torch.matmul(gradient.movedim(job.output.index(inner[0]), -1), matrix)
+    return product.movedim(-1, job.input.index(outer[0]))
 
 
 def _rows_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
@@ -78,7 +89,7 @@ def _rows_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
 
 def _entries_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
     """Return the gradient of the learned entries of a matrix (I, J): each is a product of two columns."""
-    i, j = job.whole
+    i, j = job.whole[0], job.whole[1]
     terms = ((job.output, gradient), (job.input, input))
     (of_i, a), (of_j, b) = terms if i in job.output else reversed(terms)
     shared = of_i.replace(i, "")
@@ -90,16 +101,17 @@ def _entries_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
         return (a.T @ b).reshape(-1).index_select(0, places.starts)
     if a.dtype not in _SAMPLED:
         a, b = a.float(), b.float()
-    learned = a.new_empty(len(places.starts))
-    pattern = torch.sparse_csr_tensor(*places.rows_and_columns, learned, (a.shape[1], b.shape[1]))
-    return torch.sparse.sampled_addmm(pattern, a.T.contiguous().resolve_conj(), b.resolve_conj(), beta=0.0).values()
+    zeros = a.new_zeros(len(places.starts))  # not empty: `beta=0.0` multiplies, and 0 * NaN is NaN
+    pattern = torch.sparse_csr_tensor(*places.rows_and_columns, zeros, (a.shape[1], b.shape[1]))
+    sampled: Tensor = torch.sparse.sampled_addmm(pattern, a.T.contiguous().resolve_conj(), b.resolve_conj(), beta=0.0)
+    return sampled.values()
 
 
 _SAMPLED = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 def _multiply(
-    compute: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    compute: Callable[..., Tensor],
     input: Any,
     tensor: Any,
     letters: tuple[str, str, str] | None,
@@ -118,11 +130,11 @@ def _multiply(
     device = memory.device.type
     if torch.is_autocast_enabled(device) and torch.float64 not in (memory.dtype, input.dtype):
         dtype = torch.get_autocast_dtype(device)
-        input, memory, bias = (None if each is None else each.to(dtype) for each in (input, memory, bias))
+        input, memory, bias = input.to(dtype), memory.to(dtype), None if bias is None else bias.to(dtype)
     if isinstance(tensor, PartialView):
         tensor.passed_by = True
     job = _Job(compute, weight, memory, letters[0], letters[1], whole, letters[2])
-    return _product(input, bias, weight.learned, job)
+    return _product(input, bias, weight.learned, job)  # type: ignore[no-untyped-call]
 
 
 def _letters_of_whole(tensor: MemoryTensor, letters: str) -> str | None:
@@ -168,6 +180,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if not isinstance(weight, PartialTensor) or weight.ndim != 2 or isinstance(input, PartialTensor):
         return NotImplemented
     if weight.learned_indices.row_to_slot is None:
+        if input.numel() * len(weight) < _FEWEST_MULTIPLICATIONS:
+            return NotImplemented
         rest = "abcdefgh"[: input.ndim - 1]
         return _multiply(F.linear, input, weight, (f"{rest}j", "ij", f"{rest}i"), bias)
     if isinstance(bias, PartialTensor):
@@ -182,7 +196,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
 
 
 def matmul(input: Any, other: Any) -> Any:
-    """Return what `torch.matmul`, `mm`, `bmm` and `mv` do, for two tensors whose batch dimensions are the same."""
+    """Return what `torch.matmul`, `mm` and `bmm` do, for two tensors whose batch dimensions are the same."""
     if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
         return NotImplemented
     batch = "abcdefgh"[: max(input.ndim, other.ndim, 2) - 2]
@@ -221,7 +235,7 @@ _products: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.einsum: einsum,
     **dict.fromkeys((torch.addmm, Tensor.addmm), addmm),
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), matmul),
-    **dict.fromkeys((torch.bmm, Tensor.bmm, torch.mv, Tensor.mv), matmul),
+    **dict.fromkeys((torch.bmm, Tensor.bmm), matmul),
 }
 OVERRIDES.update(_products)
 del _products[F.linear]

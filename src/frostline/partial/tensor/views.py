@@ -69,11 +69,11 @@ def _views(function: Callable[..., Any], tensor: Any, *args: Any, **kwargs: Any)
 
 
 def _view(weight: PartialTensor, places: Places, shown: Tensor) -> PartialView:
-    offset = shown.storage_offset() - weight.frozen.storage_offset()
+    offset = int(shown.storage_offset()) - int(weight.frozen.storage_offset())
     first, last = places.within(offset, shown.shape, shown.stride())
     if first < last:
         weight.sync()
-    made = view(weight, _shown(weight.learned, (shown, places, offset)))
+    made = view(weight, _shown(weight.learned, (shown, places, offset)))  # type: ignore[no-untyped-call]
     made.learns = first < last
     return made
 
