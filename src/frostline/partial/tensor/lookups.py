@@ -11,6 +11,7 @@ that of the ids and of the R rows: nothing of size V x D is allocated, in the fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeGuard
 
 import torch
@@ -92,7 +93,7 @@ def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> T
     return rows.new_zeros(shape).index_add(0, slots, rows)
 
 
-_look_up_rows = _LookUp.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+_rows_of: Callable[..., Tensor] = _LookUp.apply  # now: explain patches `Function.apply` to follow others' Functions
 
 
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
@@ -100,31 +101,60 @@ def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     weight.memory.check_in_use()
     row_to_slot = weight.learned_indices.row_to_slot
     assert row_to_slot is not None
-    if not (weight.stands_in or is_traced()) and (sparse or ids.device.type == "cpu"):
-        rows: Tensor = _look_up_rows(weight.learned, (weight.frozen, row_to_slot), ids, sparse)  # type: ignore[no-untyped-call]
-        return rows
-    looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
-    slots = row_to_slot.index_select(0, ids.reshape(-1))  # (n,), -1 where the row is frozen
-    if sparse:
+    traced = is_traced()
+    if sparse and traced:
         # Not a decorator: that would import the compiler, which takes a second, with every `import frostline`.
-        overwritten: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(looked_up, slots, weight.learned)
-        return overwritten
-    learns = (slots >= 0).view(*ids.shape, 1)
+        rows: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(ids, weight, row_to_slot)
+        return rows
+    if sparse or not (traced or weight.stands_in or ids.device.type != "cpu"):
+        return _rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse)
+    slots = row_to_slot.index_select(0, ids.reshape(-1)).view(ids.shape)  # -1 where the row is frozen
+    looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
     # Frozen rows look up slot 0, which `where` drops again: fixed shapes need no wait for the device, and no new graph.
-    learned = F.embedding(slots.clamp(min=0).view(ids.shape), weight.learned)
-    return torch.where(learns, learned.to(looked_up.dtype), looked_up)
+    if torch.compiler.is_compiling() and ids.device.type == "cpu":
+        learned: Tensor = _TracedRows.apply(weight.learned, slots)  # type: ignore[no-untyped-call]
+    else:
+        learned = F.embedding(slots.clamp(min=0), weight.learned)
+    return torch.where((slots >= 0).unsqueeze(-1), learned.to(looked_up.dtype), looked_up)
 
 
-def _sparse_gradient_needs_eager(looked_up: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
-    """Return `looked_up` with learned rows where `slots` >= 0; only the rows in use appear in the sparse gradient.
+def _sparse_gradient_needs_eager(ids: Tensor, weight: PartialTensor, row_to_slot: Tensor) -> Tensor:
+    """Return the rows `ids` (*) of the table; only the rows in use appear in the sparse gradient.
 
     Always runs eagerly. A compiler would make the gradient dense, and a row optimizer would then move rows that no id
     named. Under `fullgraph=True` torch raises an error that shows the name of this function.
     """
+    return _rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse=True)
+
+
+def _sum_of_rows(gradient: Tensor, slots: Tensor, rows: int) -> Tensor:
+    """Return the sum (R, D) of the rows of `gradient` (n, D) for each slot (n,); those of slot -1 are dropped."""
     positions = (slots >= 0).nonzero().squeeze(1)
-    values = F.embedding(slots[positions], learned, sparse=True)
-    flat = looked_up.reshape(len(slots), -1)
-    return flat.index_copy(0, positions, values.to(looked_up.dtype)).view_as(looked_up)
+    found, shape = gradient.index_select(0, positions), (rows, gradient.shape[1])
+    return _sum_rows(found, slots.index_select(0, positions), torch.Size(shape), sparse=False)
+
+
+# An operator that a compiler calls as it is: its own would add the zeros of all frozen rows to row 0, one by one.
+_LIBRARY = torch.library.Library("frostline", "DEF")
+_LIBRARY.define("sum_of_rows(Tensor gradient, Tensor slots, int rows) -> Tensor")
+_LIBRARY.impl("sum_of_rows", _sum_of_rows, "CPU")
+_LIBRARY.impl("sum_of_rows", lambda gradient, slots, rows: gradient.new_empty(rows, gradient.shape[1]), "Meta")
+
+
+class _TracedRows(torch.autograd.Function):
+    """Rows of the learned part as a compiled graph looks them up: any row where the slot is -1."""
+
+    @staticmethod
+    def forward(ctx: Any, learned: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.rows = learned.shape[0]
+        return F.embedding(slots.clamp(min=0), learned)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        (slots,) = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        return torch.ops.frostline.sum_of_rows(flat, slots.reshape(-1), ctx.rows), None
 
 
 def embedding_bag(
