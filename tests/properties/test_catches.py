@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.partial import module, tensor
-from frostline.partial.tensor import attributes, dispatch, lookups
+from frostline.partial.tensor import attributes, dispatch, lookups, products
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory
 from frostline.partial.tensor.partial_tensor import OVERRIDES
@@ -64,7 +64,7 @@ def a_row_that_is_stuck(patch: pytest.MonkeyPatch) -> None:
 
 def a_bias_whose_gradient_is_lost(patch: pytest.MonkeyPatch) -> None:
     def linear(x: Tensor, weight: Any, bias: Any = None) -> Any:
-        return lookups.linear(x, weight, None if bias is None else bias.clone().detach())
+        return products.linear(x, weight, None if bias is None else bias.clone().detach())
 
     patch.setitem(OVERRIDES, F.linear, linear)
 
@@ -79,12 +79,14 @@ def a_checkpoint_without_what_was_learned(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_sparse_gradient_of_every_row(patch: pytest.MonkeyPatch) -> None:
-    def every_row(found: Tensor, slots: Tensor, learned: Tensor) -> Tensor:
+    def every_row(learned: Tensor, parts: tuple[Tensor, Tensor], ids: Tensor, sparse: bool) -> Tensor:
+        frozen, row_to_slot = parts
+        slots = row_to_slot[ids]
         values = F.embedding(slots.clamp(min=0), learned, sparse=True)
-        flat = torch.where((slots >= 0)[:, None], values.to(found.dtype), found.reshape(len(slots), -1))
-        return flat.view_as(found)
+        found = F.embedding(ids, frozen.detach())
+        return torch.where((slots >= 0).unsqueeze(-1), values.to(found.dtype), found)
 
-    patch.setattr(lookups, "_sparse_gradient_needs_eager", every_row)
+    patch.setattr(lookups, "_rows_of", every_row)
 
 
 def an_optimizer_that_decays_frozen_parts(patch: pytest.MonkeyPatch) -> None:
@@ -142,12 +144,7 @@ def a_weight_that_hands_on_no_gradient(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_view_whose_hooks_never_run(patch: pytest.MonkeyPatch) -> None:
-    run_on_view = dispatch.run
-
-    def run(func: Any, args: Any, kwargs: Any) -> Any:
-        return None if func is Tensor.register_hook else run_on_view(func, args, kwargs)
-
-    patch.setattr(dispatch, "run", run)
+    patch.setitem(dispatch.VIEW_OVERRIDES, Tensor.register_hook, lambda *args: None)
 
 
 def a_plan_that_drops_hooks(patch: pytest.MonkeyPatch) -> None:

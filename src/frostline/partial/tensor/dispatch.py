@@ -110,8 +110,8 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
             args, kwargs = tree_map(_merged, (args, kwargs))
             return func(*args, **kwargs)
     used = list(_partial_in((*args, *kwargs.values())))
-    if not writes and not all(value.learns for value in used):
-        return _run_on_frozen(func, args, kwargs, [value for value in used if not value.learns])
+    if not writes and (frozen := [value for value in used if not (value.learns or is_watched(value))]):
+        return _run_on_frozen(func, args, kwargs, frozen)
     origins = {id(origin): origin for origin in (value.origin for value in used)}.values()
     for origin in origins:
         origin.sync(to_write=writes)
@@ -147,19 +147,33 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     return result
 
 
-class _NoGradient(torch.autograd.Function):
-    """A tensor that takes part in a backward, as it would if all of the weight learned, and gets nothing of it."""
+class _Zero(torch.autograd.Function):
+    """A zero made of what learns: what depends on it takes part in a backward, and gives it a gradient of zeros."""
 
     @staticmethod
-    def forward(ctx: Any, learned: Tensor, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, learned: Tensor) -> Tensor:
+        ctx.shape = learned.shape
+        return learned.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        return gradient.expand(ctx.shape)
+
+
+class _WithZero(torch.autograd.Function):
+    """What was computed of frozen values alone, as the result of a weight of which other rows learn."""
+
+    @staticmethod
+    def forward(ctx: Any, zero: Tensor, tensor: Tensor) -> Tensor:
+        ctx.save_for_backward(zero)
         return memory_of(tensor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return None, None
+        return torch.zeros_like(*ctx.saved_tensors), None
 
 
-_no_gradient = _NoGradient.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+_zero, _with_zero = _Zero.apply, _WithZero.apply  # now: explain patches `Function.apply` to follow others' Functions
 
 
 def _run_on_frozen(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], views: list[Any]) -> Any:
@@ -174,7 +188,10 @@ def _run_on_frozen(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     def shown(value: Any) -> Any:
         alone = isinstance(value, Tensor) and not isinstance(value, MemoryTensor) and not value.requires_grad
         if alone and (value.is_floating_point() or value.is_complex()) and torch.is_grad_enabled():
-            value = _no_gradient(views[0].origin.learned, value)  # type: ignore[no-untyped-call]
+            weight = views[0].origin
+            if weight.zero is None:
+                weight.zero = _zero(weight.learned)  # type: ignore[no-untyped-call]
+            value = _with_zero(weight.zero, value)  # type: ignore[no-untyped-call]
         value = _with_origin(value, list(memories.values()))
         if isinstance(value, PartialView):
             value.learns = False
@@ -190,7 +207,8 @@ def memory_of(tensor: Tensor) -> Tensor:
 
 def is_watched(tensor: Tensor) -> bool:
     """Return whether other code waits for the gradient of `tensor`, which must then pass through it."""
-    return bool(tensor._backward_hooks) or tensor.retains_grad
+    with plain():
+        return bool(tensor._backward_hooks) or tensor.retains_grad
 
 
 def _partial_in(values: Iterable[Any]) -> Iterator[MemoryTensor]:

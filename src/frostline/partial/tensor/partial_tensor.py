@@ -78,6 +78,7 @@ class PartialTensor(MemoryTensor):
     learned_indices: LearnedIndices
     memory: Memory
     stands_in: bool  # its own values are never read
+    zero: Tensor | None = None  # made of what learns; see dispatch.py
 
     _is_param = True  # isinstance(weight, nn.Parameter) holds, so `get_parameter` and tying by name work
 

@@ -37,7 +37,7 @@ class _Shown(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         found = ctx.places.gather_from_view(dense, *ctx.view)
-        return None if found is None else found.view(ctx.shape).to(ctx.dtype), None
+        return dense.new_zeros(()).expand(ctx.shape) if found is None else found.view(ctx.shape).to(ctx.dtype), None
 
 
 _shown = _Shown.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
