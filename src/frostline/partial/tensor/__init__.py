@@ -4,7 +4,7 @@ Nothing here knows modules or plans: those are in the folder above.
 """
 
 from frostline.partial.tensor import attributes as attributes  # registers its functions with PartialTensor, as do
-from frostline.partial.tensor import products as products  # these two, and lookups, which views needs
+from frostline.partial.tensor import grouped as grouped  # these, and lookups and products, which they need
 from frostline.partial.tensor import views as views
 from frostline.partial.tensor.dispatch import PartialView, view
 from frostline.partial.tensor.indices import LearnedIndices

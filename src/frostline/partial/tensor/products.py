@@ -121,7 +121,7 @@ def _multiply(
     others_are_plain = not (isinstance(input, MemoryTensor) or isinstance(bias, MemoryTensor))
     if letters is None or not (isinstance(input, Tensor) and others_are_plain):
         return NotImplemented
-    whole = _letters_of_whole(tensor, letters[1])
+    whole = letters_of_whole(tensor, letters[1])
     if whole is None or not _pays(tensor.origin, input, *letters, whole):
         return NotImplemented
     weight: PartialTensor = tensor.origin
@@ -137,7 +137,7 @@ def _multiply(
     return _product(input, bias, weight.learned, job)  # type: ignore[no-untyped-call]
 
 
-def _letters_of_whole(tensor: MemoryTensor, letters: str) -> str | None:
+def letters_of_whole(tensor: MemoryTensor, letters: str) -> str | None:
     """Return the letters of the weight's own dimensions, if `tensor` is the weight, or it with its dimensions permuted.
 
     None where a gradient must go another way.
