@@ -5,7 +5,8 @@ Letters used for shapes in this file:
     D, H  width of the input and of the output    R  experts that learn
 
 `grouped_mm(x, weight, offs)` multiplies each of the tokens (n, D) by the matrix of its expert, of weight (E, D, H):
-expert e has the tokens from `offs[e - 1]` to `offs[e]`. Its backward here computes the gradient of the learned experts alone.
+expert e has the tokens from `offs[e - 1]` to `offs[e]`. The backward here computes the gradient of the learned experts
+alone.
 """
 
 from __future__ import annotations
