@@ -1,8 +1,13 @@
-"""Files on disk: the folder for caches, and atomic writes, so that no file is ever half written."""
+"""Files on disk: the folder for caches, and atomic writes, so that no file is ever half written.
+
+A cache is opened without asking, so it must not be possible that somebody else put a file there: `private_folder` makes
+a folder for this user alone, and `is_private` says of a file that is open whether only this user can have written it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import sys
@@ -19,27 +24,57 @@ def cache_folder(kind: str) -> Path:
     Returns:
         The path; the folder is not created.
 
+    Raises:
+        FileNotFoundError: The user has no home folder, as in a container that runs under an arbitrary id.
+
     Example:
         >>> cache_folder("vectors").name
         'vectors'
     """
     if own := os.environ.get("FROSTLINE_CACHE"):
         return Path(own) / kind
-    if sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        named = Path(os.environ.get("XDG_CACHE_HOME") or "")
-        base = named if named.is_absolute() else Path.home() / ".cache"
+    try:
+        if sys.platform == "darwin":
+            base = Path.home() / "Library" / "Caches"
+        elif sys.platform == "win32":
+            base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        else:
+            named = Path(os.environ.get("XDG_CACHE_HOME") or "")
+            base = named if named.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:  # neither $HOME nor an entry in the list of users
+        raise FileNotFoundError(errno.ENOENT, "no home folder for a cache; set FROSTLINE_CACHE") from None
     return base / "frostline" / kind
+
+
+def private_folder(kind: str) -> Path:
+    """Return the folder for cache files of one kind, made for this user alone if it is missing.
+
+    Raises:
+        NotPrivateError: Somebody else can write to the folder, so nothing in it can be trusted.
+        OSError: It cannot be made.
+    """
+    folder = cache_folder(kind)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not is_private(folder.stat()):
+        raise NotPrivateError(errno.EACCES, "others can write to it", str(folder))
+    return folder
+
+
+class NotPrivateError(PermissionError):
+    """A cache folder that somebody else can write to."""
+
+
+def is_private(stat: os.stat_result) -> bool:
+    """Return whether only this user can have written the file or folder with this `stat`."""
+    return not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)
 
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Write a file atomically: the block writes a temporary file, which replaces `path` if no error was raised.
 
-    A reader sees the old file or the new one, whole. After an error nothing has changed and the temporary file is gone.
+    A reader sees the old file or the new one, whole, whenever the process is killed or the power fails: the new one is
+    on the disk before it gets its name. After an error nothing has changed and the temporary file is gone.
 
     Args:
         path: The file to write, in a folder that exists.
@@ -65,7 +100,20 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
         unfinished.touch()
         mode = unfinished.stat().st_mode if mode is None else mode
         yield unfinished
+        with unfinished.open("r+b") as file:
+            os.fsync(file.fileno())
         unfinished.chmod(mode)
         unfinished.replace(path)
+        _flush_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, where the system can."""
+    with contextlib.suppress(OSError):  # the file itself is safe: after a power failure its old name may be back
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

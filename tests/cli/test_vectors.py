@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+import zipfile
 
 import pytest
 
@@ -65,12 +66,60 @@ def test_near_lists_words_by_cosine(capfd):
     }
 
 
+def test_near_answers_an_analogy_with_or_without_quotes(capfd):
+    expected = (0, " 1.0000  fire\n", "")
+    assert output_of(capfd, "near", "v.txt", "fire", "-", "ice", "+", "snow", "--count", "1")[0] == 0
+    assert output_of(capfd, "near", "v.txt", "snow - snow - ice", "--count", "1") == expected
+    assert output_of(capfd, "near", "v.txt", "snow", "-", "snow", "-", "ice", "--count", "1") == expected
+
+
+def test_a_member_of_an_archive_is_named_after_a_colon(capfd, tmp_path):
+    with zipfile.ZipFile("v.zip", "w") as archive:
+        archive.write("v.txt")
+        archive.writestr("two.txt", "a 1\nb 2\n")
+    assert output_of(capfd, "info", "v.zip:two.txt")[1] == "2 words, dimension 1; the first: a b\n"
+    code, _, err = output_of(capfd, "near", "v.zip", "ice")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the zip archive holds 2 files: v.txt, two.txt. Name one: " in err
+    assert "or v.zip:v.txt on the command line" in err
+
+
+def test_words_with_two_vectors_are_said_by_info_and_by_every_command(capfd, tmp_path):
+    (tmp_path / "dup.vec").write_text("3 2\na 1 2\na 5 6\nb 3 4\n")
+    said = "1 word is listed again with another vector: 'a'. The first vector of each is used."
+    for _ in range(2):
+        code, out, err = output_of(capfd, "info", "dup.vec")
+        assert (code, out.splitlines()[1], err) == (0, said, "")
+        assert output_of(capfd, "near", "dup.vec", "a")[2] == f"frostline: warning: dup.vec: {said}\n"
+    values = json.loads(output_of(capfd, "info", "dup.vec", "--json")[1])
+    assert values["duplicates"] == {"total": 1, "conflicting": 1, "first": ["a"]}
+
+
+def test_the_cache_is_listed_and_cleared(capfd, tmp_path):
+    folder = tmp_path / "cache" / "vectors"
+    assert output_of(capfd, "cache") == (0, f"0.0 MB in {folder}\n", "")
+    output_of(capfd, "info", "v.txt")
+    code, out, _ = output_of(capfd, "cache")
+    assert (code, out.splitlines()[2].endswith(str(tmp_path / "v.txt"))) == (0, True)
+    assert json.loads(output_of(capfd, "cache", "--json")[1])["files"][0]["source"] == str(tmp_path / "v.txt")
+    assert output_of(capfd, "cache", "--clear")[1] == f"0.0 MB freed in {folder}\n"
+    assert list(folder.iterdir()) == []
+
+
+def test_cover_says_what_lower_case_would_find(capfd):
+    out = output_of(capfd, "cover", "v.txt", "text.txt")[1]
+    assert out.splitlines()[-1] == "1 more words in the text have a vector in lower case: --lowercase"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["info", "none.txt"], "frostline: none.txt: cannot be opened: No such file or directory. Check the path."),
         (["info", "text.txt"], "frostline: text.txt:1: no word vectors: expected a word and its numbers on a line"),
-        (["convert", "v.txt", "v.bin"], "frostline: path: v.bin does not end in .safetensors"),
+        (
+            ["convert", "v.txt", "v.npy"],
+            "frostline: path: v.npy ends in none of .safetensors (opens in milliseconds), .txt",
+        ),
         (["cover", "v.txt", "none.txt"], "frostline: none.txt: No such file or directory. Check the path."),
         (["cover", "v.txt", "latin.txt"], "frostline: latin.txt:2: not UTF-8."),
         (["near", "v.txt", "rain"], "frostline: word: 'rain' is not among the 3 words."),

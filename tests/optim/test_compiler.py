@@ -75,7 +75,7 @@ def test_the_kernel_is_built_once_and_again_if_its_file_is_damaged(tmp_path):
 def test_if_the_cache_is_not_writable_the_kernel_is_compiled_for_this_process_alone(fresh_kernel):
     fresh_kernel.parent.write_text("a file where the folder should be")
     assert kernel.backend().name == "c++"
-    assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh_kernel}")
+    assert kernel.backend().why.endswith(f"for this process: cannot use {fresh_kernel}")
 
 
 @needs_compiler
@@ -89,7 +89,7 @@ def test_a_file_that_others_could_have_written_is_not_loaded(fresh_kernel):
     assert file.stat().st_ino != before
     fresh_kernel.chmod(0o777)
     kernel._load_once.cache_clear()
-    assert kernel.backend().why.endswith(f"for this process: cannot write to {fresh_kernel}")
+    assert kernel.backend().why.endswith(f"for this process: cannot use {fresh_kernel}")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,9 @@ def packed(words=WORDS, matrix=MATRIX, header=None, feed=b""):
     return header.encode() + b"".join(records)
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*listed again with another vector")
+
+
 @pytest.mark.parametrize("feed", [b"", b"\n"], ids=["gensim", "word2vec.c"])
 @pytest.mark.parametrize("name", ["v.bin", "v.bin.gz", "v", "v.txt"])
 @pytest.mark.parametrize("block", [16, 1 << 24])

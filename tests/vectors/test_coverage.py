@@ -14,7 +14,8 @@ def test_words_and_tokens_are_counted_and_missing_words_keep_their_order() -> No
     assert (found.words, found.found_words, found.tokens, found.found_tokens) == (4, 1, 5, 2)
     assert (found.as_written, found.in_lower_case, found.share) == (2, 0, 0.4)
     assert found.missing == ["slush", "Snow", "rain"]
-    assert str(found) == "1 of 4 words have a vector (40.0% of the tokens); missing: slush, Snow, rain"
+    line = "1 of 4 words have a vector (40.0% of the tokens); missing: slush, Snow, rain"
+    assert str(found) == f"{line}; 20.0% more in lower case: pass lowercase=True"
 
 
 def test_a_word_in_lower_case_counts_if_it_is_asked_for() -> None:
@@ -52,3 +53,11 @@ def test_many_missing_words_are_cut_short_when_printed() -> None:
 def test_nothing_missing_and_nothing_asked() -> None:
     assert str(cover(["ice"], VECTORS)) == "1 of 1 words have a vector (100.0%)"
     assert str(cover([], VECTORS)) == "0 of 0 words have a vector (100.0%)"
+
+
+def test_a_hint_says_what_lower_case_would_find() -> None:
+    found = cover(["ice", "Snow", "Snow", "rain"], VECTORS)
+    assert (found.found_tokens, found.lower_case_finds) == (1, 2)
+    assert str(found).endswith("missing: Snow, rain; 50.0% more in lower case: pass lowercase=True")
+    assert cover(["ice", "Snow", "rain"], VECTORS, lowercase=True).hint == ""
+    assert cover(["ice", "rain"], VECTORS).hint == ""

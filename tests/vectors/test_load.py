@@ -3,7 +3,6 @@
 import gzip
 import os
 import pickle
-import zipfile
 
 import numpy as np
 import pytest
@@ -44,20 +43,10 @@ def test_a_gzip_file_with_a_wrong_byte_is_refused(write):
         load(write(bytes(packed), "v.gz"))
 
 
-def a_zip():
-    import io
-
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("v.txt", TEXT)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ((793712314).to_bytes(4, "little") + bytes(100), "is a fastText .bin model. Pass the .vec file"),
-        (a_zip(), "is a zip archive. Unpack it"),
         (pickle.dumps({"a": 1}), "is a pickle, which is never loaded."),
         (b"BZh91AY&SY" + bytes(50), "is packed with bzip2."),
         (b"\xfd7zXZ\x00" + bytes(50), "is packed with xz."),

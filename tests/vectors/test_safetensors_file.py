@@ -41,8 +41,10 @@ def test_the_file_is_safetensors_that_its_own_library_reads(tmp_path):
 
 
 def test_loaded_vectors_are_saved_like_any_others(tmp_path, write):
-    vectors = load(write("a 1 2\nb 3 4\na 5 6\n"))
+    with pytest.warns(UserWarning, match="1 word is listed again"):
+        vectors = load(write("a 1 2\nb 3 4\na 5 6\n"))
     save(vectors, tmp_path / "v.safetensors")
+    assert load(tmp_path / "v.safetensors").duplicates.total == 0
     assert list(load(tmp_path / "v.safetensors").words) == ["a", "b"]
     assert load(tmp_path / "v.safetensors").matrix.tolist() == [[1, 2], [3, 4]]
 
@@ -77,7 +79,7 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_file_intact(tmp_path, m
 @pytest.mark.parametrize(
     ("vectors", "name", "says"),
     [
-        (Vectors(["a"], [[1]]), "v.txt", "v.txt does not end in .safetensors, the only format written."),
+        (Vectors(["a"], [[1]]), "v.npy", "v.npy ends in none of .safetensors (opens in milliseconds), .txt (GloVe)"),
         (Vectors(["a"], [[1]]), "none/v.safetensors", "cannot be written: No such file or directory."),
         (Vectors([], np.zeros((0, 3))), "v.safetensors", "vectors: Vectors(0 words x 3) are empty."),
     ],

@@ -83,7 +83,8 @@ def test_concatenated_words_are_those_of_both_in_order():
 def test_repeated_words_are_found_even_among_equal_hashes():
     blob, offsets = module.pack(["a", "b", "a", "c", "b", "a"])
     for hashes in (module.hash_words(blob, offsets), np.zeros(6, dtype=np.uint64)):
-        assert module.repeated_rows(blob, offsets, hashes, np.argsort(hashes)).tolist() == [2, 4, 5]
+        repeated, first = module.repeated_rows(blob, offsets, hashes, np.argsort(hashes))
+        assert (repeated.tolist(), first.tolist()) == ([2, 4, 5], [0, 1, 0])
 
 
 def test_hashes_do_not_depend_on_the_block_size(monkeypatch):

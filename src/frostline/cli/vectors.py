@@ -1,24 +1,34 @@
-"""`frostline vectors info | convert | cover | near`: inspect and convert files of word vectors."""
+"""`frostline vectors info | convert | cover | near | cache`: inspect and convert files of word vectors."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
+import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from frostline.vectors import Vectors
 
 HELP = "inspect files of word vectors, convert them, see which words they cover"
 
 _INFO_EXAMPLES = """\
 examples:
   frostline vectors info glove.6B.50d.txt.gz
+  frostline vectors info glove.6B.zip:glove.6B.50d.txt
   frostline vectors info wiki.en.vec --json"""
 _CONVERT_EXAMPLES = """\
 examples:
   frostline vectors convert glove.6B.50d.txt.gz glove.safetensors
-  frostline vectors convert GoogleNews-vectors-negative300.bin.gz news.safetensors"""
+  frostline vectors convert GoogleNews-vectors-negative300.bin.gz news.safetensors
+  frostline vectors convert glove.6B.zip:glove.6B.50d.txt glove.vec
+
+The name of OUT says the format: .safetensors, .txt (GloVe text), .vec (word2vec text), .bin (word2vec binary)."""
 _COVER_EXAMPLES = """\
 examples:
   frostline vectors cover glove.6B.50d.txt.gz text.txt --lowercase
@@ -28,11 +38,21 @@ Words are separated by whitespace."""
 _NEAR_EXAMPLES = """\
 examples:
   frostline vectors near glove.6B.50d.txt.gz frost
+  frostline vectors near glove.6B.50d.txt.gz king - man + woman
   frostline vectors near glove.6B.50d.txt.gz frost --count 3 --json"""
+_CACHE_EXAMPLES = """\
+examples:
+  frostline vectors cache
+  frostline vectors cache --clear
+  FROSTLINE_CACHE=/data/cache frostline vectors cache
+
+Text that was read is kept, to be opened in milliseconds, in the folder that FROSTLINE_CACHE names, or in the
+system's folder for caches (~/.cache/frostline). It is used only where nobody else can write to it. Of files that are
+gone nothing is kept, and of all others together 20 GB, those that were opened last."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the four subcommands and their arguments."""
+    """Add the subcommands and their arguments."""
     parser.epilog = "examples:\n  frostline vectors info glove.6B.50d.txt.gz\n  frostline vectors near wiki.vec frost"
     actions = parser.add_subparsers(metavar="action", required=True)
 
@@ -50,18 +70,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cover.description = "Count the words of a text that have a vector, and list the most frequent ones that have none."
     cover.set_defaults(action=_cover)
 
-    near = actions.add_parser("near", help="the words nearest to a word", epilog=_NEAR_EXAMPLES)
+    near = actions.add_parser("near", help="the words nearest to a word or an analogy", epilog=_NEAR_EXAMPLES)
     near.description = "List the words whose vectors have the highest cosine similarity with a word's."
     near.set_defaults(action=_near)
 
+    cache = actions.add_parser("cache", help="what is kept of files that were read", epilog=_CACHE_EXAMPLES)
+    cache.description = "List the files of the cache of word vectors, or remove them."
+    cache.set_defaults(action=_cache)
+
     for action in (info, convert, cover, near):
-        action.add_argument("file", metavar="F", help="word vectors: .txt .vec .bin .gz .safetensors")
-    convert.add_argument("out", metavar="OUT", help="file to write, named .safetensors")
+        action.add_argument("file", metavar="F", help="word vectors: .txt .vec .bin .gz .zip[:MEMBER] .safetensors")
+    convert.add_argument("out", metavar="OUT", help="file to write: .safetensors .txt .vec .bin")
     cover.add_argument("text", metavar="TEXT", nargs="?", help="UTF-8 text (default: stdin)")
     cover.add_argument("--lowercase", action="store_true", help="look a missing word up again in lower case")
-    near.add_argument("word", metavar="WORD", help="a word that has a vector")
+    near.add_argument("word", metavar="WORD", nargs="+", help="a word that has a vector, or several with + and -")
     near.add_argument("--count", metavar="N", type=int, default=10, help="how many words (default 10)")
-    for action in (info, cover, near):
+    cache.add_argument("--clear", action="store_true", help="remove all of them")
+    for action in (info, cover, near, cache):
         action.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -72,33 +97,49 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _show(args: argparse.Namespace, values: dict[str, object], lines: list[str]) -> None:
+def _show(args: argparse.Namespace, values: Mapping[str, object], lines: list[str]) -> None:
     text = json.dumps(values, ensure_ascii=False) if args.json else "\n".join(lines)
     sys.stdout.buffer.write(text.encode("utf-8", "backslashreplace") + b"\n")
 
 
-def _info(args: argparse.Namespace) -> None:
+def _load(name: str, quiet: bool = False) -> Vectors:
+    """Load the vectors that an argument names; what `load` warns of is one line on stderr, unless `quiet`."""
     from frostline.vectors import load
+    from frostline.vectors.packed import split_member
 
-    vectors = load(args.file)
-    first = vectors.words[:5]
+    path, member = split_member(name)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        vectors = load(path, member=member)
+    for warning in () if quiet else caught:
+        print(f"frostline: warning: {warning.message}", file=sys.stderr)
+    return vectors
+
+
+def _info(args: argparse.Namespace) -> None:
+    vectors = _load(args.file, quiet=True)
+    first, duplicates = vectors.words[:5], vectors.duplicates
     values = {"file": args.file, "words": len(vectors), "dimension": vectors.dimension, "first": first}
-    _show(args, values, [f"{len(vectors):,} words, dimension {vectors.dimension}; the first: {' '.join(first)}"])
+    lines = [f"{len(vectors):,} words, dimension {vectors.dimension}; the first: {' '.join(first)}"]
+    if duplicates.total:
+        values["duplicates"] = duplicates._asdict()
+        lines.append(f"{duplicates}. The first vector of each is used.")
+    _show(args, values, lines)
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from frostline.vectors import load, save
+    from frostline.vectors import save
 
-    vectors = load(args.file)
+    vectors = _load(args.file)
     save(vectors, args.out)
     print(f"{len(vectors):,} words, dimension {vectors.dimension}, in {args.out}")
 
 
 def _cover(args: argparse.Namespace) -> None:
     from frostline.errors import DataFileError
-    from frostline.vectors import cover, load
+    from frostline.vectors import cover
 
-    vectors = load(args.file)
+    vectors = _load(args.file)
     raw = sys.stdin.buffer.read() if args.text is None else Path(args.text).read_bytes()
     try:
         counts = Counter(raw.decode().split())
@@ -115,6 +156,7 @@ def _cover(args: argparse.Namespace) -> None:
         "tokens_found": coverage.found_tokens,
         "tokens_share": coverage.share,
         "missing": coverage.missing,
+        "tokens_lower_case_finds": coverage.lower_case_finds,
     }
     lines = [
         f"{coverage.found_words:,} of {coverage.words:,} different words have a vector ({share:.1%})",
@@ -123,12 +165,41 @@ def _cover(args: argparse.Namespace) -> None:
     if coverage.missing:
         shown = " ".join(f"{word} ({counts[word]:,})" for word in coverage.missing[:10])
         lines.append(f"most frequent missing words: {shown}")
+    if coverage.lower_case_finds:
+        lines.append(f"{coverage.lower_case_finds:,} more words in the text have a vector in lower case: --lowercase")
     _show(args, values, lines)
 
 
 def _near(args: argparse.Namespace) -> None:
-    from frostline.vectors import load, near
+    from frostline.vectors import near
 
-    found = near(load(args.file), args.word, args.count)
-    values = {"word": args.word, "near": [{"word": word, "cosine": cosine} for word, cosine in found]}
+    query = " ".join(args.word)
+    found = near(_load(args.file), query, args.count)
+    values = {"word": query, "near": [{"word": word, "cosine": cosine} for word, cosine in found]}
     _show(args, values, [f"{cosine:7.4f}  {word}" for word, cosine in found])
+
+
+def _cache(args: argparse.Namespace) -> None:
+    from frostline.files import cache_folder
+    from frostline.printing import text_table
+    from frostline.vectors import cached_files, clear_cache
+
+    folder = cache_folder("vectors")
+    if args.clear:
+        freed = clear_cache()
+        return _show(args, {"folder": str(folder), "freed": freed}, [f"{_size(freed)} freed in {folder}"])
+    files = cached_files()
+    rows, listed = [], []
+    for file in files:
+        source = "unknown" if file.source is None else str(file.source)
+        name = source if file.member is None else f"{source}:{file.member}"
+        listed.append({"source": name, "bytes": file.bytes, "opened": file.opened})
+        gone = "" if file.source is None or file.source.exists() else " (gone)"
+        rows.append((_size(file.bytes), time.strftime("%Y-%m-%d %H:%M", time.localtime(file.opened)), name + gone))
+    table = [text_table([("size", "opened", "read from"), *rows], right=[0])] if rows else []
+    total = f"{_size(sum(file.bytes for file in files))} in {folder}"
+    _show(args, {"folder": str(folder), "files": listed}, [*table, total])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

@@ -1,14 +1,16 @@
 """Compile kernel.cpp once, keep the library in the cache folder, and load it with ctypes.
 
 The command is plain `c++ -shared`, without torch's headers: it takes about a second, and the library works with every
-version of torch. The name of the file in the cache is a hash of the source, the flags, and the macros that the compiler
-predefines: its own version and the features of this machine's CPU. A folder shared by different machines therefore
-holds one file for each. The file is written atomically, so any number of processes may compile at the same time. If the
-cache is not writable, or belongs to another user, each process compiles for itself.
+version of torch. The name of the file in the cache is KEY-DIGEST.so. KEY is a hash of the source, the flags, and the
+macros that the compiler predefines: its own version and the features of this machine's CPU; a folder shared by
+different machines therefore holds one file for each. DIGEST is the SHA-256 of the file itself, which is compared before
+the file is loaded: to load a truncated library ends the process. The file is written atomically, so any number of
+processes may compile at the same time. If there is no cache, or others can write to it, each process compiles for itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from frostline.files import cache_folder, replacing
+from frostline.files import is_private, private_folder, replacing
 
 SOURCE = resources.files(__package__).joinpath("kernel.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
@@ -40,31 +42,49 @@ def load() -> tuple[ctypes.CDLL, str]:
     Cost: about a second the first time on a machine, then some 20 ms in each process.
     """
     compiler = _find_compiler()
-    name = f"{_cache_key(compiler)}.so"
-    folder = cache_folder("kernel")
+    key, by = _cache_key(compiler), f"compiled by {compiler[0]}"
+    folder = None
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_ours(folder):
-            raise PermissionError
-        if not ((library := folder / name).exists() and _is_ours(library)):
-            _compile(compiler, library)
-        try:
-            return ctypes.CDLL(str(library)), f"compiled by {compiler[0]}, kept in {folder}"
-        except OSError:  # the file is damaged: compile it again, once
-            _compile(compiler, library)
-            return ctypes.CDLL(str(library)), f"compiled by {compiler[0]}, kept in {folder}"
-    except OSError:
-        return _load_temporary(compiler), f"compiled by {compiler[0]} for this process: cannot write to {folder}"
-
-
-def _load_temporary(compiler: Sequence[str]) -> ctypes.CDLL:
-    """Compile into a temporary folder and load the library, which stays loaded when the folder is removed."""
+        folder = private_folder("kernel")
+        if library := _find(folder, key):
+            return library, f"{by}, kept in {folder}"
+    except OSError as error:
+        where = error.filename or error.strerror
     try:
-        with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as folder:
-            _compile(compiler, library := Path(folder) / "kernel.so")
-            return ctypes.CDLL(str(library))
+        with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as temporary:
+            compiled = Path(temporary) / "kernel.so"
+            _run([*compiler, *_FLAGS, "-o", str(compiled), "-x", "c++", "-"], SOURCE.read_bytes())
+            if folder is not None:
+                try:
+                    return ctypes.CDLL(str(_store(compiled, folder, key))), f"{by}, kept in {folder}"
+                except OSError:
+                    where = folder
+            # A library that is loaded stays loaded when its file is removed.
+            return ctypes.CDLL(str(compiled)), f"{by} for this process: cannot use {where}"
     except OSError as error:
         raise BuildError(f"the compiled kernel does not load: {error}") from None
+
+
+def _find(folder: Path, key: str) -> ctypes.CDLL | None:
+    """Return the library in the cache, if there is one that is whole; remove what is not."""
+    for file in sorted(folder.glob(f"{key}*.so")):
+        if is_private(file.stat()) and file.stem == f"{key}-{_digest(file)}":
+            with contextlib.suppress(OSError):  # whole, but not a library: the compiler was at fault
+                return ctypes.CDLL(str(file))
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _store(compiled: Path, folder: Path, key: str) -> Path:
+    """Copy a library into the cache."""
+    file = folder / f"{key}-{_digest(compiled)}.so"
+    with replacing(file, mode=0o700) as unfinished:
+        shutil.copyfile(compiled, unfinished)
+    return file
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
 def _find_compiler() -> list[str]:
@@ -86,12 +106,6 @@ def _cache_key(compiler: Sequence[str]) -> str:
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def _compile(compiler: Sequence[str], library: Path) -> None:
-    """Compile the kernel to `library`. The compiler reads the source from its input: it need not be a file on disk."""
-    with replacing(library, mode=0o700) as unfinished:
-        _run([*compiler, *_FLAGS, "-o", str(unfinished), "-x", "c++", "-"], SOURCE.read_bytes())
-
-
 def _run(command: Sequence[str], stdin: bytes = b"") -> bytes:
     """Return what a command prints; raise BuildError with the first line of its stderr if it fails."""
     try:
@@ -102,11 +116,3 @@ def _run(command: Sequence[str], stdin: bytes = b"") -> bytes:
         message = done.stderr.decode(errors="replace").strip().split("\n", 1)[0]
         raise BuildError(f"the compiler {command[0]} failed: {message or f'exit code {done.returncode}'}")
     return done.stdout
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether only this user can have written the machine code in `path`."""
-    if not hasattr(os, "getuid"):
-        return True
-    stat = path.stat()
-    return stat.st_uid == os.getuid() and not stat.st_mode & 0o022

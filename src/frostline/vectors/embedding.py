@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from frostline.errors import SelectionError
 from frostline.partial import nothing, rows, train_only
 from frostline.printing import listed
+from frostline.vectors.sources import Source, as_vectors
 from frostline.vectors.table import Floats, Vectors
 from frostline.vectors.words import Ints, Words, hash_words, pack, repeated_rows
 
@@ -25,7 +26,7 @@ Init = Literal["normal", "zeros", "mean"]
 
 def embedding(
     words: Sequence[str],
-    vectors: Vectors,
+    vectors: Source,
     learn: Learn = "missing",
     init: Init = "normal",
     padding_idx: int | None = None,
@@ -35,7 +36,7 @@ def embedding(
 
     Args:
         words: The vocabulary: N distinct strings; the id of a word is its index.
-        vectors: Where the rows of known words come from.
+        vectors: Where the rows of known words come from: Vectors, a path, a dict or gensim's KeyedVectors.
         learn: Which rows learn: "missing", those of words without a vector; "all"; or "none".
         init: How the row of a missing word is initialized: "normal", drawn with the mean and standard deviation of the
             found vectors in each dimension (torch's default generator, so `torch.manual_seed` repeats it); "zeros"; or
@@ -69,6 +70,7 @@ def embedding(
         if value not in legal:
             raise SelectionError(f"{name}: {value!r} is not one of {', '.join(map(repr, legal))}.")
     _check_words(words)
+    vectors = as_vectors(vectors)
     padding = _padding(padding_idx, len(words))
     known = vectors.rows_of(words, lowercase)
     if padding is not None:
@@ -112,7 +114,7 @@ def _check_words(words: Sequence[str]) -> None:
         return
     blob, offsets = pack(words)
     hashes = hash_words(blob, offsets)
-    repeats = repeated_rows(blob, offsets, hashes, np.argsort(hashes))
+    repeats, _ = repeated_rows(blob, offsets, hashes, np.argsort(hashes))
     if len(repeats):
         names = dict.fromkeys(words[index] for index in repeats.tolist())
         raise SelectionError(

@@ -138,8 +138,7 @@ def _split(index: int, line: bytes, dimension: int) -> tuple[bytes, list[bytes]]
     word = line[fields[0].start() : fields[-dimension - 1].end()]
     if len(fields) > dimension + 1:
         last = fields[-dimension - 1][0]
-        # A year or a count may end a phrase; a decimal number before the vector is more likely one value too many.
-        if is_number(last) and not last.isdigit():
+        if is_number(last):  # a phrase may end with a year, but a number before the vector may be one value too many
             count = len(fields) - 1
             raise BadLine(
                 index,

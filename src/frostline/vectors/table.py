@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,32 @@ from numpy.typing import ArrayLike, NDArray
 from frostline.errors import ShapeError
 from frostline.vectors.words import Bytes, Ints, Words, gather, hash_words, repeated_rows
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Floats = NDArray[np.float32]
+_SHOWN, _LONG = 5, 40  # repeated words in a message, and characters of one
+_BLOCK = 4096  # repeated rows compared at a time
+
+
+class Duplicates(NamedTuple):
+    """Words that a file lists more than once, of which the first vector is used.
+
+    Attributes:
+        total: How many words of the file were dropped.
+        conflicting: How many of them have another vector than the first with that word.
+        first: The first few of them, at most five: those with another vector, if there are any.
+    """
+
+    total: int = 0
+    conflicting: int = 0
+    first: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        kind = "with another vector" if self.conflicting else "with the same vector"
+        count = self.conflicting or self.total
+        shown = ", ".join(map(repr, self.first)) + (", ..." if count > len(self.first) else "")
+        return f"{count:,} {'word is' if count == 1 else 'words are'} listed again {kind}: {shown}"
 
 
 class Vectors:
@@ -24,8 +49,8 @@ class Vectors:
 
     Args:
         words: V distinct strings, in the order of the rows.
-        matrix: The vectors, shape (V, D): anything that numpy can convert to finite float32. A float32 array is not
-            copied.
+        matrix: The vectors, shape (V, D): anything that numpy can convert to finite float32, or a torch tensor, such as
+            the weight of a model. A float32 array is not copied; a tensor is, so that training goes on beside it.
 
     Attributes:
         words: A sequence of V strings (`words[3]`, `len`, `in`, `index`, iteration), decoded on access.
@@ -43,9 +68,12 @@ class Vectors:
         (array([0.5, 0.5], dtype=float32), False, [0, -1])
     """
 
-    def __init__(self, words: Sequence[str], matrix: ArrayLike) -> None:
+    def __init__(self, words: Sequence[str], matrix: ArrayLike | Tensor) -> None:
+        if hasattr(matrix, "detach"):  # a tensor; torch is not imported here
+            matrix = matrix.detach().float().cpu().numpy().copy()
         with np.errstate(over="ignore"):
             self.matrix: Floats = np.asarray(matrix, dtype=np.float32)
+        self.duplicates = Duplicates()
         if self.matrix.ndim != 2 or len(self.matrix) != len(words):
             raise ShapeError(
                 f"matrix: has shape {self.matrix.shape} for {len(words):,} words. "
@@ -58,7 +86,7 @@ class Vectors:
                 "Every value must be a finite float32; pass `numpy.nan_to_num(matrix)` to replace nan by 0."
             )
         self.words = words if isinstance(words, Words) else Words.of(words)
-        repeats = repeated_rows(self.words.blob, self.words.offsets, *self._in_row_order())
+        repeats, _ = repeated_rows(self.words.blob, self.words.offsets, *self._in_row_order())
         if len(repeats):
             raise ShapeError(
                 f"words: {len(repeats):,} listed more than once, the first is {self.words[int(repeats[0])]!r} "
@@ -71,10 +99,10 @@ class Vectors:
         return hashes, self.words.order
 
     @classmethod
-    def unchecked(cls, words: Words, matrix: Floats) -> Vectors:
+    def unchecked(cls, words: Words, matrix: Floats, duplicates: Duplicates = Duplicates()) -> Vectors:  # noqa: B008
         """Return Vectors of parts that a reader has already checked; reads and copies nothing."""
         vectors = cls.__new__(cls)
-        vectors.words, vectors.matrix = words, matrix
+        vectors.words, vectors.matrix, vectors.duplicates = words, matrix, duplicates
         return vectors
 
     @property
@@ -145,17 +173,39 @@ class WordCollector:
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(chunk.lengths)])
         self._hashes.append(hash_words(np.frombuffer(chunk.words, dtype=np.uint8), offsets))
 
-    def finish(self) -> tuple[Words, Ints | None]:
-        """Return the distinct words and the rows that they come from (None: all rows)."""
+    def finish(self) -> tuple[Words, Repeats | None]:
+        """Return the distinct words, and which rows are repeats (None: no row)."""
         blob: Bytes = np.frombuffer(b"".join(self._blobs), dtype=np.uint8)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.concatenate(self._lengths))])
         hashes = np.concatenate(self._hashes)
         order: Ints = np.argsort(hashes).astype(np.int64)
-        repeats = repeated_rows(blob, offsets, hashes, order)
-        if not len(repeats):
+        repeated, first = repeated_rows(blob, offsets, hashes, order)
+        if not len(repeated):
             return Words(blob, offsets, hashes[order], order), None
-        rows = np.setdiff1d(np.arange(len(hashes)), repeats, assume_unique=True)
-        return Words.from_packed(*gather(blob, offsets, rows)), rows
+        kept = np.setdiff1d(np.arange(len(hashes)), repeated, assume_unique=True)
+        return Words.from_packed(*gather(blob, offsets, kept)), Repeats(len(hashes), kept, repeated, first)
+
+
+class Repeats(NamedTuple):
+    """Rows of a file whose word is already in an earlier row."""
+
+    words: int  # of the file, repeats included
+    kept: Ints  # rows that are no repeats, ascending
+    repeated: Ints
+    first: Ints  # the row of the same word that is kept, for each of `repeated`
+
+    def describe(self, words: Words, matrix: Floats) -> Duplicates:
+        """Return what to say of them, given the distinct words and the matrix with all rows."""
+        conflicts = np.concatenate(
+            [
+                (matrix[self.repeated[block]] != matrix[self.first[block]]).any(axis=1)
+                for block in (slice(start, start + _BLOCK) for start in range(0, len(self.repeated), _BLOCK))
+            ]
+        )
+        of_interest = self.first[conflicts] if conflicts.any() else self.first
+        rows = np.searchsorted(self.kept, list(dict.fromkeys(of_interest.tolist()))[:_SHOWN])
+        shown = [words[row] if len(words[row]) <= _LONG else words[row][: _LONG - 3] + "..." for row in rows.tolist()]
+        return Duplicates(len(self.repeated), int(conflicts.sum()), tuple(shown))
 
 
 def in_memory(chunks: Iterable[Chunk]) -> Vectors:
@@ -164,9 +214,11 @@ def in_memory(chunks: Iterable[Chunk]) -> Vectors:
     for chunk in chunks:
         collector.add(chunk)
         parts.append(chunk.matrix)
-    words, rows = collector.finish()
+    words, repeats = collector.finish()
     matrix = np.concatenate(parts)
-    return Vectors.unchecked(words, matrix if rows is None else matrix[rows])
+    if repeats is None:
+        return Vectors.unchecked(words, matrix)
+    return Vectors.unchecked(words, matrix[repeats.kept], repeats.describe(words, matrix))
 
 
 def release_pages(array: NDArray[Any]) -> None:

@@ -83,22 +83,25 @@ def gather(blob: Bytes, offsets: Ints, rows: Ints) -> tuple[Bytes, Ints]:
     return blob[index], new_offsets
 
 
-def repeated_rows(blob: Bytes, offsets: Ints, hashes: Hashes, order: Ints) -> Ints:
-    """Return the rows, in order, whose word is already in an earlier row. `order` sorts `hashes`."""
+def repeated_rows(blob: Bytes, offsets: Ints, hashes: Hashes, order: Ints) -> tuple[Ints, Ints]:
+    """Return the rows, in order, whose word is already in an earlier row, and the first row of each of these words.
+
+    `order` sorts `hashes`.
+    """
     ranked = hashes[order]
     suspects = np.flatnonzero(ranked[1:] == ranked[:-1])  # equal hashes: repeated words, or collisions
     groups: dict[int, list[int]] = {}
     for rank in suspects.tolist():
         groups.setdefault(int(ranked[rank]), [int(order[rank])]).append(int(order[rank + 1]))
-    repeats: list[int] = []
+    repeats: dict[int, int] = {}
     for rows in groups.values():
-        seen: set[bytes] = set()
+        seen: dict[bytes, int] = {}
         for row in sorted(rows):
-            word = blob[offsets[row] : offsets[row + 1]].tobytes()
-            if word in seen:
-                repeats.append(row)
-            seen.add(word)
-    return np.array(sorted(repeats), dtype=np.int64)
+            first = seen.setdefault(blob[offsets[row] : offsets[row + 1]].tobytes(), row)
+            if first != row:
+                repeats[row] = first
+    found = np.array(sorted(repeats.items()), dtype=np.int64).reshape(-1, 2)
+    return found[:, 0], found[:, 1]
 
 
 class Words(Sequence[str]):

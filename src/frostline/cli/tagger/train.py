@@ -87,6 +87,7 @@ def _train(args: argparse.Namespace, first: bool, distributed: bool) -> int:
     from frostline.tagger.saved import CHECKPOINT, check_free
     from frostline.tagger.training.callbacks import Progress
     from frostline.tagger.training.run_folder import write_run_folder
+    from frostline.vectors.packed import split_member
 
     check_free(args.out)  # before the work, not after it
     checkpoint = Path(args.out) / CHECKPOINT
@@ -104,7 +105,8 @@ def _train(args: argparse.Namespace, first: bool, distributed: bool) -> int:
         auxiliary.append([sentence for file in files for sentence in file])
         facts[f"auxiliary {' '.join(paths)}"] = _size(*files)
         print(f"auxiliary {_size(*files)} in {' '.join(paths)}", flush=True)
-    table = vectors.load(args.vectors)
+    path, member = split_member(args.vectors)
+    table = vectors.load(path, member=member)
     facts["vectors"] = f"{len(table):,} words x {table.dimension} numbers in {args.vectors}"
     print(f"vectors  {facts['vectors']}", flush=True)
     _print_coverage({"train": train, "dev": dev}, table)

@@ -29,6 +29,7 @@ from frostline.tagger.training.loop import TrainingLoop
 from frostline.tagger.training.optimizer import Optimizer
 from frostline.tagger.training.sampler import BatchSampler, Corpus
 from frostline.vectors import Coverage, Vectors, Words, cover
+from frostline.vectors.sources import Source, as_vectors
 
 Learn = Literal["missing", "none", "all"]
 
@@ -61,7 +62,7 @@ class TrainingRun:
 def train(
     train: Sequence[Labelled],
     dev: Sequence[Labelled],
-    vectors: Vectors,
+    vectors: Source,
     *,
     auxiliary: Sequence[Sequence[Labelled]] = (),
     learn: Learn = "missing",
@@ -83,8 +84,8 @@ def train(
         train: Sentences to learn from: (tokens, tags) pairs, tags in the BIO scheme. An I-type that continues nothing
             is learned as B-type.
         dev: Sentences that choose the epoch to keep.
-        vectors: Pretrained words and their matrix, float32, shape (V, D). Never written to: the table is a copy, and
-            the audit compares it with them at the end.
+        vectors: Pretrained words and their matrix, float32, shape (V, D), or a path, a dict or gensim's KeyedVectors.
+            Never written to: the table is a copy, and the audit compares it with them at the end.
         auxiliary: More labelled corpora to learn from, each with a tag set of its own. They share the whole network but
             its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
@@ -121,7 +122,7 @@ def train(
     """
     config, callback, corpora = config or TaggerConfig(), callback or Callback(), [train, *auxiliary]
     _check_arguments(epochs, seed, patience, learn, resume and checkpoint is None)
-    device = check_device(device)
+    device, vectors = check_device(device), as_vectors(vectors)
     precision(device, bf16)  # raises now instead of at the first step
     _check_corpora({"train": train, "dev": dev} | {f"auxiliary[{i}]": corpus for i, corpus in enumerate(auxiliary)})
     coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), vectors, lowercase=True)
