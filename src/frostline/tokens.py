@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from frostline.errors import SelectionError
 from frostline.partial import Plan, Selection, rows, train_only
 from frostline.partial.checks import check_not_wrapped
+from frostline.partial.model_tensors import State, state_of
 from frostline.resize_embeddings import (
     check_resizable,
     find_tables,
@@ -124,7 +125,10 @@ def add_tokens(
             selections: dict[str, Selection] = {
                 table.name: rows(ids, dtype=torch.float32 if table.tensor.dtype in _HALF else None) for table in tables
             }
-            return train_only(model, {**selections, **(also or {})})
+            plan = train_only(model, {**selections, **(also or {})})
+            for module, name in [owner for table in tables for owner in table.owners]:  # for save_learned
+                cast(State, state_of(module)).tokens[name] = dict(zip(texts, ids, strict=True))
+            return plan
 
 
 @contextlib.contextmanager

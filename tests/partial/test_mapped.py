@@ -92,7 +92,7 @@ def test_what_was_learned_is_saved_and_loaded(file, tmp_path):
     ):
         fl.load_learned(other, tmp_path / "rows.safetensors")
     fl.train_only(other, {"weight": fl.rows([1, 3, 9])})
-    fl.load_learned(other, tmp_path / "rows.safetensors")
+    fl.load_learned(other, tmp_path / "rows.safetensors", strict=False)
     assert torch.equal(other(IDS), embed(IDS))
 
 

@@ -323,7 +323,7 @@ def test_a_very_long_path_is_cached_like_any_other(tmp_path, reads):
 def test_words_with_two_vectors_are_counted_and_said_at_every_loading(write, cache):
     content = "a 1 2\na 1 2\nb 3 4\na 5 6\nc 7 8\nb 9 9\na -0 1\n"
     for _ in range(2):
-        with pytest.warns(UserWarning) as said:
+        with pytest.warns(UserWarning, match="listed again") as said:
             vectors = load(write(content), cache=cache)
         (warning,) = said
         says = "v.txt: 3 words are listed again with another vector: 'a', 'b', .... The first vector of each is used."

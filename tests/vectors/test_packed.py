@@ -90,7 +90,7 @@ def test_an_archive_with_a_wrong_byte_is_refused(write, at, method):
 
 
 def test_an_archive_without_files_and_a_member_of_a_plain_file_are_refused(write):
-    with pytest.raises(fl.VectorFileError, match="the zip archive cannot be read|is empty"):
+    with pytest.raises(fl.VectorFileError, match=r"the zip archive cannot be read|is empty"):
         load(write(zipped({"folder/": b""}), "v.zip"))
     with pytest.raises(fl.VectorFileError, match=r"is not a zip archive, so it has no member 'a.txt'. Leave it out."):
         load(write(OTHER), member="a.txt")

@@ -5,7 +5,8 @@ version of torch. The name of the file in the cache is KEY-DIGEST.so. KEY is a h
 macros that the compiler predefines: its own version and the features of this machine's CPU; a folder shared by
 different machines therefore holds one file for each. DIGEST is the SHA-256 of the file itself, which is compared before
 the file is loaded: to load a truncated library ends the process. The file is written atomically, so any number of
-processes may compile at the same time. If there is no cache, or others can write to it, each process compiles for itself.
+processes may compile at the same time. If there is no cache, or others can write to it, each process compiles for
+itself.
 """
 
 from __future__ import annotations

@@ -1,36 +1,50 @@
 """Save and load only what was learned: kilobytes for a few rows of a table of gigabytes.
 
-The format is a safetensors file. For each tensor that learns, `name` holds the learned values; for rows and entries
-`name:places` holds their indices (int64, one column for each indexed dimension). Buffers that training changed (running
-statistics) are saved whole. The metadata holds the kind, shape and dtype of each tensor, and the SHA-256 of everything
-in the tensor that did not learn, so that loading into another base model can be detected.
+The file (learned_format.py) says of each tensor which elements learned, so that it is compared with the plan of the
+model it is loaded into, and holds the SHA-256 of everything in the tensor that did not learn, so that loading into
+another base model is noticed. Rows that `add_tokens` added are found by the text of their token, not by their number.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
-from frostline.files import replacing
+from frostline.partial import learned_format
+from frostline.partial.learned_format import Saved, dtype_name
+from frostline.partial.learned_match import check_plan, described, resolve, tokens_of
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.rollback import values_restored_on_error
-from frostline.partial.sharded import chunks, full_tensor, is_sharded, on_one_process
+from frostline.partial.sharded import chunks, full_tensor, on_one_process
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import writable
 
-_FORMAT = "frostline-learned-1"
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_learned` loaded.
+
+    Attributes:
+        tensors: Name of each tensor in the model -> what was loaded: "2 rows", "5 entries", "everything" or "buffer".
+        tokens: Text of each token whose rows were loaded -> its id in the model.
+    """
+
+    tensors: dict[str, str]
+    tokens: dict[str, int]
+
+    def __str__(self) -> str:
+        text = "loaded " + ", ".join(f"{name} ({what})" for name, what in self.tensors.items())
+        return f"{text}; tokens {', '.join(map(repr, self.tokens))}" if self.tokens else text
+
+    __repr__ = __str__
 
 
 def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -41,7 +55,7 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: A module that `train_only` (or `vectors.embedding`) changed, or any ancestor of one.
-        path: Where to write; conventionally ends in `.safetensors`. Written whole or not at all.
+        path: Where to write; conventionally ends in `.safetensors`. Written whole or not at all; of a link, its target.
 
     Raises:
         LearnedFileError: Nothing in `model` learns, or the file cannot be written.
@@ -58,41 +72,50 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         ...     _ = embedding.weight_learned.fill_(7.0)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     fl.save_learned(embedding, f"{folder}/rows.safetensors")
-        ...     fl.load_learned(other, f"{folder}/rows.safetensors")
+        ...     print(fl.load_learned(other, f"{folder}/rows.safetensors"))
+        loaded weight (2 rows)
         >>> other.weight[[1, 4]].tolist()
         [[7.0, 7.0], [7.0, 7.0]]
     """
-    tensors: dict[str, Tensor] = {}
-    about: dict[str, dict[str, Any]] = {}
+    saved: dict[str, Saved] = {}
     for model_tensor in find_tensors(model):
         name, tensor = model_tensor.name, model_tensor.tensor
         learned, indices = model_tensor.learned, model_tensor.indices
+        about = tuple(tensor.shape), dtype_name(tensor)
+        tied = tuple(dict.fromkeys(model_tensor.names[1:]))
         if indices is not None and learned is not None:
-            tensors[name] = full_tensor(learned)
-            tensors[f"{name}:places"] = torch.stack(indices.index, dim=1)
-            about[name] = _describe(indices.kind, tensor) | {"base": _fingerprint(tensor, indices)}
+            base, tokens = _fingerprint(tensor, indices), tokens_of(model_tensor)
+            if indices.kind == "rows" and tokens:
+                learning = set(indices.index[0].tolist())
+                tokens = {text: row for text, row in tokens.items() if row in learning}
+            saved[name] = Saved(indices.kind, *about, full_tensor(learned), indices, base, tied, tokens)
         elif tensor.requires_grad:
-            tensors[name] = full_tensor(tensor)
-            about[name] = _describe("everything", tensor)
-    if not about:
+            saved[name] = Saved("everything", *about, full_tensor(tensor), tied=tied)
+    if not saved:
         raise LearnedFileError("model: nothing in it learns. Call fl.train_only first.")
     for name, buffer in _trained_buffers(model):
-        tensors[name] = buffer
-        about[name] = _describe("buffer", buffer)
-    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
-    metadata = {"format": _FORMAT, "tensors": json.dumps(about)}
-    on_one_process(model, lambda: _write_file(tensors, metadata, Path(path)))
+        saved[name] = Saved("buffer", tuple(buffer.shape), dtype_name(buffer), buffer)
+    on_one_process(model, lambda: learned_format.write(saved, Path(path)))
 
 
-def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def load_learned(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Loaded:
     """Load what `save_learned` saved into `model`, plain or partial; the plan of `model` does not change.
 
     Args:
-        model: A module with the same parameter names; any name of a tied tensor will do.
+        model: A module with the same parameter names; any name of a tied tensor will do. A tensor that was tied in the
+            saved model is loaded under all its names.
         path: A file that `save_learned` wrote.
+        strict: Require that the file holds exactly what learns in `model`, if `train_only` or `add_tokens` made a plan
+            for it. False loads what the file has, also where it does not learn, leaves out tensors and tokens that
+            `model` does not have, and leaves the rest of the plan as it is.
+
+    Returns:
+        What was loaded; prints as one line.
 
     Raises:
-        LearnedFileError: The file was not written by `save_learned`, or a tensor in it matches no parameter of `model`.
+        LearnedFileError: The file was not written by `save_learned`, is damaged or of a later version; a tensor in it
+            matches none of `model`, or two that differ match one tied tensor; its rows are those of tokens that `model`
+            does not have; or, under `strict`, file and plan differ: the message lists in what.
             It is also a ValueError, and names the parameter.
             Whatever is raised, Ctrl-C included, the model is as it was before.
 
@@ -104,42 +127,36 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         it returns.
     """
     path = Path(path)
-    saved = _read(path)
-    targets = {name: tensor for tensor in find_tensors(model) for name in tensor.names}
-    buffers = dict(model.named_buffers())
-    writes = []
-    for name, item in saved.items():
-        known = buffers if item.kind == "buffer" else targets
-        if name not in known:
-            raise LearnedFileError(f"{path}: the model has no {name}. Load it into the model it was made for.")
-        target = buffers[name] if item.kind == "buffer" else targets[name].tensor
-        if is_sharded(target):
-            raise LearnedFileError(f"model: {name} is sharded. Load before fully_shard.")
-        if tuple(target.shape) != item.shape:
-            raise LearnedFileError(
-                f"{path}: {name} has shape {item.shape} in the file, but {tuple(target.shape)} in the model."
-            )
-        if item.kind != "buffer":
-            _check_mapped(path, targets[name], item)
-        writes.append((name, item, target))
-    for name, item, target in writes:
-        if item.kind != "buffer":
-            _sync(targets[name])
-        _warn_of_differences(path, name, item, target)
-    written = [each for name, item, target in writes for each in _written(item, target, targets.get(name))]
+    targets = find_tensors(model)
+    try:
+        saved = learned_format.read(path)
+        writes, buffers = resolve(saved, model, targets, strict)
+        if strict:
+            check_plan(targets, writes, buffers, model)
+    except LearnedFileError as error:
+        raise LearnedFileError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
+    for target, item in writes:
+        _check_mapped(path, target, item)
+    for target, item in writes:
+        _sync(target)
+        _warn_of_differences(path, target, item)
+    written = [each for target, item in writes for each in _written(item, target)]
+    written += [(buffer, None) for buffer, _ in buffers.values()]
+    what = {target.name: described(item) for target, item in writes} | dict.fromkeys(buffers, "buffer")
+    loaded = Loaded(what, {text: row for _, item in writes for text, row in item.tokens.items()})
     with values_restored_on_error(written):
-        for name, item, target in writes:
-            if item.kind == "buffer":
-                target.copy_(item.values)
-            else:
-                _write_values(targets[name], item)
+        for buffer, item in buffers.values():
+            buffer.copy_(item.values)
+        for target, item in writes:
+            _write_values(target, item)
+        return loaded  # from inside: after this line nothing can interrupt that would not be undone
 
 
-def _written(item: Saved, target: Tensor, owner: ModelTensor | None) -> list[tuple[Tensor, tuple[Tensor, ...] | None]]:
+def _written(item: Saved, target: ModelTensor) -> list[tuple[Tensor, tuple[Tensor, ...] | None]]:
     """Return the tensors to which loading `item` writes, each with its index there; None for all of it."""
     index = None if item.indices is None else item.indices.index
-    whole = [] if owner is not None and owner.mapped else [(target, index)]
-    return whole if owner is None or owner.learned is None else [*whole, (owner.learned, None)]
+    whole = [] if target.mapped else [(target.tensor, index)]
+    return whole if target.learned is None else [*whole, (target.learned, None)]
 
 
 def _check_mapped(path: Path, target: ModelTensor, item: Saved) -> None:
@@ -151,22 +168,6 @@ def _check_mapped(path: Path, target: ModelTensor, item: Saved) -> None:
         raise LearnedFileError(
             f"{path}: {target.name} is mapped and never written to. Call train_only with the file's rows first."
         )
-
-
-@dataclass(frozen=True)
-class Saved:
-    """One tensor of a file: its values and their indices; `base` is the SHA-256 of what did not learn."""
-
-    kind: str
-    shape: tuple[int, ...]
-    dtype: str
-    values: Tensor
-    indices: LearnedIndices | None
-    base: str | None
-
-
-def _describe(kind: str, tensor: Tensor) -> dict[str, Any]:
-    return {"kind": kind, "shape": list(tensor.shape), "dtype": str(tensor.dtype).removeprefix("torch.")}
 
 
 def _trained_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -193,57 +194,11 @@ def _fingerprint(tensor: Tensor, indices: LearnedIndices) -> str:
     return digest.hexdigest()
 
 
-def _write_file(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    try:
-        if not path.parent.is_dir() or path.is_dir():
-            raise LearnedFileError(f"{path}: expected a file in a folder that exists. Make the folder, or name a file.")
-        with replacing(path) as unfinished:
-            save_file(tensors, unfinished, metadata=metadata)
-    except (OSError, SafetensorError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise LearnedFileError(f"{path}: cannot be written: {why}. Name another file.") from None
-
-
-def _read(path: Path) -> dict[str, Saved]:
-    if path.is_dir():
-        raise LearnedFileError(f"{path}: a folder. Pass the file that save_learned wrote.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise LearnedFileError(f"{path}: not a file that save_learned wrote (format {metadata.get('format')}).")
-            about = json.loads(metadata["tensors"])
-            return {name: _read_tensor(file, name, item) for name, item in about.items()}
-    except LearnedFileError as error:
-        raise LearnedFileError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
-    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise LearnedFileError(f"{path}: damaged, or not a safetensors file ({error}).") from None
-
-
-def _read_tensor(file: Any, name: str, item: dict[str, Any]) -> Saved:
-    values, shape, indices = file.get_tensor(name), tuple(item["shape"]), None
-    if item["kind"] in ("rows", "entries"):
-        stacked = file.get_tensor(f"{name}:places")
-        width = 1 if item["kind"] == "rows" else len(shape)
-        expected = (len(stacked), *shape[1:]) if item["kind"] == "rows" else (len(stacked),)
-        limits = torch.tensor(shape[:width])
-        valid = stacked.dtype == torch.int64 and stacked.shape[1:] == (width,) and values.is_floating_point()
-        valid = valid and bool(((stacked >= 0) & (stacked < limits)).all())
-        if not valid or values.shape != expected or len(torch.unique(stacked, dim=0)) != len(stacked):
-            raise LearnedFileError(f"{name}: its values and indices in the file do not match its shape {shape}.")
-        indices = LearnedIndices(tuple(stacked.unbind(1)), None)
-    elif values.shape != shape:
-        raise LearnedFileError(f"{name}: its values in the file do not match its shape {shape}.")
-    return Saved(item["kind"], shape, item["dtype"], values, indices, item.get("base"))
-
-
-def _warn_of_differences(path: Path, name: str, item: Saved, target: Tensor) -> None:
-    dtype = str(target.dtype).removeprefix("torch.")
-    if item.kind == "buffer":
-        return
+def _warn_of_differences(path: Path, target: ModelTensor, item: Saved) -> None:
+    name, dtype = target.name, dtype_name(target.tensor)
     if dtype != item.dtype:
         warnings.warn(f"{path}: {name} was learned in a {item.dtype} tensor; the model's is {dtype}.", stacklevel=3)
-    elif item.indices is not None and _fingerprint(target, item.indices) != item.base:
+    elif item.indices is not None and _fingerprint(target.tensor, item.indices) != item.base:
         warnings.warn(
             f"{path}: {name} was learned on another base: what did not learn differs from the model's.", stacklevel=3
         )

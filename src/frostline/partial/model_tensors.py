@@ -67,6 +67,7 @@ class State:
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
         frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
         training: The mode last asked for while they are frozen.
+        tokens: Name of each table whose rows `add_tokens` chose -> text of each token -> its row.
         assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
     """
 
@@ -76,6 +77,7 @@ class State:
     requires_grad: dict[str, bool] = field(default_factory=dict)
     frozen_stats: bool = False
     training: bool = True
+    tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     assigning: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
