@@ -1,6 +1,7 @@
 """The kernel is compiled once, when it is first needed, and a file that others could have written is not loaded."""
 
 import os
+import pwd
 import re
 import subprocess
 import sys
@@ -120,3 +121,58 @@ def test_without_its_source_plain_torch_is_used_and_the_reason_is_given(fresh_ke
 
 def test_the_source_of_the_kernel_is_installed_with_the_package():
     assert compiler.SOURCE.is_file()
+
+
+@needs_compiler
+def test_a_truncated_file_never_ends_a_process(tmp_path):
+    assert in_a_process(ASK, FROSTLINE_CACHE=str(tmp_path)) == "c++"
+    (file,) = (tmp_path / "kernel").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:31_000])
+    code = ASK.replace("import", "import torch,", 1)  # with torch's libraries loaded it was a bus error
+    assert in_a_process(code, FROSTLINE_CACHE=str(tmp_path)) == "c++"
+    assert [path.read_bytes() for path in (tmp_path / "kernel").iterdir()] == [whole]
+
+
+@needs_compiler
+def test_a_file_that_is_cut_off_or_in_which_a_bit_is_another_is_not_loaded(fresh_kernel):
+    kernel.backend()
+    (file,) = fresh_kernel.iterdir()
+    whole = file.read_bytes()
+    cut = [whole[:size] + bytes(zeros) for size in (0, 1, 4096, 31_000, len(whole) - 1) for zeros in (0, 9_000)]
+    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), len(whole) // 5)]
+    for damaged in [*cut, *flipped]:
+        file.write_bytes(damaged)
+        key = file.stem.partition("-")[0]
+        assert compiler._find(fresh_kernel, key) is None
+        assert not file.exists()
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "setuid") or os.getuid() != 0, reason="needs CUDA or root: becomes another user")
+def test_without_a_home_folder_and_an_entry_among_the_users_a_step_works():
+    code = """
+import os, torch, frostline as fl
+import frostline.optim
+table = torch.nn.Embedding(5, 2, sparse=True)
+optimizer = fl.optim.RowAdamW(table.parameters())
+table(torch.tensor([1])).sum().backward()
+before = table.weight.detach().clone()
+for name in ("HOME", "XDG_CACHE_HOME", "FROSTLINE_CACHE"):
+    os.environ.pop(name, None)
+os.setuid(54321)
+optimizer.step()
+print((table.weight != before).any(1).nonzero().flatten().tolist(), fl.optim.backend().name)
+"""
+    assert in_a_process(code) in ("[1] c++", "[1] torch")  # the compiler may be out of reach of that user
+
+
+def test_without_a_home_folder_the_kernel_is_compiled_for_this_process(monkeypatch, fresh_kernel):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "FROSTLINE_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    why = kernel.backend().why
+    assert "no home folder for a cache; set FROSTLINE_CACHE" in why or "no C++ compiler" in why

@@ -69,6 +69,7 @@ def train(backend, make, options, start, gradients):
     return [weight.detach(), *optimizer.state[weight].values()]
 
 
+@pytest.mark.filterwarnings("ignore:.*is dense, so all its")
 @needs_compiler
 @pytest.mark.parametrize(("make", "options"), OURS.values(), ids=OURS.keys())
 @settings(max_examples=60, deadline=None)

@@ -138,6 +138,7 @@ def test_the_padding_row_never_moves(make, partial):
     assert moved(before, embedding) == [5]
 
 
+@pytest.mark.filterwarnings("ignore:.*is dense, so all its")
 @EACH
 def test_a_dense_gradient_uses_every_row_also_those_of_zero_gradient(make):
     weight = nn.Parameter(torch.ones(V, D))

@@ -17,7 +17,10 @@ from torch import nn
 import frostline as fl
 
 # torch's own optimizers leave the checks of sparse tensors to their default.
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks"),
+    pytest.mark.filterwarnings("ignore:.*is dense, so all its"),
+]
 
 DATA = dict(np.load(Path(__file__).parent / "data" / "o3_embedding_lookup.npz"))
 IDS = torch.tensor(DATA["sched"]).long()  # (6 steps, 6 ids)

@@ -9,6 +9,6 @@ from .cases import SEED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if counts.totals["cases"]:
+    if counts.totals:
         terminalreporter.section(f"drawn cases, FROSTLINE_SEED={SEED}")
         terminalreporter.write_line(counts.table())

@@ -81,6 +81,9 @@ class RowAdamW(RowOptimizer):
         betas = group["betas"]
         check_option(len(betas) == 2 and all(0 <= beta < 1 for beta in betas), "betas", betas, "two numbers in [0, 1)")
 
+    def _moves_rows_without_gradient(self, group: dict[str, Any]) -> bool:
+        return True
+
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         names = ["exp_avg", "exp_avg_sq", "step"]
         return [*names, "max_exp_avg_sq"] if group["amsgrad"] else names

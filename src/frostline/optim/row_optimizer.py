@@ -10,11 +10,16 @@ Only the last changes a value, so a step that fails in the first two, or in the 
 The kernel writes by address. A parameter whose shape has changed since its state was made (`weight.data = larger`, as
 when a vocabulary grows) would send it past the end of that state, so nothing reaches it unchecked.
 
+A dense gradient uses every row. Where it is that of a lookup, `x[ids]` or a table without `sparse=True`, most of its
+rows are zero, and moving them is rarely what somebody wants who chose a row optimizer: that is said, once for each
+parameter.
+
 float16 and bfloat16 parameters are updated in float32 and rounded once; their state is float32.
 """
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -53,6 +58,10 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
     def _initial_value(self, name: str, group: dict[str, Any]) -> float:
         """Return what every element of a state tensor is before the first step."""
         return 0
+
+    def _moves_rows_without_gradient(self, group: dict[str, Any]) -> bool:
+        """Return whether a row moves whose gradient is zero: by decay, or by what is left of earlier gradients."""
+        return bool(group["weight_decay"])
 
     @abstractmethod
     def _update(
@@ -106,6 +115,9 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
 
             After each of these no parameter and no state has changed.
 
+        Warns:
+            UserWarning: The first gradient of a parameter is dense, and zero in half of its rows or more, which move.
+
         Cost: that of the rows in use. A dense gradient uses all of them.
         """
         loss = None
@@ -117,6 +129,7 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
             for parameter in group["params"]:
                 if parameter.grad is not None and parameter.numel():
                     self._check_sizes(parameter, parameter.grad, group)
+                    self._warn_of_zero_rows(parameter, parameter.grad, group)
                     updates.append((parameter, *_rows_and_grad(_table(parameter.grad), parameter.dtype), group))
         for parameter, _, _, group in updates:
             for name in self._state_names(group):
@@ -145,6 +158,24 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                     f"{tuple(found.shape)} on {found.device}, but a parameter of shape {tuple(parameter.shape)} on "
                     f"{parameter.device} needs {dtype} of shape {tuple(shape)}. Make a new optimizer."
                 )
+
+    def _warn_of_zero_rows(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Warn if a dense gradient makes rows move that have no gradient; look once at each parameter."""
+        looked_at: set[int] = self.__dict__.setdefault("_looked_at", set())  # a copied optimizer has none
+        if grad.layout != torch.strided or grad.dim() < 2 or id(parameter) in looked_at:
+            return
+        looked_at.add(id(parameter))
+        if not self._moves_rows_without_gradient(group):
+            return
+        used = int(grad.flatten(1).any(1).sum())
+        if 0 < used <= len(grad) // 2:
+            warnings.warn(
+                f"{type(self).__name__}: the gradient of a parameter of shape {tuple(parameter.shape)} is dense, so "
+                f"all its {len(grad):,} rows move, also the {len(grad) - used:,} whose gradient is zero. To change only "
+                "the rows in use, look them up by F.embedding(ids, x, sparse=True), not x[ids], or "
+                "nn.Embedding(sparse=True); or name those that learn: fl.rows.",
+                stacklevel=5,
+            )
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -78,6 +78,9 @@ class RowSGD(RowOptimizer):
         given = f"True with momentum {group['momentum']} and dampening {group['dampening']}"
         check_option(possible or not group["nesterov"], "nesterov", given, "False without momentum or with dampening")
 
+    def _moves_rows_without_gradient(self, group: dict[str, Any]) -> bool:
+        return bool(group["momentum"] or group["weight_decay"])
+
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         if group["momentum"] == 0:
             return []
