@@ -25,6 +25,8 @@ from .run import Ours, run
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is dense, so all its")  # of row optimizers
+
 
 def complaints(kinds: Sequence[str], count: int, **chosen: Any) -> list[str]:
     """Return the messages of the assertions that fail in drawn cases of these kinds, with some choices as given."""

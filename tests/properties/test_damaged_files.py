@@ -150,6 +150,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, byte
     run_folder(folder / "run")
     train(folder / "checkpoint").tagger.save(folder / "tagger")
     model, checkpoint = folder / "tagger", folder / "checkpoint"
+    record = (folder / "run" / "record.safetensors").read_bytes()
     of_vectors = written(folder, "v.safetensors", lambda path: vectors.save(vectors.Vectors(WORDS, MATRIX), path))
     found: dict[str, tuple[str, bytes, Callable[[Path], object]]] = {
         "text": ("v.txt", LINES, lambda path: read_vectors(path, slow_text)),
@@ -161,14 +162,17 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, byte
         "CoNLL": ("d.conll", CONLL, tagger.read_conll),
         "scores": ("out.txt", SCORES, tagger.score_file),
         "learned": ("l.safetensors", written(folder, "l", lambda at: fl.save_learned(learned(), at)), read_learned),
-        "record": ("record.safetensors", (folder / "run" / "record.safetensors").read_bytes(), lambda p: read_record(p.parent)),
+        "record": ("record.safetensors", record, lambda path: read_record(path.parent)),
         "checkpoint": ("checkpoint", checkpoint.read_bytes(), lambda path: train(path, resume=True)),
     }  # fmt: skip
     for name in ("about.json", "plan.json", "audit.json", "curves.jsonl", "row_changes.safetensors"):
         found[name] = (name, (folder / "run" / name).read_bytes(), lambda path: read_run(path.parent))
     for name in (tagger_folder.CONFIG, tagger_folder.WORDS, tagger_folder.TENSORS):
-        found[f"tagger's {name}"] = (name, (model / name).read_bytes(), lambda path: tagger.load(path.parent))
+        found[f"tagger's {name}"] = (name, (model / name).read_bytes(), lambda path: tagger_folder.load(path.parent))
     return found
+
+
+PIECES = [b"nan", b"1e999", b"-1", b" ", b"\t", b"\n", b"\r", b"\0" * 8, b"\xff" * 8, b"{", b"9" * 400]
 
 
 def damaged(whole: bytes, draw: random.Random, others: list[bytes]) -> bytes:
@@ -189,9 +193,7 @@ def damaged(whole: bytes, draw: random.Random, others: list[bytes]) -> bytes:
         elif kind == 4:
             data[at:at] = draw.randbytes(draw.choice([1, 4, 30]))
         elif kind == 5:
-            data[at:to] = draw.choice(
-                [b"nan", b"1e999", b"-1", b" ", b"\t", b"\n", b"\r", b"\0" * 8, b"\xff" * 8, b"{", b"9" * 400]
-            )
+            data[at:to] = draw.choice(PIECES)
         elif kind == 6:
             other = draw.choice(others)
             data[at:to] = other[draw.randrange(len(other)) :][:200]
@@ -199,7 +201,7 @@ def damaged(whole: bytes, draw: random.Random, others: list[bytes]) -> bytes:
             numbers = [*re.finditer(rb"\d+", data[: 1 << 16])]
             if numbers:
                 found = draw.choice(numbers)
-                data[found.start() : found.end()] = draw.choice([b"0", b"-7", b"99999999999999999999", b"1.5", b"7"])
+                data[found.start() : found.end()] = draw.choice([b"0", b"-7", b"9" * 20, b"1.5", b"7"])
         elif len(data) > 8:
             data[:8] = draw.choice([2**63, 2**31, 0, len(data), 7]).to_bytes(8, "little")
         if not data:
@@ -240,15 +242,13 @@ def test_a_damaged_file_is_read_right_or_refused_in_one_line(name: str, files: d
             with warnings.catch_warnings(action="ignore"):
                 read(read_as_it_is)
         except fl.FrostlineError as error:
-            assert isinstance(error, fl.FileError), (SEED, turn, error)
-            message = str(error)
-            assert "\n" not in message and str(tmp_path) in message, (SEED, turn, message)
             refused += 1
+            message = str(error)
+            one_line = isinstance(error, fl.FileError) and str(tmp_path) in message and "\n" not in message
+            if not one_line:
+                raise AssertionError(f"seed {SEED}, turn {turn}: {error!r}") from error
         except Exception as error:
-            kept = Path(f"damaged-{name.replace(' ', '-')}-{SEED}-{turn}")
-            raise AssertionError(
-                f"seed {SEED}, turn {turn}: {type(error).__name__}: {error}; {content[:300]!r}; {kept}"
-            ) from error
+            raise AssertionError(f"seed {SEED}, turn {turn}: {error!r} for {content[:300]!r}") from error
         counts.totals["damaged files"] += 1
     counts.totals["refused"] += refused
     assert refused

@@ -25,6 +25,8 @@ COMPILED_STEPS = max(2, CASES // 2000)
 KIND = math.ceil((CASES - sum(COMPILED.values()) - COMPILED_STEPS) / len(KINDS))
 WHOLE = [name for name, kind in KINDS.items() if kind.traced and not kind.sparse]
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is dense, so all its")  # of row optimizers
+
 
 DENSE = [name for name, kind in KINDS.items() if not kind.sparse]
 NEW = {

@@ -171,8 +171,8 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
         if 0 < used <= len(grad) // 2:
             warnings.warn(
                 f"{type(self).__name__}: the gradient of a parameter of shape {tuple(parameter.shape)} is dense, so "
-                f"all its {len(grad):,} rows move, also the {len(grad) - used:,} whose gradient is zero. To change only "
-                "the rows in use, look them up by F.embedding(ids, x, sparse=True), not x[ids], or "
+                f"all its {len(grad):,} rows move, also the {len(grad) - used:,} whose gradient is zero. To change "
+                "only the rows in use, look them up by F.embedding(ids, x, sparse=True), not x[ids], or "
                 "nn.Embedding(sparse=True); or name those that learn: fl.rows.",
                 stacklevel=5,
             )
