@@ -372,7 +372,7 @@ def rewritten(path, change):
     change(about, tensors, metadata)
     metadata["tensors"] = json.dumps(about)
     if "sha256" in metadata:
-        metadata["sha256"] = learned_format._digest(metadata["tensors"], tensors)
+        metadata["sha256"] = learned_format._digest("2" + metadata["tensors"], tensors)
     save_file(tensors, path, metadata)
 
 

@@ -5,7 +5,7 @@ holds their indices (int64, one column for each indexed dimension). Buffers that
 are saved whole. complex128, which safetensors does not know, and complex64 are saved as pairs of real numbers.
 
 The metadata: `format`, with a number that grows with each version; `tensors`, JSON, which describes each tensor; and
-`sha256`, of that text and all tensors, so that a damaged file is refused. Of a tensor are described
+`sha256`, of version, text and all tensors, so that a damaged file is refused. Of a tensor are described
     kind     "rows", "entries", "everything" or "buffer"
     shape    of the whole tensor                    dtype   of the whole tensor
     base     SHA-256 of what did not learn in it    tied    its other names
@@ -92,7 +92,7 @@ def write(saved: Mapping[str, Saved], path: Path) -> None:
         about[name] |= {key: value for key, value in more.items() if value}
         about[name] |= {"complex": True} if item.values.is_complex() else {}
     text = json.dumps(about)
-    metadata = {"format": f"{_FORMAT}2", "tensors": text, "sha256": _digest(text, tensors)}
+    metadata = {"format": f"{_FORMAT}2", "tensors": text, "sha256": _digest(f"2{text}", tensors)}
     try:
         if not path.parent.is_dir() or path.is_dir():
             raise LearnedFileError(f"{path}: expected a file in a folder that exists. Make the folder, or name a file.")
@@ -118,7 +118,7 @@ def read(path: Path) -> dict[str, Saved]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         version = _version(metadata.get("format"))
         text = metadata["tensors"]
-        if version > 1 and metadata["sha256"] != _digest(text, tensors):
+        if (version > 1 or "sha256" in metadata) and metadata["sha256"] != _digest(f"{version}{text}", tensors):
             raise ValueError("its SHA-256 is another")
         about = json.loads(text)
         return {str(name): _read_tensor(name, about[name], tensors, version) for name in about}
@@ -172,7 +172,7 @@ def _read_tensor(name: str, item: dict[str, Any], tensors: dict[str, Tensor], ve
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the description and of all tensors, with their names, dtypes and shapes."""
+    """Return the SHA-256 of the version and the description, and of all tensors, with their names, dtypes and shapes."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
