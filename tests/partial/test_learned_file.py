@@ -160,6 +160,7 @@ def test_files_that_are_something_else_are_refused(tmp_path):
         (b"", "damaged, or not a safetensors file"),
         (whole.replace(b"[1000, 6]", b"[1000, 7]"), "its SHA-256 is another"),
         (whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:], "its SHA-256 is another"),
+        (whole.replace(b"frostline-learned-2", b"frostline-learned-1"), "its SHA-256 is another"),
         (
             whole.replace(b"frostline-learned-2", b"frostline-learned-3"),
             "format 3; this version of frostline reads 1 to 2",

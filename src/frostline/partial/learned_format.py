@@ -172,7 +172,7 @@ def _read_tensor(name: str, item: dict[str, Any], tensors: dict[str, Tensor], ve
 
 
 def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of the version and the description, and of all tensors, with their names, dtypes and shapes."""
+    """Return the SHA-256 of version and description, and of all tensors with their names, dtypes and shapes."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())

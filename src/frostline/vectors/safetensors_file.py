@@ -219,7 +219,7 @@ def _read_header(
 
 
 def _check_index(words: Words, path: str | os.PathLike[str]) -> None:
-    """Raise VectorFileError unless every offset and every row of the index is within the file."""
+    """Raise VectorFileError unless every offset and every row of the index is within the file, and words are UTF-8."""
     offsets, order = words.offsets, words.order
     if not (
         offsets[0] == 0
@@ -227,5 +227,17 @@ def _check_index(words: Words, path: str | os.PathLike[str]) -> None:
         and (np.diff(offsets) >= 0).all()
         and (order >= 0).all()
         and (order < len(words)).all()
+        and (words.hashes[1:] >= words.hashes[:-1]).all()
+        and _are_utf8(words)
     ):
         raise VectorFileError(f"{path}: damaged: its index of words is invalid. Write it again with `save`.")
+
+
+def _are_utf8(words: Words) -> bool:
+    """Return whether every word is UTF-8: all together are, and none begins inside a character."""
+    try:
+        words.blob.tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        return False
+    starts = words.offsets[words.offsets < len(words.blob)]
+    return bool(((words.blob[starts] & 0xC0) != 0x80).all())
