@@ -156,3 +156,38 @@ def test_safetensors_of_a_model_are_refused(tmp_path):
     save_file({"weight": torch.zeros(2, 2)}, tmp_path / "m.safetensors")
     with pytest.raises(fl.VectorFileError, match="not a file that frostline wrote"):
         load(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("count", ["1e999", "-1", "1e3", "true", "null", str(2**70)])
+def test_a_size_that_is_no_size_is_refused(tmp_path, count):
+    save(example(), tmp_path / "v.safetensors")
+    whole = (tmp_path / "v.safetensors").read_bytes()
+    start = whole.index(b'"shape": [') + len(b'"shape": [')
+    end = whole.index(b",", start)
+    length = int.from_bytes(whole[:8], "little") + 8  # of the header, which is filled up with blanks
+    header = (whole[:start] + count.encode() + whole[end:length].rstrip()).ljust(length)
+    (tmp_path / "v.safetensors").write_bytes(header + whole[length:])
+    with pytest.raises(fl.VectorFileError, match="damaged: its header does not fit"):
+        load(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["a character cut in two", "hashes out of order", "not UTF-8"])
+def test_an_index_that_would_find_other_words_is_refused(tmp_path, damage):
+    save(Vectors(["é", "ü", "b"], np.eye(3)), tmp_path / "v.safetensors")
+    found = load(tmp_path / "v.safetensors")
+    offsets, hashes, words = (np.array(each) for each in (found.words.offsets, found.words.hashes, found.words.blob))
+    raw = bytearray((tmp_path / "v.safetensors").read_bytes())
+
+    def put(old, new):
+        at = raw.index(old.tobytes())
+        raw[at : at + old.nbytes] = new.tobytes()
+
+    if damage == "a character cut in two":
+        put(offsets, np.array([0, 1, 4, 5]))
+    elif damage == "hashes out of order":
+        put(hashes, hashes[::-1].copy())
+    else:
+        put(words, np.array([0xC3, 0xC3, 0xC3, 0xBC, 98], dtype="u1"))
+    (tmp_path / "v.safetensors").write_bytes(raw)
+    with pytest.raises(fl.VectorFileError, match="damaged: its index of words is invalid"):
+        load(tmp_path / "v.safetensors")

@@ -211,7 +211,7 @@ def _read_header(
             end = last
         if end + length + 8 != size or min(count, width) < 1:
             raise ValueError
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise VectorFileError(
             f"{path}: damaged: its header does not fit its {size:,} bytes. Write or download it again."
         ) from None
