@@ -41,7 +41,7 @@ def resolve(
         if not names and strict:
             raise LearnedFileError(f"the model has no {name}. Load it into the model it was made for.")
         for target in {id(by_name[each]): by_name[each] for each in names}.values():
-            mine = _withtokens_of(target, item, strict)
+            mine = _with_tokens_of(target, item, strict)
             _check_fits(target.name, target.tensor, mine)
             _, other, other_name = writes.setdefault(id(target), (target, mine, name))
             if other is not mine and not _same(other, mine):
@@ -72,7 +72,7 @@ def _same(a: Saved, b: Saved) -> bool:
     return a.indices.same_entries(b.indices) and torch.equal(a.values, b.values)
 
 
-def _withtokens_of(target: ModelTensor, item: Saved, strict: bool) -> Saved:
+def _with_tokens_of(target: ModelTensor, item: Saved, strict: bool) -> Saved:
     """Return `item` with the rows that its tokens have in the model."""
     here = tokens_of(target)
     if item.kind != "rows" or item.indices is None:
