@@ -144,13 +144,12 @@ def _virtual(
         compile_stance("force_eager"),
         observing(where, draw),
     ):
-        clean = log_softmax(_logits(loss_fn()).detach().float(), -1).flatten(0, -2)  # (rows, K)
+        clean = _log_probabilities(loss_fn()).detach()  # (rows, K)
     if not random:
         raise ProbeError(f"{described(module)}: not called in the pass. A direct call of its `forward` is not seen.")
 
     def divergence() -> Tensor:
-        moved = log_softmax(_logits(loss_fn()).float(), -1).flatten(0, -2)
-        return kl_div(moved, clean, log_target=True, reduction="sum") / len(clean)
+        return kl_div(_log_probabilities(loss_fn()), clean, log_target=True, reduction="sum") / len(clean)
 
     found: Any = tuple(random) if len(random) > 1 else random[0]
     for _ in range(steps):
@@ -160,11 +159,12 @@ def _virtual(
     return divergence, like(found, [epsilon * call for call in direction(found, module, "l2", per)])
 
 
-def _logits(returned: Any) -> Tensor:
+def _log_probabilities(returned: Any) -> Tensor:
+    """Return the log-probabilities of the logits, shape (rows, K), float32 or wider."""
     logits = returned[1] if isinstance(returned, tuple) and len(returned) == 2 else returned
     if not isinstance(logits, Tensor) or logits.dim() < 2:
         raise ProbeError("loss_fn: for 'vat' it must return the logits, shape (*, K), or (loss, logits).")
-    return logits
+    return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1).flatten(0, -2)
 
 
 def _outside_checkpoint(module: Output, output: Any) -> Any:

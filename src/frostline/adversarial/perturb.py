@@ -179,7 +179,7 @@ def applied(module: Output, delta: Any) -> Iterator[None]:
 
     def add(call: int | None, output: Any) -> Any:
         if call is None and (only is not None or isinstance(delta, tuple)):
-            raise ProbeError(f"{name}: several calls in a checkpoint, which repeats them. Which is which is not known.")
+            raise ProbeError(f"{name}: several calls in a checkpoint, which repeats them in another order.")
         if only not in (None, call):
             return output
         added.add(call)

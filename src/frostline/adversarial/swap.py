@@ -238,11 +238,8 @@ class _Search:
             (found,) = gradients(total, [target], model=self._model, generators=self._generators)
         calls = found if isinstance(found, tuple) else (found,)
         inputs = looked_up[: len(calls)] if self._call is None else [looked_up[self._call]]
-        count = len(rows.which)
-        if all(isinstance(x, Tensor) and x.dim() and len(x) == count for x in inputs):
-            together = torch.cat([x.reshape(count, -1) for x in inputs], 1)  # (N, T)
-            if together.shape == rows.ids.shape and bool((together == rows.ids).all()):
-                return torch.cat([call.reshape(count, -1, call.shape[-1]) for call in calls], 1).float()
+        if (gradient := _together(rows.ids, inputs, calls)) is not None:
+            return gradient.float()
         raise ProbeError(
             f"{self._name}: it looks up other ids than those that loss_fn is given, or in another order, so what is "
             "where is not known. Pass the ids as the module gets them, or name one of its calls: (module, 0)."
@@ -285,6 +282,22 @@ class _Rows(NamedTuple):
         first = torch.ones_like(order, dtype=torch.bool)
         first[1:] = inverse[order][1:] != inverse[order][:-1]
         return self.at(order[first])
+
+
+def _together(ids: Tensor, inputs: list[Any], gradients: tuple[Tensor, ...]) -> Tensor | None:
+    """Return the gradient at `ids`, (N, T, D), from calls that look up some positions or some rows each; None if not."""
+    if not all(isinstance(each, Tensor) and each.dim() for each in inputs):
+        return None
+    width = gradients[0].shape[-1]
+    if all(len(each) == len(ids) for each in inputs):
+        looked_up = torch.cat([each.reshape(len(ids), -1) for each in inputs], 1)
+        gradient = torch.cat([each.reshape(len(ids), -1, width) for each in gradients], 1)
+    else:
+        looked_up = torch.cat([each.flatten() for each in inputs])
+        gradient = torch.cat([each.reshape(-1, width) for each in gradients])
+    if looked_up.numel() != ids.numel() or not bool((looked_up.flatten() == ids.flatten()).all()):
+        return None
+    return gradient.reshape(*ids.shape, width)
 
 
 def _top(rows: _Rows, losses: Tensor, count: int) -> tuple[_Rows, Tensor]:

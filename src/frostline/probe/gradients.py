@@ -176,7 +176,7 @@ def _target(index: int, given: Any, observed: dict[nn.Module | str, _Calls]) -> 
         try:
             where, call = place(target)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{name}: it must be a tensor or a module: {error}") from None
+            raise type(error)(f"{name}: {error}") from None
         name = _name(index, where)
         return observed.setdefault(where, _Calls(name)), call
     if isinstance(target, PartialView):
