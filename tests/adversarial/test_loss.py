@@ -6,6 +6,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,9 +56,9 @@ def _by_hand(model: Net, delta: Tensor, weight: float) -> tuple[Tensor, Net]:
         twin.noise.set_state(model.noise.get_state())
         for name, parameter in twin.named_parameters():  # gradients go to the parameters of the first
             parameter.data = dict(model.named_parameters())[name].data
-    with torch.random.fork_rng(devices=[]):
-        with moved.embed.register_forward_hook(lambda module, inputs, output: output + delta):
-            adversarial = _loss_fn(moved)()
+    hook = moved.embed.register_forward_hook(lambda module, inputs, output: output + delta)
+    with torch.random.fork_rng(devices=[]), hook:
+        adversarial = _loss_fn(moved)()
     with torch.random.fork_rng(devices=[]):
         loss = _loss_fn(clean)() + weight * adversarial
         loss.backward()
@@ -169,27 +170,25 @@ def test_vat_updates_statistics_once_and_moves_what_learns() -> None:
     fl.adversarial.loss(loss_fn, model.embed, epsilon=0.5, kind="vat").backward()
     assert model.norm.num_batches_tracked == 1
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
-    draws = {
-        fl.adversarial.loss(lambda: model(IDS), model.embed, epsilon=0.5, kind="vat").item() for _ in range(3)
-    }
+    draws = {fl.adversarial.loss(lambda: model(IDS), model.embed, epsilon=0.5, kind="vat").item() for _ in range(3)}
     assert len(draws) == 3
 
 
 @pytest.mark.parametrize("learns", [fl.rows([1, 3, 4]), fl.entries(MASK)])
 def test_a_partial_table_and_head_get_the_gradient_of_plain_ones(learns: Any) -> None:
-    plain, partial = Net(), Net()
-    fl.train_only(partial, {"*": fl.everything, "embed.weight": learns, "head.weight": fl.rows([1])})
-    for model in (plain, partial):
+    plain, some = Net(), Net()
+    fl.train_only(some, {"*": fl.everything, "embed.weight": learns, "head.weight": fl.rows([1])})
+    for model in (plain, some):
         torch.manual_seed(1)
         for _ in range(2):  # gradients of two steps add up
             fl.adversarial.loss(_loss_fn(model), model.embed, epsilon=0.5).backward()
     dense = plain.embed.weight.grad
-    assert torch.allclose(partial.embed.weight.grad, dense[MASK] if "entries" in repr(learns) else dense[[1, 3, 4]])
-    assert (partial.embed.weight.grad != 0).all()
-    assert torch.allclose(partial.head.weight.grad, plain.head.weight.grad[[1]])
-    assert torch.allclose(partial.hidden.parametrizations.weight.original.grad,
+    assert torch.allclose(some.embed.weight.grad, dense[MASK] if "entries" in repr(learns) else dense[[1, 3, 4]])
+    assert (some.embed.weight.grad != 0).all()
+    assert torch.allclose(some.head.weight.grad, plain.head.weight.grad[[1]])
+    assert torch.allclose(some.hidden.parametrizations.weight.original.grad,
                           plain.hidden.parametrizations.weight.original.grad)  # fmt: skip
-    assert torch.equal(partial.norm.running_mean, plain.norm.running_mean)
+    assert torch.equal(some.norm.running_mean, plain.norm.running_mean)
 
 
 def test_under_autocast_it_is_the_loss_of_two_passes_under_autocast() -> None:
@@ -228,7 +227,7 @@ def test_layers_may_be_checkpointed_but_not_the_module_itself(reentrant: bool) -
     for checkpointed in (True, False):
         torch.manual_seed(1)
         table.zero_grad()
-        fl.adversarial.loss(lambda: loss(False, checkpointed), table, epsilon=0.5).backward()
+        fl.adversarial.loss(partial(loss, False, checkpointed), table, epsilon=0.5).backward()
         found.append(table.weight.grad)
     assert torch.allclose(*found)
     assert (found[0] != 0).any()
@@ -244,7 +243,7 @@ def test_several_calls_and_marks_are_trained_against() -> None:
         vectors = table(IDS).sum(1) if together else sum(table(IDS[:, j]) for j in range(3))
         return cross_entropy(head(fl.mark(vectors, "bag")), LABELS)
 
-    one, several = (fl.adversarial.loss(lambda: loss(both), table, epsilon=0.5) for both in (True, False))
+    one, several = (fl.adversarial.loss(partial(loss, both), table, epsilon=0.5) for both in (True, False))
     assert torch.allclose(one, several)
     assert loss(True) < fl.adversarial.loss(lambda: loss(True), "bag", epsilon=0.5) < one
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import frostline as fl
 from frostline.adversarial import Allowed, Swap, swap
+from frostline.adversarial.allowed import top_k
 
 V, D, K = 9, 4, 3
 PAD, UNKNOWN = 0, 1
@@ -151,7 +152,7 @@ def test_first_order_scores_equal_finite_differences() -> None:
 
         def loss_fn(rows: Tensor, of: Tensor, which: int = which, ids: Tensor = ids) -> Tensor:
             for row in rows if not torch.is_grad_enabled() else ():
-                tried.extend((int(p), int(row[p])) for p in (row != ids).nonzero()[:, 0])
+                tried.extend((int(p), int(row[p])) for p in (row != ids).nonzero()[:, 0])  # noqa: B023
             return inner(rows, torch.full_like(of, which))  # noqa: B023
 
         for k in (1, 3, 7):
@@ -283,7 +284,11 @@ def test_an_empty_batch_and_no_candidates_come_back() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"allowed": torch.tensor([2, V])}, ValueError, "allowed: id 9 is outside the table, whose ids run from 0 to 8."),
+        (
+            {"allowed": torch.tensor([2, V])},
+            ValueError,
+            "allowed: id 9 is outside the table, whose ids run from 0 to 8.",
+        ),
         ({"allowed": torch.tensor([-1])}, ValueError, "allowed: id -1 is outside the table"),
         ({"allowed": torch.ones(V).bool()}, TypeError, "ids: expected whole numbers, got torch.bool."),
         ({"allowed": WORDS, "max_swaps": 0}, ValueError, "max_swaps: expected a whole number, 1 or more, got 0."),
@@ -307,3 +312,16 @@ def test_losses_that_are_reduced_or_not_finite_are_errors() -> None:
         swap(loss_of(model), "hidden", IDS, allowed=WORDS)
     with pytest.raises(ValueError, match=re.escape("groups: 2 numbers for a table of 9 rows.")):
         swap(loss_of(model), model.embed, IDS, allowed=Allowed(groups=[0, 1]))
+
+
+@pytest.mark.parametrize(("columns", "count"), [(5, 5), (1000, 2), (1024, 3), (1025, 4)])
+def test_the_highest_scores_are_those_of_a_sort(columns: int, count: int) -> None:
+    scores = torch.randn(20, columns, generator=torch.Generator().manual_seed(0))
+    scores[3] = -torch.inf
+    scores[4, 1:] = -torch.inf
+    values, indices = top_k(scores, count)
+    expected = scores.sort(descending=True).values[:, :count]
+    assert torch.equal(values, expected)
+    finite = values > -torch.inf
+    assert torch.equal(scores.gather(1, indices.clamp(max=columns - 1))[finite], values[finite])
+    assert all(len(row.unique()) == count for row in indices[:3])

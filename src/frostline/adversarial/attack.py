@@ -12,13 +12,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from frostline.adversarial.allowed import Allowed
 from frostline.adversarial.swap import LossOfRows, Swap, swap
-from frostline.probe.restore.reachable import reachable
-from frostline.probe.restore.restored import restored
 
 _POOL = 512  # sentences that are sorted by length together, to pad less
 
@@ -171,7 +168,7 @@ def attack(
         max_swaps, k, beam: As for `swap`.
         batch_size: Sentences that are attacked together, of similar length.
         summary: Counts the sentences and the seconds, those of the attack alone.
-        search: What finds the words, with the arguments of `swap`.
+        search: What finds the words, with the arguments of `swap`; it first asks for the losses of the sentences.
     """
     waiting = iter(sentences)
     while pool := list(islice(waiting, _POOL)):
@@ -203,29 +200,25 @@ def _attack_batch(
     targets = [guess if gold is None else gold for (_, gold), guess in zip(batch, predicted, strict=True)]
     filled = [index for index, tokens in enumerate(before) if tokens]
     after = [list(tokens) for tokens in before]
-    figures = {index: (0.0, 0.0, 0) for index in range(len(batch))}  # losses before and after, and passes
+    figures = dict.fromkeys(range(len(batch)), (0.0, 0.0, 0))  # losses before and after, and passes
     if filled:
         ids, protect, loss_fn = victim.encode([before[i] for i in filled], [targets[i] for i in filled])
         options: dict[str, Any] = {"allowed": victim.allowed, "protect": protect, "k": k, "beam": beam}
-        found = search(loss_fn, victim.module, ids, max_swaps=max_swaps, **options)
-        at_first = _losses(victim, loss_fn, ids)
+        at_first: list[Tensor] = []
+
+        def noting(rows: Tensor, which: Tensor) -> Tensor:
+            losses = loss_fn(rows, which)
+            if not at_first:  # a search first asks for the sentences as they are
+                at_first.append(losses.detach().clone())
+            return losses
+
+        found = search(noting, victim.module, ids, max_swaps=max_swaps, **options)
         for row, position in (found.ids != ids).nonzero().tolist():
             after[filled[row]][position] = victim.word(int(found.ids[row, position]), before[filled[row]][position])
-        losses = zip(at_first.tolist(), found.losses.tolist(), found.passes.tolist(), strict=True)
+        losses = zip(at_first[0].tolist(), found.losses.tolist(), found.passes.tolist(), strict=True)
         figures |= dict(zip(filled, losses, strict=True))
     again = victim.predict(after)
-    return [
-        Attacked(before[i], after[i], predicted[i], again[i], batch[i][1], *figures[i]) for i in range(len(batch))
-    ]
-
-
-def _losses(victim: Victim, loss_fn: LossOfRows, ids: Tensor) -> Tensor:
-    """Return the losses of the sentences as they are, in the mode that the victim predicts in."""
-    modules = [victim.module, *reachable(loss_fn).modules]
-    with torch.no_grad(), restored(modules, function=loss_fn):
-        for module in modules:
-            module.eval()
-        return loss_fn(ids, torch.arange(len(ids), device=ids.device))
+    return [Attacked(before[i], after[i], predicted[i], again[i], batch[i][1], *figures[i]) for i in range(len(batch))]
 
 
 def _as_list(prediction: Prediction) -> list[str]:

@@ -50,7 +50,7 @@ class Classifier:
         tables = [each for each in model.modules() if isinstance(each, nn.Embedding) and each.num_embeddings == most]
         if len(tables) != 1:
             raise FrostlineError(
-                f"model: {len(tables)} nn.Embedding with {most} rows, as many as the vocabulary has ids; needs just one."
+                f"model: {len(tables)} nn.Embedding with {most} rows, one for each id of the vocabulary. It needs one."
             )
         self.module: nn.Module = tables[0]
         self._model, self._loss, self._ids = model, loss, vocabulary
@@ -89,8 +89,7 @@ class Classifier:
         if best and isinstance(best[0], int):
             return [self._name(number) for number in best]
         return [
-            [self._name(number) for number in row[: len(tokens)]]
-            for row, tokens in zip(best, sentences, strict=True)
+            [self._name(number) for number in row[: len(tokens)]] for row, tokens in zip(best, sentences, strict=True)
         ]
 
     def word(self, id: int, instead_of: str) -> str:

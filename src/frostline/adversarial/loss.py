@@ -1,4 +1,4 @@
-"""The loss of adversarial training: the clean loss and, of the same batch, that of a pass with vectors moved against it.
+"""The loss of adversarial training: the clean loss, and that of a pass whose vectors are moved against the model.
 
 The idea: the adversarial passes come first, each inside `restored`, so they begin where the clean pass will begin: at
 the same random numbers, buffers and modes. Only the clean pass, the last one, leaves anything behind. A graph made

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from frostline.adversarial.allowed import Allowed
+from frostline.adversarial.allowed import Allowed, top_k
 from frostline.errors import ProbeError
 from frostline.probe.gradients import gradients
 from frostline.probe.outputs import Output, described, place
@@ -116,7 +116,9 @@ class _Search:
     ) -> None:
         where, self._call = place(module)
         if not isinstance(where, nn.Module):
-            raise ProbeError(f"{described(module)}: a swap needs the module that looks words up, to know their vectors.")
+            raise ProbeError(
+                f"{described(module)}: a swap needs the module that looks words up, to know their vectors."
+            )
         self._loss_fn, self._allowed, self._model, self._generators = loss_fn, allowed, model, list(generators)
         self._module: nn.Module = where
         self._name = described(module)
@@ -147,9 +149,7 @@ class _Search:
         self._words = ids[free].unique()
         self._of_words = self._vectors(self._words)
         if self._allowed.nearest is not None:
-            self._nearest = self._allowed.nearest_candidates(
-                self._words, self._of_words, self._candidates, self._table
-            )
+            self._nearest = self._allowed.nearest_candidates(self._words, self._of_words, self._candidates, self._table)
 
         which = torch.arange(len(ids), device=ids.device)
         losses = self._losses(ids, which)
@@ -174,7 +174,7 @@ class _Search:
         return best
 
     def _best_swaps(self, rows: _Rows, k: int | None) -> _Rows:
-        """Return the rows, each with one word more exchanged, that score best to first order, at most `k` a sentence."""
+        """Return the rows with one word more exchanged that score best to first order, at most `k` a sentence."""
         row, position = rows.free.nonzero(as_tuple=True)  # (P,), (P,)
         words = torch.searchsorted(self._words, rows.ids[row, position])  # (P,)
         gradient = self._gradient(rows)[row, position]  # (P, D)
@@ -183,9 +183,10 @@ class _Search:
         scores, chosen = [], []
         for part in torch.arange(len(words), device=words.device).split(max(1, _ELEMENTS // width)):
             score, index = self._first_order(words[part], gradient[part])
-            top = score.topk(most)
-            scores.append(top.values.flatten())
-            chosen.append((top.indices if index is None else index.gather(1, top.indices)).flatten())
+            values, indices = top_k(score, most)
+            base = (gradient[part] * self._of_words[words[part]]).sum(1, keepdim=True)
+            scores.append((values - base).flatten())
+            chosen.append((indices if index is None else index.gather(1, indices)).flatten())
         score, candidate = torch.cat(scores), torch.cat(chosen)
         at = torch.arange(len(words), device=words.device).repeat_interleave(most)
         possible = score > -torch.inf
@@ -199,18 +200,17 @@ class _Search:
         return swapped.distinct()
 
     def _first_order(self, words: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the score of each replacement of each word, -inf where not allowed, and the candidates' indices.
+        """Return gradient * vector of each replacement of each word, -inf where not allowed, and their indices.
 
         Args:
             words: Indices into the words of the batch, shape (P,).
             gradient: Of the loss at their vectors, shape (P, D).
         """
-        base = (gradient * self._of_words[words]).sum(1, keepdim=True)
         if self._allowed.nearest is None:
-            may = self._allowed.may_replace(self._words[words], self._candidates)
-            return (gradient @ self._table.T - base).masked_fill(~may, -torch.inf), None
+            score = gradient @ self._table.T  # (P, C)
+            return self._allowed.exclude_(score, self._words[words], self._candidates), None
         index, exists = self._nearest[0][words], self._nearest[1][words]
-        score = (self._table[index] @ gradient[:, :, None])[:, :, 0] - base
+        score = (self._table[index] @ gradient[:, :, None])[:, :, 0]
         return score.masked_fill(~exists, -torch.inf), index
 
     def _losses(self, ids: Tensor, which: Tensor) -> Tensor:
@@ -285,7 +285,7 @@ class _Rows(NamedTuple):
 
 
 def _together(ids: Tensor, inputs: list[Any], gradients: tuple[Tensor, ...]) -> Tensor | None:
-    """Return the gradient at `ids`, (N, T, D), from calls that look up some positions or some rows each; None if not."""
+    """Return the gradient at `ids`, (N, T, D), from calls that look up some positions or rows each, else None."""
     if not all(isinstance(each, Tensor) and each.dim() for each in inputs):
         return None
     width = gradients[0].shape[-1]

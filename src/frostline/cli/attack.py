@@ -37,7 +37,7 @@ class, a TAB and the sentence. Without gold the attack is on the first predictio
 word is exchanged for one of the 50 nearest in the table. Nothing is drawn, so the same text gives the same attack.
 --json: an object a sentence (before, after, swaps, predicted_before, predicted_after, gold, loss_before, loss_after,
 passes, success), then one with the summary (success, accuracy, f1, words_changed, passes, sentences_per_second, ...):
-success is the share of sentences predicted right before that are predicted wrong after; the rest is after the attack."""
+success is the share of sentences predicted right before that are wrong after; the rest is after the attack."""
 _REPORTED_EVERY = 5.0  # seconds, in a pipe
 
 
@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     gold.add_argument("--labels", action="store_true", help="each line is a class, a TAB and the sentence")
     parser.add_argument("--max-swaps", metavar="N", type=at_least(1), default=2, help="words exchanged (default 2)")
     parser.add_argument(
-        "--k", metavar="N", type=at_least(1), default=8, help="replacements tried exactly for each swap (default 8)"
+        "--k", metavar="N", type=at_least(1), default=4, help="replacements tried exactly for each swap (default 4)"
     )
     parser.add_argument(
         "--beam", metavar="N", type=at_least(1), default=2, help="of which so many go on to the next (default 2)"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -101,7 +102,9 @@ def gradients(
             found = _by_backward(loss, targets, nodes, retain)
         else:
             flat = iter(
-                torch.autograd.grad(loss, sum(inputs, []), allow_unused=True, retain_graph=retain) if inputs else ()
+                torch.autograd.grad(loss, list(chain.from_iterable(inputs)), allow_unused=True, retain_graph=retain)
+                if inputs
+                else ()
             )
             found = [[next(flat) for _ in group] for group in inputs]
         for index, (group, (target, call)) in enumerate(zip(found, targets, strict=True)):

@@ -92,7 +92,9 @@ def place(target: Output) -> tuple[nn.Module | str, int | None]:
     """
     where, call = target if isinstance(target, tuple) and len(target) == 2 else (target, None)
     if not isinstance(where, nn.Module | str) or isinstance(call, bool) or not isinstance(call, int | None):
-        raise TypeError("it must be a tensor, a module, the name of a mark, or one of the two with a call: (module, 0).")
+        raise TypeError(
+            "it must be a tensor, a module, the name of a mark, or one of the two with a call: (module, 0)."
+        )
     if call is not None and call < 0:
         raise ValueError(f"call {call}: calls are counted from 0, in the order in which the pass makes them.")
     return where, call

@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.adversarial import Allowed
 from frostline.adversarial.attack import Encoded, Prediction
@@ -43,7 +43,7 @@ class TaggerVictim:
 
     def __init__(self, tagger: Tagger, nearest: int = _NEAREST) -> None:
         self._tagger = tagger
-        self.module = tagger.model.embed
+        self.module: nn.Module = tagger.model.embed
         vocabulary = tagger.vocabulary
         self._groups = torch.full((len(vocabulary),), -1)
         first = FIRST_WORD + vocabulary.missing
@@ -108,7 +108,7 @@ class TaggerVictim:
 
 
 class _Spelled(NamedTuple):
-    """How words are spelled: bytes of the candidates in each case, (cases, C, S), and the case of each token, (B, T)."""
+    """Bytes of the candidates in each case, (cases, C, S), the candidates, (C,), and each token's case, (B, T)."""
 
     bytes: Tensor
     candidates: Tensor
