@@ -1,9 +1,9 @@
 """How fast, and how successful, is `swap` beside TextAttack's HotFlip on one classifier under the same constraints?
 
 Both attack the same sentences of a BiLSTM over word vectors (does a tweet name an entity?), those that it classifies
-right: at most two words change, no stop word, none twice, any word of letters in the vocabulary may be chosen, beam 2, and
-of the replacements the best by gradient: 4 for each row of the beam, so 8 for a sentence.
-    frostline    fl.adversarial.swap, all sentences in batches of 64
+right. At most two words change, the second only where one was not enough; no stop word, none twice; any word of letters
+in the vocabulary may be chosen; beam 2; of the replacements the best by gradient, 4 for each row of the beam.
+    frostline    fl.adversarial.swap, the sentences together
     textattack   WordSwapGradientBased(top_n=4) with BeamSearch(2), which takes one sentence after the other
 Seconds are CPU seconds of the process, one thread.
 
@@ -64,6 +64,21 @@ def read(path: str) -> list[tuple[list[str], int]]:
     return found
 
 
+def attacked(
+    model: Classifier, ids: Tensor, labels: Tensor, allowed: Tensor, protect: Tensor, swaps: int, k: int
+) -> Tensor:
+    """Return whether each sentence is classified wrong after up to `swaps` words changed."""
+
+    def loss_fn(rows: Tensor, which: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(model(rows), labels[which], reduction="none")
+
+    found = fl.adversarial.swap(
+        loss_fn, model.embed, ids, allowed=allowed, protect=protect, max_swaps=swaps, k=k, beam=2
+    )
+    with torch.no_grad():
+        return model(found.ids).argmax(1) != labels  # type: ignore[no-any-return]
+
+
 def main() -> None:
     """Train, attack with both, print."""
     torch.set_num_threads(1)
@@ -98,20 +113,14 @@ def main() -> None:
 
     began = time.process_time()
     allowed, protect = torch.arange(4, len(id_of)), torch.isin(ids, stop)
-    flipped = torch.zeros(len(chosen), dtype=torch.bool)
-    for part in torch.arange(len(chosen)).split(64):
-        of = labels[chosen[part]]
-
-        def loss_fn(rows: Tensor, which: Tensor, of: Tensor = of) -> Tensor:
-            return nn.functional.cross_entropy(model(rows), of[which], reduction="none")
-
-        found = fl.adversarial.swap(
-            loss_fn, model.embed, ids[chosen[part]], allowed=allowed, protect=protect[chosen[part]], k=8, beam=2
-        )
-        with torch.no_grad():
-            flipped[part] = model(found.ids).argmax(1) != of
+    left = chosen  # as TextAttack does, a second word changes only where one was not enough
+    for swaps, k in ((1, 4), (2, 8)):
+        flipped = [
+            attacked(model, ids[part], labels[part], allowed, protect[part], swaps, k) for part in left.split(100)
+        ]
+        left = left[~torch.cat(flipped)]
     ours = time.process_time() - began
-    print(f"frostline   {len(chosen) / ours:8.1f} sentences/s  success {flipped.float().mean():.1%}")
+    print(f"frostline   {len(chosen) / ours:8.1f} sentences/s  success {1 - len(left) / len(chosen):.1%}")
 
     tokenizer = GloveTokenizer(id_of, pad_token_id=0, unk_token_id=1, max_length=LONGEST)
     wrapper = textattack.models.wrappers.PyTorchModelWrapper(model, tokenizer)
