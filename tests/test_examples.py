@@ -27,6 +27,7 @@ def run(examples, monkeypatch, capsys, tmp_path):
 
 def test_each_example_has_a_test(examples):
     tested = {
+        "attack_classifier",
         "cbow_attack",
         "known_and_missing_words",
         "new_tokens",

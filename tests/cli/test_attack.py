@@ -101,6 +101,8 @@ def test_a_pipe_in_and_out_works_from_a_shell(folder: Path) -> None:
         (["model", "dev.conll", "--max-swaps", "0"], "--max-swaps"),
         (["EXAMPLE:nothing", "text.txt"], "has no function 'nothing'"),
         (["EXAMPLE:loss_of", "text.txt"], "has no function 'loss_of'"),
+        (["model", "reviews.tsv", "--labels"], "right is a class of a sentence, but the model predicts tags"),
+        (["EXAMPLE:make", "dev.conll", "--columns"], "right is tags of its tokens, but the model predicts a class"),
         (["EXAMPLE:make", "text.txt", "--labels"], "text.txt:1: no TAB after the class."),
         (["EXAMPLE:make", "labelled.txt", "--labels"], "'fine' is none of the classes of the model: bad, good."),
     ],

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from frostline.adversarial.allowed import Allowed
 from frostline.adversarial.swap import LossOfRows, Swap, swap
+from frostline.errors import FrostlineError
 
 _POOL = 512  # sentences that are sorted by length together, to pad less
 
@@ -198,6 +199,11 @@ def _attack_batch(
     before = [tokens for tokens, _ in batch]
     predicted = victim.predict(before)
     targets = [guess if gold is None else gold for (_, gold), guess in zip(batch, predicted, strict=True)]
+    for target, guess in zip(targets, predicted, strict=True):
+        if isinstance(target, str) != isinstance(guess, str):
+            kinds = ("a class of a sentence", "tags of its tokens")
+            given, model = kinds if isinstance(target, str) else kinds[::-1]
+            raise FrostlineError(f"what is given as right is {given}, but the model predicts {model}.")
     filled = [index for index, tokens in enumerate(before) if tokens]
     after = [list(tokens) for tokens in before]
     figures = dict.fromkeys(range(len(batch)), (0.0, 0.0, 0))  # losses before and after, and passes

@@ -79,13 +79,14 @@ class Classifier:
 
     def predict(self, sentences: Sequence[Sequence[str]]) -> list[Prediction]:
         """Return the class of each sentence, or the classes of its tokens."""
-        was_training = self._model.training
+        modes = [(module, module.training) for module in self._model.modules()]
         self._model.eval()
         try:
             with torch.no_grad():
                 best = self._model(self._encoded(sentences)).argmax(-1).tolist()
         finally:
-            self._model.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         if best and isinstance(best[0], int):
             return [self._name(number) for number in best]
         return [

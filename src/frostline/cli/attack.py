@@ -86,9 +86,13 @@ def _victim(args: argparse.Namespace) -> Victim:
     if ":" in args.model and not Path(args.model).exists():
         from frostline.adversarial.classifier import Classifier
 
+        search_path = [*sys.path]
         sys.path.insert(0, str(Path.cwd()))
-        with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints must not get into --json
-            made = load_function(args.model)()
+        try:
+            with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints must not get into --json
+                made = load_function(args.model)()
+        finally:
+            sys.path[:] = search_path
         if not isinstance(made, tuple) or len(made) not in (3, 4):
             raise FrostlineError(f"{args.model}: it must return model, loss and vocabulary, and perhaps class names.")
         made[0].to(device(args))
