@@ -27,6 +27,7 @@ def run(examples, monkeypatch, capsys, tmp_path):
 
 def test_each_example_has_a_test(examples):
     tested = {
+        "attack_classifier",
         "cbow_attack",
         "known_and_missing_words",
         "new_tokens",
@@ -130,3 +131,14 @@ def test_two_new_tokens_are_learned_and_nothing_else_moves(run):
     assert "head and embedding are still tied: True" in out
     assert int(re.search(r"a file of ([\d,]+) bytes", out)[1].replace(",", "")) < 2_000
     assert "has the same embedding: True" in out
+
+
+def test_a_classifier_is_attacked_word_by_word(run):
+    out = run("attack_classifier")
+    accuracy = re.findall(r"^(\d) swaps: accuracy (\d+)% -> (\d+)%$", out, re.M)
+    assert [swaps for swaps, _, _ in accuracy] == ["1", "2"]
+    (_, before, one), (_, again, two) = accuracy
+    assert before == again
+    assert int(before) > 80 > int(one) > int(two)
+    before, after = (line.split() for line in out.splitlines()[-2:])
+    assert 1 <= sum(old != new for old, new in zip(before, after, strict=True)) <= 2

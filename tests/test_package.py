@@ -47,6 +47,7 @@ def test_the_public_names_are_pinned():
         "gradients",
         "load_learned",
         "mapped_embedding",
+        "mark",
         "merge",
         "nothing",
         "optim",

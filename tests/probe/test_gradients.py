@@ -397,10 +397,15 @@ SAYS = {
         lambda m: [m.embed.weight, m.head.bias],
     ),
     "wrt[0] (Linear): not called in the pass.": (lambda m: m.embed(IDS).sum(), lambda m: [m.head]),
-    "wrt[0] (Embedding): called 2 times in the pass, so it has no single output.": (
+    "wrt[0] (Embedding), call 2: called 2 times in the pass, counted from 0.": (
         lambda m: (m.embed(IDS) + m.embed(IDS)).sum(),
+        lambda m: [(m.embed, 2)],
+    ),
+    "wrt[0] (Embedding), call 1: the loss does not depend on it. Leave it out.": (
+        lambda m: (m.embed(IDS), m.embed(IDS))[0].sum(),
         lambda m: [m.embed],
     ),
+    "wrt[0] ('hidden'): not called in the pass.": (lambda m: m.embed(IDS).sum(), lambda m: ["hidden"]),
     "wrt[0] (LSTM): it returns tuple, not one tensor.": (lambda m: m(IDS), lambda m: [m.lstm]),
     "wrt[0] (Identity): it returns torch.int64, which has no gradient.": (
         lambda m: m.embed(m.same(IDS)).sum(),
@@ -422,7 +427,7 @@ def test_a_pass_without_the_requested_gradient_raises_and_changes_nothing(says: 
     ("wrt", "says"),
     [
         (torch.ones(2), "wrt: expected a list of tensors and modules, got Tensor. Pass `[...]`."),
-        (["embed.weight"], "wrt[0] (str): it must be a tensor or a module."),
+        ([b"embed.weight"], "wrt[0] (bytes): it must be a tensor, a module, the name of a mark"),
         ([IDS], "wrt[0] (Tensor of shape (2, 3)): torch.int64 has no gradient."),
     ],
 )

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints must not get into --json
-            explanation = _explain(_load(args.make), args.make)
+            explanation = _explain(load_function(args.make), args.make)
     except FrostlineError:
         raise
     except SystemExit as stop:
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     return 1 if lines else 0
 
 
-def _load(text: str) -> Callable[[], Any]:
+def load_function(text: str) -> Callable[[], Any]:
     """Return the function that `package.module:make` or `file.py:make` names."""
     from importlib import import_module
     from importlib.util import find_spec, module_from_spec, spec_from_file_location

@@ -15,7 +15,7 @@ import torch
 from frostline.errors import FrostlineError
 
 _LEAST = {"hidden": 1, "batch_size": 1} | dict.fromkeys(
-    ("shape_width", "char_filters", "learning_rate", "weight_decay", "max_grad_norm", "unk_dropout"), 0
+    ("shape_width", "char_filters", "learning_rate", "weight_decay", "max_grad_norm", "unk_dropout", "adversarial"), 0
 )
 _FRACTIONS = ("dropout", "recurrent_dropout", "ema_decay")
 _REASON_LENGTH = 100  # characters of torch's message that are quoted
@@ -48,6 +48,7 @@ class TaggerConfig:
     o_bias: float = 0.75  # subtracted from the O logit after training: higher recall, lower precision
     ema_decay: float = 0.998  # of the exponential moving average, which is evaluated and saved; 0: no average
     forget_bias: float | None = None  # initial bias of the forget gate; if given, one bias a gate, as in TensorFlow
+    adversarial: float = 0.0  # epsilon of the FGM passes that are trained on as well, in the unit of vectors; 0: none
     by_sentence: bool = False  # the loss is the mean over sentences of their means; False: the mean over tokens
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,13 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
         default=0,
         help="read the characters of a word as well, by N convolution filters over its bytes (default 0: do not)",
     )
+    train.add_argument(
+        "--adversarial",
+        metavar="fgm:EPSILON",
+        type=_fgm,
+        default=0.0,
+        help="train on each batch again, every word vector moved by EPSILON against the tagger (default: do not)",
+    )
     train.add_argument("--patience", metavar="N", type=at_least(1), help="stop after N epochs without a better F1")
     train.add_argument(
         "--resume", action="store_true", help="continue the interrupted training run in --out, bit for bit"
@@ -66,6 +74,17 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     train.add_argument("--bf16", action="store_true", help="multiply matrices in bfloat16; weights stay float32")
     add_columns(train)
     train.set_defaults(action=run)
+
+
+def _fgm(text: str) -> float:
+    kind, _, number = text.partition(":")
+    try:
+        epsilon = float(number)
+    except ValueError:
+        epsilon = 0.0
+    if kind != "fgm" or not 0 < epsilon < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected fgm: and a number above 0, such as fgm:0.5")
+    return epsilon
 
 
 def run(args: argparse.Namespace) -> int:
@@ -120,7 +139,7 @@ def _train(args: argparse.Namespace, first: bool, distributed: bool) -> int:
             epochs=args.epochs,
             seed=args.seed,
             patience=args.patience,
-            config=tagger.TaggerConfig(char_filters=args.char_filters),
+            config=tagger.TaggerConfig(char_filters=args.char_filters, adversarial=args.adversarial),
             callback=progress,
             checkpoint=checkpoint,
             resume=args.resume,

@@ -6,15 +6,17 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from frostline import adversarial
 from frostline.errors import FrostlineError
 from frostline.tagger.config import TaggerConfig, precision
 from frostline.tagger.data.batches import Batch
-from frostline.tagger.network.model import loss_weights
+from frostline.tagger.network.model import Head, LSTMTagger, loss_weights
 from frostline.tagger.scoring.scores import Score
 from frostline.tagger.tagger import Labelled, Tagger
 from frostline.tagger.training.callbacks import Callback, Epoch
@@ -132,10 +134,9 @@ class TrainingLoop:
         loss = torch.zeros((), device=self._tagger.device)
         self._optimizer.zero_grad()
         if len(batch.rows):
-            with precision(self._tagger.device, self._bf16):
-                features = self._tagger.model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
-                losses = head.loss(features, batch.tags, batch.lengths)
-            loss = (losses * weights.to(self._tagger.device)).sum()
+            function = partial(_loss, self._tagger.model, head, batch, weights.to(self._tagger.device), self._bf16)
+            epsilon, embed = self._config.adversarial, self._tagger.model.embed
+            loss = adversarial.loss(function, embed, epsilon=epsilon) if epsilon else function()
             loss.backward()
         loss = group.sum_gradients(loss, learning)
         self._optimizer.step(learning)
@@ -174,6 +175,13 @@ class TrainingLoop:
                 raise ValueError(f"{name} is not {target.dtype} of shape {tuple(target.shape)}")
             target.copy_(tensors[name])
         torch.set_rng_state(tensors["dropout"])
+
+
+def _loss(model: LSTMTagger, head: Head, batch: Batch, weights: Tensor, bf16: bool) -> Tensor:
+    with precision(weights.device, bf16):
+        features = model.read(batch.rows, batch.shapes, batch.lengths, batch.spellings)
+        losses = head.loss(features, batch.tags, batch.lengths)
+    return (losses * weights).sum()
 
 
 def _best(history: list[Epoch]) -> Epoch:
