@@ -1,4 +1,4 @@
-"""Compile kernel.cpp once, keep the library in the cache folder, and load it with ctypes.
+"""Compile a C++ file, such as kernel.cpp, once, keep the library in the cache folder, and load it with ctypes.
 
 The command is plain `c++ -shared`, without torch's headers: it takes about a second, and the library works with every
 version of torch. The name of the file in the cache is a hash of the source, the flags, and the macros that the compiler
@@ -19,8 +19,12 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frostline.files import cache_folder, replacing
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 SOURCE = resources.files(__package__).joinpath("kernel.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
@@ -31,37 +35,41 @@ class BuildError(Exception):
     """The kernel cannot be compiled or loaded on this machine; the message says why."""
 
 
-def load() -> tuple[ctypes.CDLL, str]:
-    """Return the kernel, compiled now or earlier, and a sentence that says where it is from.
+def load(*sources: Traversable) -> tuple[ctypes.CDLL, str]:
+    """Return a kernel, compiled now or earlier, and a sentence that says where it is from.
+
+    Args:
+        sources: C++ files, compiled as one; they include standard headers only. None: the kernel of the row optimizers.
 
     Raises:
         BuildError: No compiler was found, it fails, or the library does not load.
 
     Cost: about a second the first time on a machine, then some 20 ms in each process.
     """
+    code = _read(sources or (SOURCE,))
     compiler = _find_compiler()
-    name = f"{_cache_key(compiler)}.so"
+    name = f"{_cache_key(compiler, code)}.so"
     folder = cache_folder("kernel")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_ours(folder):
             raise PermissionError
         if not ((library := folder / name).exists() and _is_ours(library)):
-            _compile(compiler, library)
+            _compile(compiler, code, library)
         try:
             return ctypes.CDLL(str(library)), f"compiled by {compiler[0]}, kept in {folder}"
         except OSError:  # the file is damaged: compile it again, once
-            _compile(compiler, library)
+            _compile(compiler, code, library)
             return ctypes.CDLL(str(library)), f"compiled by {compiler[0]}, kept in {folder}"
     except OSError:
-        return _load_temporary(compiler), f"compiled by {compiler[0]} for this process: cannot write to {folder}"
+        return _load_temporary(compiler, code), f"compiled by {compiler[0]} for this process: cannot write to {folder}"
 
 
-def _load_temporary(compiler: Sequence[str]) -> ctypes.CDLL:
+def _load_temporary(compiler: Sequence[str], code: bytes) -> ctypes.CDLL:
     """Compile into a temporary folder and load the library, which stays loaded when the folder is removed."""
     try:
         with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as folder:
-            _compile(compiler, library := Path(folder) / "kernel.so")
+            _compile(compiler, code, library := Path(folder) / "kernel.so")
             return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildError(f"the compiled kernel does not load: {error}") from None
@@ -77,19 +85,24 @@ def _find_compiler() -> list[str]:
     raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
 
 
-def _cache_key(compiler: Sequence[str]) -> str:
+def _read(sources: Sequence[Traversable]) -> bytes:
+    for source in sources:
+        if not source.is_file():
+            raise BuildError(f"{source.name} was not installed with frostline")
+    return b"".join(source.read_bytes() for source in sources)
+
+
+def _cache_key(compiler: Sequence[str], code: bytes) -> str:
     """Return a hash of everything that the machine code depends on."""
-    if not SOURCE.is_file():
-        raise BuildError(f"{SOURCE.name} was not installed with frostline")
     predefined = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    parts = [SOURCE.read_bytes(), predefined, " ".join((*compiler, *_FLAGS)).encode()]
+    parts = [code, predefined, " ".join((*compiler, *_FLAGS)).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
-def _compile(compiler: Sequence[str], library: Path) -> None:
+def _compile(compiler: Sequence[str], code: bytes, library: Path) -> None:
     """Compile the kernel to `library`. The compiler reads the source from its input: it need not be a file on disk."""
     with replacing(library, mode=0o700) as unfinished:
-        _run([*compiler, *_FLAGS, "-o", str(unfinished), "-x", "c++", "-"], SOURCE.read_bytes())
+        _run([*compiler, *_FLAGS, "-o", str(unfinished), "-x", "c++", "-"], code)
 
 
 def _run(command: Sequence[str], stdin: bytes = b"") -> bytes:
