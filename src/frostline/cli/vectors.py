@@ -1,4 +1,4 @@
-"""`frostline vectors info | convert | cover | near`: inspect and convert files of word vectors."""
+"""`frostline vectors info | convert | cover | near | evaluate`: inspect and convert files of word vectors."""
 
 from __future__ import annotations
 
@@ -31,8 +31,16 @@ examples:
   frostline vectors near glove.6B.50d.txt.gz frost --count 3 --json"""
 
 
+_EVALUATE_EXAMPLES = """\
+examples:
+  frostline vectors evaluate vectors.bin --similarity wordsim353.tsv --analogies questions-words.txt
+  frostline vectors evaluate a.bin b.bin glove.6B.50d.txt.gz --similarity *.tsv --restrict 30000
+
+The figures are those of gensim's evaluate_word_pairs and evaluate_word_analogies."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the four subcommands and their arguments."""
+    """Add the subcommands and their arguments."""
     parser.epilog = "examples:\n  frostline vectors info glove.6B.50d.txt.gz\n  frostline vectors near wiki.vec frost"
     actions = parser.add_subparsers(metavar="action", required=True)
 
@@ -63,6 +71,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     near.add_argument("--count", metavar="N", type=int, default=10, help="how many words (default 10)")
     for action in (info, cover, near):
         action.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_evaluate(actions)
+
+
+def _add_evaluate(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = actions.add_parser("evaluate", help="word similarity and analogies", epilog=_EVALUATE_EXAMPLES)
+    evaluate.description = "Compare word vectors with people's judgement of similarity, and let them answer analogies."
+    evaluate.add_argument("files", metavar="F", nargs="+", help="word vectors: .txt .vec .bin .gz .safetensors")
+    evaluate.add_argument("--similarity", metavar="F", nargs="+", default=[], help="lines of two words and a number")
+    evaluate.add_argument("--analogies", metavar="F", nargs="+", default=[], help="lines of four words")
+    evaluate.add_argument(
+        "--restrict", metavar="N", type=int, default=300_000, help="use the first N words (default 300000)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(action=_evaluate)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -132,3 +154,33 @@ def _near(args: argparse.Namespace) -> None:
     found = near(load(args.file), args.word, args.count)
     values = {"word": args.word, "near": [{"word": word, "cosine": cosine} for word, cosine in found]}
     _show(args, values, [f"{cosine:7.4f}  {word}" for word, cosine in found])
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from frostline.errors import FrostlineError
+    from frostline.printing import text_table
+    from frostline.vectors import load
+    from frostline.vectors.evaluate import analogies, similarity
+
+    if not (args.similarity or args.analogies):
+        raise FrostlineError("--similarity, --analogies: neither is given. Pass a file to evaluate with.")
+    if args.restrict < 1:
+        raise FrostlineError(f"--restrict: {args.restrict} is out of range. Pass 1 or more.")
+    rows = [["vectors", "evaluated on", "measure", "score", "found", "of"]]
+    results: dict[str, dict[str, object]] = {}
+    for file in args.files:
+        vectors, results[file] = load(file), {}
+        for path in args.similarity:
+            pairs = similarity(vectors, path, args.restrict)
+            results[file][path] = pairs.__dict__ | {"spearman": _or_null(pairs.spearman)}
+            rows.append([file, path, "Spearman", f"{pairs.spearman:.4f}", f"{pairs.found:,}", f"{pairs.pairs:,} pairs"])
+        for path in args.analogies:
+            asked = analogies(vectors, path, args.restrict)
+            results[file][path] = asked.__dict__ | {"accuracy": _or_null(asked.accuracy)}
+            score = f"{100 * asked.accuracy:.2f} %"
+            rows.append([file, path, "correct", score, f"{asked.found:,}", f"{asked.questions:,} questions"])
+    _show(args, results, text_table(rows, right=(3, 4, 5)).split("\n"))
+
+
+def _or_null(score: float) -> float | None:
+    return None if score != score else score  # JSON has no nan

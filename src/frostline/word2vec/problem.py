@@ -100,12 +100,20 @@ def table(rows: int, dim: int, dtype: str) -> Table:
     return memory[start : start + bytes_].view(dtype).reshape(rows, width)
 
 
-def draw_rows(to: Table, dim: int, seed: int) -> None:
-    """Fill rows with numbers from -0.5 / D to 0.5 / D, which depend on the seed and the index of the row."""
+def draw_rows(to: Table, dim: int, seed: int, index: sampling.Ints | None = None) -> None:
+    """Fill rows with numbers from -0.5 / D to 0.5 / D, which depend on the seed and the index of the row.
+
+    Args:
+        to: The rows, shape (n, 16 S).
+        dim: Dimension, D.
+        seed: Chooses the numbers.
+        index: The index of each row, shape (n,). None: 0 to n - 1.
+    """
     key = sampling.key_of(seed, 0)
     for first in range(0, len(to), _BLOCK):
         block = to[first : first + _BLOCK]
-        counters = np.arange(first * dim, (first + len(block)) * dim).reshape(len(block), dim)
+        rows = np.arange(first, first + len(block)) if index is None else index[first : first + _BLOCK]
+        counters = rows[:, None] * dim + np.arange(dim)
         block[:, :dim] = ((sampling.numbers(key, counters) >> np.uint64(11)) / 2.0**53 - 0.5) / dim
 
 

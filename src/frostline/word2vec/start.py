@@ -19,6 +19,7 @@ import numpy as np
 
 from frostline.errors import SelectionError
 from frostline.word2vec.problem import Mask, Table, draw_rows, table
+from frostline.word2vec.sampling import Ints
 from frostline.word2vec.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +43,10 @@ class Tables:
         input_learns: Likewise.
         output_learns: Likewise.
         learns: The selections of `train_only` that say the same of the modules; None: everything learns.
+        dim: Dimension, D.
+        seed: Of the drawn rows.
+        start: Where known words come from; None: nothing is known.
+        known: The row of each word in the start, -1 where it is not there, shape (V,).
     """
 
     words: list[str]
@@ -50,14 +55,32 @@ class Tables:
     input_learns: Mask
     output_learns: Mask
     learns: Mapping[str, Selection] | None = None
+    dim: int = 0
+    seed: int = 0
+    start: StartingPoint | None = None
+    known: Ints | None = None
+
+    def initial(self, name: Literal["input", "output"], index: Ints) -> Table:
+        """Return rows of a table as they were at the start, shape (len(index), 16 S)."""
+        table_ = getattr(self, name)
+        rows = np.zeros((len(index), table_.shape[1]), dtype=table_.dtype)
+        if name == "input":
+            draw_rows(rows, self.dim, self.seed, index)
+        if self.start is not None and self.known is not None:
+            given = self.start.vectors.matrix if name == "input" else self.start.output
+            row = self.known[index]
+            found = (row >= 0) & (row < (0 if given is None else len(given)))
+            if given is not None:
+                rows[found, : self.dim] = given[row[found]]
+        return rows
 
 
 def new_tables(words: list[str], settings: Settings) -> Tables:
     """Return drawn input rows and zeros as output rows, all of which learn."""
     input = table(len(words), settings.dim, settings.dtype)
     draw_rows(input, settings.dim, settings.seed)
-    ones = np.ones(len(words), dtype=np.uint8)
-    return Tables(words, input, table(len(words), settings.dim, settings.dtype), ones, ones)
+    ones, output = np.ones(len(words), dtype=np.uint8), table(len(words), settings.dim, settings.dtype)
+    return Tables(words, input, output, ones, ones, None, settings.dim, settings.seed)
 
 
 @dataclass(frozen=True)
@@ -92,9 +115,8 @@ class StartingPoint:
         row_of = np.concatenate([known, only_here])  # in the start; rows with an output come first there, too
         given = 0 if self.output is None else len(self.output)
         outputs = len(words) + int((only_here < given).sum())
-        new = new_tables(words, settings)
         input, output = (table(count, settings.dim, settings.dtype) for count in (len(row_of), outputs))
-        input[: len(words)] = new.input
+        draw_rows(input[: len(words)], settings.dim, settings.seed)
         has_input, has_output = row_of >= 0, (row_of[:outputs] >= 0) & (row_of[:outputs] < given)
         input[has_input, : settings.dim] = self.vectors.matrix[row_of[has_input]]
         if self.output is not None:
@@ -111,7 +133,7 @@ class StartingPoint:
         names = [*words, *(self.vectors.words[row] for row in only_here.tolist())]
         learns = {"input.weight": rows(learns_input), "output.weight": rows(learns_output)}
         masks = (_mask(selection, len(rows_)) for selection, rows_ in zip(learns.values(), (input, output), strict=True))
-        return Tables(names, input, output, *masks, learns)
+        return Tables(names, input, output, *masks, learns, settings.dim, settings.seed, self, row_of)
 
 
 def _mask(selection: Selection, count: int) -> Mask:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import RunFolderError, SelectionError, VectorFileError
+from frostline.word2vec.compiled import kernel
 from frostline.word2vec.checkpoint import CHECKPOINT, Checkpoint
 from frostline.word2vec.corpus import ABOUT, IDS, Corpus, Text, read_corpus, source_of, write_corpus
 from frostline.word2vec.output import check_path, write_vectors
@@ -110,6 +111,7 @@ def train(
         training = _training(corpus, settings, begin, learn, only_text, threads)
         if checkpoint is not None:
             checkpoint.restore(training) if resumed else checkpoint.write(training)
+        kernel()  # compiled now, not while it is timed
         try:
             for _ in run(training, callback, every):
                 if checkpoint is not None:
@@ -123,7 +125,7 @@ def train(
         if out is not None:
             write_vectors(out, training.words, training.matrix)
         if run_folder is not None:
-            _finish(folder, training)
+            _finish(folder, training, str(text) if isinstance(text, str | os.PathLike) else "lists of words")
     return training
 
 
@@ -136,16 +138,19 @@ def _training(
     return Training(problem(settings, corpus, *arrays), tables, threads or _cores())
 
 
-def _finish(folder: Path, training: Training) -> None:
-    """Write the model, and remove what only resuming needs."""
-    dim, at = training.problem.settings.dim, folder / MODEL
+def _finish(folder: Path, training: Training, text: str) -> None:
+    """Write what stays of a run, and remove what only resuming needs."""
+    from frostline.word2vec.run_folder import write_run_folder
+
+    dim, path = training.problem.settings.dim, folder / MODEL
     skip_gram = training.problem.settings.skip_gram
     try:
-        save_model(at, training.words, training.matrix, training.problem.output[:, :dim], skip_gram)
-        for name in (CHECKPOINT, IDS, ABOUT):
-            (folder / name).unlink(missing_ok=True)
+        save_model(path, training.words, training.matrix, training.problem.output[:, :dim], skip_gram)
     except OSError as error:
-        raise RunFolderError(f"{at}: cannot be written: {error.strerror}. Make room, and resume.") from None
+        raise RunFolderError(f"{path}: cannot be written: {error.strerror}. Make room, and resume.") from None
+    write_run_folder(folder, training, text)
+    for name in (CHECKPOINT, IDS, ABOUT):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _cores() -> int:
