@@ -91,7 +91,9 @@ def lockf(
     from gensim.models import Word2Vec
 
     began = time.perf_counter()
-    model = Word2Vec(vector_size=settings.dim, window=5, negative=5, min_count=5, sample=1e-3, workers=2, seed=args.seed)
+    model = Word2Vec(
+        vector_size=settings.dim, window=5, negative=5, min_count=5, sample=1e-3, workers=2, seed=args.seed
+    )
     model.build_vocab(corpus_file=args.text)
     row = rest.rows_of(model.wv.index_to_key)
     model.wv.vectors[row >= 0] = rest.matrix[row[row >= 0]]

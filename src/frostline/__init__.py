@@ -93,7 +93,15 @@ _NAMES = {  # room: the names of it that `import frostline` offers
     "record": ("Recorder",),
     "tokens": ("add_tokens",),
 }
-_ROOMS = ("adversarial", "optim", "probe", "record", "tagger", "vectors", "word2vec")  # offered whole: `frostline.vectors`
+_ROOMS = (
+    "adversarial",
+    "optim",
+    "probe",
+    "record",
+    "tagger",
+    "vectors",
+    "word2vec",
+)  # offered whole: `frostline.vectors`
 _HOME = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_ROOMS])

@@ -24,12 +24,16 @@ bytes a word) and the checkpoint: after an interruption pass the same arguments 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the action and its arguments."""
-    parser.epilog = "examples:\n  frostline word2vec train text.txt --out vectors.bin\n  frostline word2vec train --help"
+    parser.epilog = (
+        "examples:\n  frostline word2vec train text.txt --out vectors.bin\n  frostline word2vec train --help"
+    )
     actions = parser.add_subparsers(metavar="action", required=True)
     train = actions.add_parser("train", help="train, write the vectors", epilog=_EXAMPLES)
     train.description = "Train word vectors on a text: one paragraph or sentence a line, words separated by spaces."
     train.add_argument("text", metavar="FILE", help="UTF-8 text, plain or .gz; - for standard input")
-    train.add_argument("--out", metavar="VECTORS", required=True, help="file to write: .txt .vec .bin (.gz) .safetensors")
+    train.add_argument(
+        "--out", metavar="VECTORS", required=True, help="file to write: .txt .vec .bin (.gz) .safetensors"
+    )
     train.add_argument("--start-from", metavar="F", help="known words: a file of vectors, a model or its run folder")
     train.add_argument(
         "--learn",
@@ -77,8 +81,9 @@ def _train(args: argparse.Namespace) -> int:
     try:
         settings = Settings(**{name: getattr(args, name) for name in names})
     except ValueError as error:
-        raise FrostlineError(f"--{str(error).replace('_', '-', 1)}") from None
+        raise FrostlineError(_as_option(error)) from None
     words = [word for word in (args.neighbours_of or "").split(",") if word]
+    progress = Progress(words)
     run_folder = Path(args.run_folder or f"{args.out}.run")
     try:
         training = train(
@@ -91,16 +96,23 @@ def _train(args: argparse.Namespace) -> int:
             run_folder=run_folder,
             resume=args.resume,
             threads=args.threads,
-            callback=Progress(words),
+            callback=progress,
         )
     except KeyboardInterrupt:
-        print(f"stopped: the vectors so far are in {args.out}; to continue, pass the same arguments and --resume")
+        if progress.started:
+            print(f"stopped: the vectors so far are in {args.out}; to continue, pass the same arguments and --resume")
         raise
     except ValueError as error:
         if isinstance(error, FrostlineError):
             raise
-        raise FrostlineError(f"--{error}") from None
+        raise FrostlineError(_as_option(error)) from None
     found = audit(training)
     print(f"audit: {found}")
     print(f"{len(training.words):,} words, dimension {settings.dim}, in {args.out}; {run_folder} for frostline report")
     return 1 if found.frozen_moved else 0
+
+
+def _as_option(error: ValueError) -> str:
+    """Return the message of an error that begins with the name of an argument, as that of an option."""
+    name, _, rest = str(error).partition(":")
+    return f"--{name.replace('_', '-')}:{rest}"

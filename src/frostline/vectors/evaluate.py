@@ -173,7 +173,9 @@ def _spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
         return float("nan")
     ranks = [_ranks(values) for values in (x, y)]
     spread = ranks[0].std() * ranks[1].std()
-    return float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread else float("nan")
+    return (
+        float(np.mean((ranks[0] - ranks[0].mean()) * (ranks[1] - ranks[1].mean())) / spread) if spread else float("nan")
+    )
 
 
 def _ranks(values: NDArray[np.floating]) -> NDArray[np.float64]:

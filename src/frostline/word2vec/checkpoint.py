@@ -116,5 +116,3 @@ class Checkpoint:
 
     def _damaged(self, error: Exception) -> RunFolderError:
         return RunFolderError(f"{self.path}: damaged: {' '.join(str(error).split())}. Train from the start.")
-
-

@@ -89,7 +89,13 @@ def _load_once(name: str) -> tuple[CDLL | None, str]:
     library.frostline_encoder_free.argtypes, library.frostline_encoder_free.restype = [c_void_p], None
     library.frostline_encoder_feed.argtypes = [c_void_p, c_char_p, c_int64, POINTER(c_int32)]
     library.frostline_encoder_feed.restype = c_int64
-    for field, kind in {"lines": c_int64, "words": c_int64, "bytes": c_void_p, "offsets": c_void_p, "counts": c_void_p}.items():
+    for field, kind in {
+        "lines": c_int64,
+        "words": c_int64,
+        "bytes": c_void_p,
+        "offsets": c_void_p,
+        "counts": c_void_p,
+    }.items():
         function = getattr(library, f"frostline_encoder_{field}")
         function.argtypes, function.restype = [c_void_p], kind
     return library, why

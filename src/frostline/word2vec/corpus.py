@@ -80,7 +80,11 @@ def source_of(text: Text) -> dict[str, Any] | None:
 
 
 def write_corpus(
-    text: Text, folder: Path, min_count: int, among: Callable[[str], bool] | None = None, read: Callable[[int], None] | None = None
+    text: Text,
+    folder: Path,
+    min_count: int,
+    among: Callable[[str], bool] | None = None,
+    read: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Encode a text into `folder`, which exists.
 
@@ -105,8 +109,8 @@ def write_corpus(
         with replacing(folder / IDS) as unfinished:
             with unfinished.open("r+b") as file:
                 for ids, done, total in _ids(text, name, encode):
-                    _check_room(file, folder, done, total)
                     file.write(ids.data)
+                    _check_room(file, folder, done, total)
                     if read is not None:
                         read(done)
                 if source_of(text) != before:
@@ -141,7 +145,9 @@ def read_corpus(folder: Path) -> Corpus:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunFolderError(f"{folder}: holds no encoded text ({error}). Train from the start.") from None
     if not len(counts) == len(words) > 0 or int(counts.sum()) > len(ids):
-        raise RunFolderError(f"{folder / IDS}: damaged: it is not the text that {ABOUT} describes. Train from the start.")
+        raise RunFolderError(
+            f"{folder / IDS}: damaged: it is not the text that {ABOUT} describes. Train from the start."
+        )
     return Corpus(words, counts, ids)
 
 
@@ -207,7 +213,7 @@ def _check_room(file: IO[bytes], folder: Path, done: int, total: int | None) -> 
     """Raise DataFileError if the rest of the text, encoded like what was read, would fill the disk."""
     if not total or not done:
         return
-    to_come = int(file.tell() / done * (total - done)) if file.tell() else 0
+    to_come = int(file.tell() / done * (total - done))
     free = shutil.disk_usage(folder).free
     if to_come > free:
         raise DataFileError(

@@ -80,7 +80,7 @@ def problem(
     keep = sampling.keep_thresholds(corpus.counts, settings.sample)
     negatives = 1 if settings.softmax else settings.negatives
     pairs = settings.window + 1 if settings.skip_gram else 1  # targets of a word, on average
-    size = sampling.batch_words(corpus.counts, keep, negatives, pairs, settings.rate * _square(input, corpus.counts))
+    size = sampling.batch_words(corpus.counts, keep, negatives, pairs, settings.rate, _square(input, corpus.counts))
     alias = sampling.alias_table(corpus.counts)
     return Problem(settings, corpus, input, output, input_learns, output_learns, keep, alias, size)
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from frostline.errors import SelectionError
 from frostline.word2vec.training import Training
 
 _PAUSE = 30.0  # seconds between two lines where stdout is not a terminal
@@ -30,9 +31,12 @@ class Progress:
         """Print what there is to print after a step."""
         now = time.monotonic()
         if self._first is None:
+            self._check_words(training)
             self._first, self._epochs = (now, training.words_done), len(training.history)
         for epoch in training.history[self._epochs :]:
-            self._print(f"epoch {epoch.number}/{training.problem.settings.epochs}  loss {epoch.loss:.4f}  {self._speed(training)}")
+            self._print(
+                f"epoch {epoch.number}/{training.problem.settings.epochs}  loss {epoch.loss:.4f}  {self._speed(training)}"
+            )
             self._print_neighbours(training)
         self._epochs = len(training.history)
         if self._terminal or now >= self._due:
@@ -40,6 +44,17 @@ class Progress:
             percent = 100 * training.words_done / training.total_words
             line = f"{percent:5.1f} %  loss {training.loss:.4f}  {self._speed(training)}"
             print(f"\r{line}\x1b[K", end="", flush=True) if self._terminal else print(line, flush=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether a step was done."""
+        return self._first is not None
+
+    def _check_words(self, training: Training) -> None:
+        for word in self._neighbours_of:
+            if word not in training.words:
+                count = len(training.words)
+                raise SelectionError(f"--neighbours-of: {word!r} is not among the {count:,} words. Name one that is.")
 
     def _speed(self, training: Training) -> str:
         began, words = self._first or (0.0, 0)

@@ -64,7 +64,9 @@ class Settings:
         if not 0 < self.rate <= 10:
             raise ValueError(f"alpha: {self.alpha} is out of range. Pass a number above 0, at most 10.")
         if not 0 <= self.min_alpha <= self.rate:
-            raise ValueError(f"min_alpha: {self.min_alpha} is out of range. Pass a number from 0 to alpha, {self.rate}.")
+            raise ValueError(
+                f"min_alpha: {self.min_alpha} is out of range. Pass a number from 0 to alpha, {self.rate}."
+            )
         if not 0 <= self.sample < 1:
             raise ValueError(f"sample: {self.sample} is out of range. Pass 0, or a small number such as 1e-3.")
         if self.dtype not in ("float32", "float64"):

@@ -132,7 +132,9 @@ class StartingPoint:
             )
         names = [*words, *(self.vectors.words[row] for row in only_here.tolist())]
         learns = {"input.weight": rows(learns_input), "output.weight": rows(learns_output)}
-        masks = (_mask(selection, len(rows_)) for selection, rows_ in zip(learns.values(), (input, output), strict=True))
+        masks = (
+            _mask(selection, len(rows_)) for selection, rows_ in zip(learns.values(), (input, output), strict=True)
+        )
         return Tables(names, input, output, *masks, learns, settings.dim, settings.seed, self, row_of)
 
 
@@ -188,5 +190,3 @@ def identity_of(start: Start | None) -> object:
     path = Path(start) / "model.safetensors" if Path(start).is_dir() else Path(start)
     found = path.stat()
     return [str(path.resolve()), found.st_size, found.st_mtime_ns]
-
-
