@@ -1,4 +1,4 @@
-"""A step of the kernel is that of the plain torch twin, and of word2vec written out by hand; its bits depend on nothing else."""
+"""A step is that of word2vec written out by hand, in the kernel and its twin; its bits depend on nothing else."""
 
 import hashlib
 import math

@@ -99,8 +99,8 @@ def similarity(vectors: Vectors, path: str | os.PathLike[str], restrict: int = 3
         raise DataFileError(f"{path}: holds no pairs. Pass lines of two words and a number, separated by TAB.")
     row_of = _rows(vectors, {word for pair in pairs for word in pair[:2]}, restrict)
     found = [(row_of[a], row_of[b], judged) for a, b, judged in pairs if a in row_of and b in row_of]
-    units = [_unit(vectors.matrix[[row[side] for row in found]]) for side in (0, 1)] if found else []
-    cosines = (units[0] * units[1]).sum(axis=1) if found else np.zeros(0)
+    rows = np.array([pair[:2] for pair in found], dtype=np.int64).reshape(-1, 2)
+    cosines = (_unit(vectors.matrix[rows[:, 0]]) * _unit(vectors.matrix[rows[:, 1]])).sum(axis=1)
     judgements = np.array([judged for _, _, judged in found])
     return Similarity(_spearman(cosines, judgements), len(found), len(pairs), skipped)
 
@@ -164,7 +164,8 @@ def _rows(vectors: Vectors, wanted: set[str], restrict: int) -> dict[str, int]:
 
 def _unit(rows: Floats) -> Floats:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return rows / np.where(lengths > 0, lengths, 1)
+    units: Floats = rows / np.where(lengths > 0, lengths, np.float32(1))
+    return units
 
 
 def _spearman(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:

@@ -77,8 +77,8 @@ class Checkpoint:
         for name, value in self._arguments.items():
             if found.get(name) != value:
                 raise RunFolderError(
-                    f"{self.path}: written by a run with {name} {found.get(name)!r}, and here it is {value!r}. Pass the "
-                    "same, or train from the start."
+                    f"{self.path}: written by a run with {name} {found.get(name)!r}, and here it is {value!r}. Pass "
+                    "the same, or train from the start."
                 )
         return True
 

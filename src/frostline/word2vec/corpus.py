@@ -188,11 +188,10 @@ def _opened(path: str | os.PathLike[str], name: str) -> Iterator[IO[bytes]]:
         yield sys.stdin.buffer
         return
     try:
-        file = Path(path).open("rb")
+        with Path(path).open("rb") as file:
+            yield file
     except OSError as error:
         raise DataFileError(f"{name}: cannot be opened: {error.strerror}. Check the path.") from None
-    with file:
-        yield file
 
 
 def _joined(sentences: Iterable[Sequence[str]]) -> Iterator[tuple[bytes, int, None, int]]:
@@ -225,7 +224,7 @@ def _check_room(file: IO[bytes], folder: Path, done: int, total: int | None) -> 
 def _frequent(
     words: list[str], counts: Counts, min_count: int, among: Callable[[str], bool] | None, name: str
 ) -> Counts:
-    """Return the ids of the words to train on, the most frequent first; equally frequent ones in the order of the text."""
+    """Return the ids of the words to train on, the most frequent first, else in the order of the text."""
     if not words:
         raise DataFileError(f"{name}: holds no words. Pass a text.")
     order = np.argsort(-counts, kind="stable")

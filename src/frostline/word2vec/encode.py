@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from ctypes import CDLL, POINTER, c_int32, string_at
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -134,5 +135,5 @@ class CompiledEncoder:
 
 
 def _decoded(text: bytes, offsets: list[int]) -> Iterator[str]:
-    for start, end in zip(offsets, offsets[1:], strict=False):
+    for start, end in pairwise(offsets):
         yield text[start:end].decode()

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, cast
 
-import numpy as np
-
 from frostline.errors import VectorFileError
 from frostline.files import replacing
 from frostline.word2vec.problem import Table

@@ -18,25 +18,27 @@ class Progress:
 
     Args:
         neighbours_of: Words whose neighbours are printed after each epoch.
+
+    Attributes:
+        started: Whether a step was done.
     """
 
     def __init__(self, neighbours_of: Sequence[str] = ()) -> None:
         self._neighbours_of = neighbours_of
-        self._first: tuple[float, int] | None = None  # when the first step was done, and after how many words
-        self._epochs = 0
+        self.started = False
+        self._epochs = 0  # that were printed, or were done before the run was resumed
         self._due = time.monotonic() + _PAUSE
         self._terminal = sys.stdout.isatty()
 
     def __call__(self, training: Training) -> None:
         """Print what there is to print after a step."""
         now = time.monotonic()
-        if self._first is None:
+        if not self.started:
             self._check_words(training)
-            self._first, self._epochs = (now, training.words_done), len(training.history)
+            self.started, self._epochs = True, training.resumed_words // training.problem.corpus.size
+        epochs = training.problem.settings.epochs
         for epoch in training.history[self._epochs :]:
-            self._print(
-                f"epoch {epoch.number}/{training.problem.settings.epochs}  loss {epoch.loss:.4f}  {self._speed(training)}"
-            )
+            self._print(f"epoch {epoch.number}/{epochs}  loss {epoch.loss:.4f}  {self._speed(training)}")
             self._print_neighbours(training)
         self._epochs = len(training.history)
         if self._terminal or now >= self._due:
@@ -45,11 +47,6 @@ class Progress:
             line = f"{percent:5.1f} %  loss {training.loss:.4f}  {self._speed(training)}"
             print(f"\r{line}\x1b[K", end="", flush=True) if self._terminal else print(line, flush=True)
 
-    @property
-    def started(self) -> bool:
-        """Whether a step was done."""
-        return self._first is not None
-
     def _check_words(self, training: Training) -> None:
         for word in self._neighbours_of:
             if word not in training.words:
@@ -57,11 +54,8 @@ class Progress:
                 raise SelectionError(f"--neighbours-of: {word!r} is not among the {count:,} words. Name one that is.")
 
     def _speed(self, training: Training) -> str:
-        began, words = self._first or (0.0, 0)
-        done = training.words_done - words
-        if not done:
-            return ""
-        rate = done / max(time.monotonic() - began, 1e-6)
+        seconds = max(time.monotonic() - training.began, 1e-6)
+        rate = (training.words_done - training.resumed_words) / seconds
         return f"{rate:,.0f} words/s  {(training.total_words - training.words_done) / rate:,.0f} s left"
 
     def _print_neighbours(self, training: Training) -> None:

@@ -133,7 +133,8 @@ def _change(problem: Problem, paragraph: Paragraph) -> _Change:
         missed = F.softplus(scores[:, 1:]) * (negatives != targets.unsqueeze(1))  # the target itself is no negative
         loss = F.softplus(-scores[:, 0]).sum() + missed.sum()
     loss.backward()
-    assert input.grad is not None and output.grad is not None
+    assert input.grad is not None
+    assert output.grad is not None
     return _Change(words, input.grad, rows.flatten(), output.grad, loss.item(), len(targets))
 
 

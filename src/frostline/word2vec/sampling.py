@@ -33,7 +33,8 @@ def numbers(key: int, counters: NDArray[np.integer]) -> Numbers:
     z = np.uint64(key) + (counters.astype(np.uint64) + np.uint64(1)) * np.uint64(_STEP)  # modulo 2^64, as in C
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
-    return z ^ (z >> np.uint64(31))
+    mixed: Numbers = z ^ (z >> np.uint64(31))
+    return mixed
 
 
 def key_of(key: int, counter: int) -> int:
@@ -77,7 +78,8 @@ def alias_table(counts: Ints) -> Numbers:
         heights[source] -= 1 - heights[column]
         if heights[source] < 1:
             low.append(high.pop())
-    return (np.array(threshold, dtype=np.uint64) << np.uint64(32)) | np.array(other, dtype=np.uint64)
+    table: Numbers = (np.array(threshold, dtype=np.uint64) << np.uint64(32)) | np.array(other, dtype=np.uint64)
+    return table
 
 
 class Draws(NamedTuple):
@@ -103,7 +105,8 @@ def negatives(key: int, counters: Ints, count: int, alias: Numbers) -> Ints:
     columns = ((bits >> np.uint64(32)) * np.uint64(len(alias))) >> np.uint64(32)
     entries = alias[columns]
     own = (bits & _LOW) < (entries >> np.uint64(32))
-    return np.where(own, columns, entries & _LOW).astype(np.int64)
+    words: Ints = np.where(own, columns, entries & _LOW).astype(np.int64)
+    return words
 
 
 def batch_words(
@@ -112,8 +115,8 @@ def batch_words(
     """Return how many words of the text a batch may have.
 
     The gradients of a batch are taken before any is applied, so a row that many of them change overshoots, and training
-    diverges. So the batch is the smaller, the more frequent the most frequent word is, the higher the learning rate, and
-    the longer the vectors are to begin with.
+    diverges. So the batch is the smaller, the more frequent the most frequent word is, the higher the learning rate is,
+    and the longer the vectors are to begin with.
 
     Args:
         counts: How often each word occurs, shape (W,).

@@ -31,8 +31,8 @@ class Settings:
             read. 0: everything is.
         seed: Chooses all random numbers.
         skip_gram: Each word of the context predicts the word alone; False: their mean does (CBOW).
-        softmax: Predict among all words, with the full softmax, for vocabularies of some thousand words; False: tell the
-            word from `negatives`.
+        softmax: Predict among all words, with the full softmax, for vocabularies of some thousand words; False: tell
+            the word from `negatives`.
         dtype: "float32" or "float64".
 
     Raises:

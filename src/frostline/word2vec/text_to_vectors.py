@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import RunFolderError, SelectionError, VectorFileError
-from frostline.word2vec.compiled import kernel
 from frostline.word2vec.checkpoint import CHECKPOINT, Checkpoint
+from frostline.word2vec.compiled import kernel
 from frostline.word2vec.corpus import ABOUT, IDS, Corpus, Text, read_corpus, source_of, write_corpus
 from frostline.word2vec.output import check_path, write_vectors
 from frostline.word2vec.problem import problem
@@ -54,8 +54,8 @@ def train(
         only_text: Leave out the words that `start` has and the text lacks; they are kept, unchanged, otherwise.
         out: Where to write the vectors, also when Ctrl-C ends the run: .txt or .vec (word2vec text), .bin (word2vec
             binary), either also with .gz, or .safetensors.
-        run_folder: Where to write what `frostline report` shows, and at the end `model.safetensors`. While the run goes on,
-            the encoded text (text.ids, text.json) and the checkpoint (word2vec.checkpoint) lie there. None: the encoded
+        run_folder: Where to write what `frostline report` shows, and at the end `model.safetensors`. While the run goes
+            on, the encoded text (text.ids, text.json) and the checkpoint (word2vec.checkpoint) lie there. None: the encoded
             text lies in a temporary folder, and there is no checkpoint.
         resume: Go on from the checkpoint in the run folder, to the bits that the run would have had without a stop;
             if there is none, begin. The arguments must be the same; threads may differ.

@@ -56,6 +56,9 @@ class Training:
         threads: Threads to compute with; the results do not depend on it.
         at: Where it is in the text.
         history: The epochs so far.
+        seconds: Of training, in this epoch.
+        began: When this process began to train, by `time.monotonic`.
+        resumed_words: Words that were done before that.
     """
 
     problem: Problem
@@ -63,7 +66,9 @@ class Training:
     threads: int
     at: Position = field(default_factory=Position)
     history: list[Epoch] = field(default_factory=list)
-    seconds: float = 0.0  # of training, in this epoch
+    seconds: float = 0.0
+    began: float = 0.0
+    resumed_words: int = 0
     _model: CBOW | SkipGram | None = None
     _plan: Plan | None = None
 
@@ -204,6 +209,7 @@ def run(training: Training, callback: Callable[[Training], None] | None, every: 
         every: Words of a step. None: about five steps a second.
     """
     size = every or 20_000
+    training.began, training.resumed_words = time.monotonic(), training.words_done
     with _interrupts_deferred() as raise_interrupt:
         while not training.finished:
             began = time.perf_counter()
