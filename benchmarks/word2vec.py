@@ -110,9 +110,9 @@ def compare(args: argparse.Namespace, text: Path, folder: Path) -> int:
     titles = ["way", "threads", "seconds", "(lowest, highest)", "CPU seconds", "MB", "similarity", "analogies"]
     rows = [titles]
     for (name, threads), found in runs.items():
-        seconds, cpu, memory = zip(*found, strict=True)
+        seconds, cpu_seconds, memory = zip(*found, strict=True)
         spread = f"({min(seconds):.1f}, {max(seconds):.1f})"
-        middle = [f"{statistics.median(values):.1f}" for values in (seconds, cpu)]
+        middle = [f"{statistics.median(values):.1f}" for values in (seconds, cpu_seconds)]
         mean = [f"{np.mean(values):.3f}" for values in zip(*scores[name, threads], strict=True)]
         rows.append([name, str(threads), middle[0], spread, middle[1], f"{max(memory):.0f}", *mean])
     print(text_table(rows, right=range(1, 8)))
@@ -142,8 +142,8 @@ def _plain_torch(args: argparse.Namespace, text: Path, folder: Path) -> None:
         part.write_bytes(file.read(1_100_000).rpartition(b"\n")[0])
     words = len(part.read_bytes().split())
     for backend in ("torch", "c++"):
-        seconds, *_ = measure(_OURS, part, folder / "v.bin", 1, 1, 0, args.dim, backend=backend)
-        print(f"{words:,} words, {backend}: {seconds:.1f} s, imports included")
+        taken, *_ = measure(_OURS, part, folder / "v.bin", 1, 1, 0, args.dim, backend=backend)
+        print(f"{words:,} words, {backend}: {taken:.1f} s, imports included")
 
 
 if __name__ == "__main__":

@@ -167,16 +167,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.restrict < 1:
         raise FrostlineError(f"--restrict: {args.restrict} is out of range. Pass 1 or more.")
     rows = [["vectors", "evaluated on", "measure", "score", "found", "of"]]
-    results: dict[str, dict[str, object]] = {}
+    results: dict[str, object] = {}
     for file in args.files:
-        vectors, results[file] = load(file), {}
+        vectors, scores = load(file), dict[str, object]()
+        results[file] = scores
         for path in args.similarity:
             pairs = similarity(vectors, path, args.restrict)
-            results[file][path] = pairs.__dict__ | {"spearman": _or_null(pairs.spearman)}
+            scores[path] = pairs.__dict__ | {"spearman": _or_null(pairs.spearman)}
             rows.append([file, path, "Spearman", f"{pairs.spearman:.4f}", f"{pairs.found:,}", f"{pairs.pairs:,} pairs"])
         for path in args.analogies:
             asked = analogies(vectors, path, args.restrict)
-            results[file][path] = asked.__dict__ | {"accuracy": _or_null(asked.accuracy)}
+            scores[path] = asked.__dict__ | {"accuracy": _or_null(asked.accuracy)}
             score = f"{100 * asked.accuracy:.2f} %"
             rows.append([file, path, "correct", score, f"{asked.found:,}", f"{asked.questions:,} questions"])
     _show(args, results, text_table(rows, right=(3, 4, 5)).split("\n"))

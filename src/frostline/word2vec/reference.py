@@ -24,6 +24,7 @@ from frostline.errors import FrostlineError
 from frostline.gates import scale_gradient
 from frostline.word2vec import sampling
 from frostline.word2vec.compiled import Position
+from frostline.word2vec.encode import Ids
 from frostline.word2vec.problem import Mask, Problem, Table
 
 
@@ -85,7 +86,7 @@ def next_batch(problem: Problem, at: Position) -> list[Paragraph]:
     return batch
 
 
-def _paragraph(problem: Problem, key: int, words: np.ndarray) -> Paragraph:  # type: ignore[type-arg]
+def _paragraph(problem: Problem, key: int, words: Ids) -> Paragraph:
     """Draw what is random in a paragraph."""
     settings, per_word = problem.settings, problem.draws_per_word
     read, widths, counters = sampling.draws(key, words, problem.keep, settings.window, per_word)

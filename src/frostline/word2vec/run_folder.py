@@ -62,6 +62,7 @@ def _row_changes(training: Training) -> RowChanges | None:
     return RowChanges(
         [training.words[row] for row in rows.tolist()],
         torch.from_numpy(learns[rows]),
-        *(torch.from_numpy(np.ascontiguousarray(table[:, :dim])) for table in (before, after)),
+        torch.from_numpy(np.ascontiguousarray(before[:, :dim])),
+        torch.from_numpy(np.ascontiguousarray(after[:, :dim])),
         torch.from_numpy(distances),
     )

@@ -90,7 +90,9 @@ class Draws(NamedTuple):
     counters: Ints  # (n,), of their first negative
 
 
-def draws(key: int, words: Ints, keep: NDArray[np.uint32], window: int, negatives_per_word: int) -> Draws:
+def draws(
+    key: int, words: NDArray[np.signedinteger], keep: NDArray[np.uint32], window: int, negatives_per_word: int
+) -> Draws:
     """Choose which words of a paragraph are read, and how wide their windows are."""
     bits = numbers(key, np.arange(len(words)))
     index = np.flatnonzero((bits >> np.uint64(32)) <= keep[words])

@@ -78,7 +78,8 @@ def load_model(path: str | os.PathLike[str]) -> CBOW | SkipGram:
             raise ValueError("a value is not finite")
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise VectorFileError(f"{path}: no word2vec model: {' '.join(str(error).split())}. Train it again.") from None
-    made = {"CBOW": CBOW, "SkipGram": SkipGram}[about.get("model", "CBOW")](words, input.shape[1], len(output))
+    kind = SkipGram if about.get("model") == "SkipGram" else CBOW
+    made: CBOW | SkipGram = kind(words, input.shape[1], len(output))
     made.to(getattr(torch, input.dtype.name))
     with torch.no_grad():
         made.input.weight.copy_(torch.from_numpy(input))

@@ -132,10 +132,8 @@ class StartingPoint:
             )
         names = [*words, *(self.vectors.words[row] for row in only_here.tolist())]
         learns = {"input.weight": rows(learns_input), "output.weight": rows(learns_output)}
-        masks = (
-            _mask(selection, len(rows_)) for selection, rows_ in zip(learns.values(), (input, output), strict=True)
-        )
-        return Tables(names, input, output, *masks, learns, settings.dim, settings.seed, self, row_of)
+        masks = [_mask(learns["input.weight"], len(input)), _mask(learns["output.weight"], len(output))]
+        return Tables(names, input, output, masks[0], masks[1], learns, settings.dim, settings.seed, self, row_of)
 
 
 def _mask(selection: Selection, count: int) -> Mask:

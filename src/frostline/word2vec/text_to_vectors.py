@@ -55,8 +55,8 @@ def train(
         out: Where to write the vectors, also when Ctrl-C ends the run: .txt or .vec (word2vec text), .bin (word2vec
             binary), either also with .gz, or .safetensors.
         run_folder: Where to write what `frostline report` shows, and at the end `model.safetensors`. While the run goes
-            on, the encoded text (text.ids, text.json) and the checkpoint (word2vec.checkpoint) lie there. None: the encoded
-            text lies in a temporary folder, and there is no checkpoint.
+            on, the encoded text (text.ids, text.json) and the checkpoint (word2vec.checkpoint) lie there. None: the
+            encoded text lies in a temporary folder, and there is no checkpoint.
         resume: Go on from the checkpoint in the run folder, to the bits that the run would have had without a stop;
             if there is none, begin. The arguments must be the same; threads may differ.
         threads: Threads to train with. None: one for each core.

@@ -246,7 +246,7 @@ def _interrupts_deferred() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, before)
 
 
-def learned_rows(training: Training) -> Sequence[tuple[str, Table, np.ndarray]]:  # type: ignore[type-arg]
+def learned_rows(training: Training) -> Sequence[tuple[str, Table, sampling.Ints]]:
     """Return name, table and the indices of the rows that learn, of both tables."""
     problem = training.problem
     return [
