@@ -8,7 +8,7 @@ Trains CBOW on one plain text in separate processes, which take turns:
 The goal: at least twice as fast as gensim, and at most its memory.
 Run:    python benchmarks/word2vec.py [TEXT] [--similarity F] [--analogies F] [--threads N] [--rounds N] [--torch]
 Without TEXT a made-up one is used. Of --threads, 1 and N are measured. To see what the kernel does without AVX-512, set
-CXX to a script that calls the compiler with -mavx2 for -march=native (tests/word2vec/test_training_step.py has one).
+CXX to a script that calls the compiler with -mavx2 for -march=native (tests/word2vec/test_step.py has one).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     text_to_vectors.py    `train`: from a text to vectors, in a run folder; resuming
     corpus.py             a text as a mapped file of ids, written with encode.py (encoder.cpp)
     start.py              the tables to start from, and which of their rows learn
-    problem.py            what a run trains on; kernel.cpp trains, or reference.py, in plain torch
+    problem.py            what a run trains on
+    step.py               trains, by kernel.cpp or by reference.py, in plain torch
     sampling.py           random numbers without a state
     training.py           a run, as callbacks see it; checkpoint.py writes it, run_folder.py for `frostline report`
     modules.py            CBOW and SkipGram for autograd; losses.py: NCE, sampled softmax

@@ -10,23 +10,20 @@ what a row does not need of its last line is 0 and stays 0.
 
 from __future__ import annotations
 
-from ctypes import byref
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from frostline.errors import FrostlineError
-from frostline.word2vec import compiled, sampling
-from frostline.word2vec.compiled import Position, RunFields
+from frostline.word2vec import sampling
 from frostline.word2vec.corpus import Corpus
 from frostline.word2vec.settings import Settings
 
 Table = NDArray[Any]  # float32 or float64
 Mask = NDArray[np.uint8]
 
-_LANES = 16
+LANES = 16
 _BLOCK = 4096  # rows that are drawn at a time
 
 
@@ -93,7 +90,7 @@ def _square(input: Table, counts: sampling.Ints) -> float:
 
 def table(rows: int, dim: int, dtype: str) -> Table:
     """Return zeros, shape (rows, 16 S), each row on lines of the CPU's cache."""
-    width = -(-dim // _LANES) * _LANES
+    width = -(-dim // LANES) * LANES
     bytes_ = rows * width * np.dtype(dtype).itemsize
     memory = np.zeros(bytes_ + 64, dtype=np.uint8)
     start = -memory.ctypes.data % 64
@@ -115,48 +112,3 @@ def draw_rows(to: Table, dim: int, seed: int, index: sampling.Ints | None = None
         rows = np.arange(first, first + len(block)) if index is None else index[first : first + _BLOCK]
         counters = rows[:, None] * dim + np.arange(dim)
         block[:, :dim] = ((sampling.numbers(key, counters) >> np.uint64(11)) / 2.0**53 - 0.5) / dim
-
-
-def train(problem: Problem, at: Position, words: int, threads: int) -> bool:
-    """Train until at least `words` words were read, or the text ends; return whether it has ended.
-
-    Args:
-        problem: The tables of it are changed.
-        at: Where to begin; brought up to date.
-        words: 1 or more; a batch is trained to its end.
-        threads: Threads to compute with, of the compiled kernel. The results are the same for any number.
-
-    Raises:
-        FrostlineError: The text holds an id without a row, or memory for a batch is missing.
-    """
-    library = None if problem.settings.softmax else compiled.kernel()
-    if library is None:
-        from frostline.word2vec import reference
-
-        return reference.train(problem, at, words)
-    settings, corpus = problem.settings, problem.corpus
-    run = RunFields(
-        corpus.ids.ctypes.data,
-        len(corpus.ids),
-        *(array.ctypes.data for array in (problem.input, problem.output, problem.input_learns, problem.output_learns)),
-        len(corpus.words),
-        problem.input.shape[1] // _LANES,
-        problem.keep.ctypes.data,
-        problem.alias.ctypes.data,
-        settings.window,
-        settings.negatives,
-        settings.skip_gram,
-        threads,
-        problem.batch_words,
-        settings.rate,
-        settings.min_alpha,
-        problem.total_words,
-    )
-    code = getattr(library, f"frostline_word2vec_{settings.dtype}")(byref(run), byref(at), words)
-    if code < 0:
-        raise FrostlineError(
-            "text.ids: holds an id without a row; it is damaged. Train from the start."
-            if code == -1
-            else "memory: too little for a batch. Pass a smaller dim or window, or fewer negatives."
-        )
-    return bool(code)

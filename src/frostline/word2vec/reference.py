@@ -38,7 +38,7 @@ class Paragraph(NamedTuple):
 
 
 def train(problem: Problem, at: Position, words: int) -> bool:
-    """Do the same as the kernel; see `problem.train`."""
+    """Do the same as the kernel; see `step.train`."""
     until = at.words_done + words
     with _one_thread():
         while at.words_done < until:

@@ -16,8 +16,9 @@ import numpy as np
 from frostline.errors import FrostlineError
 from frostline.word2vec import sampling
 from frostline.word2vec.compiled import Position
-from frostline.word2vec.problem import Problem, Table, train
+from frostline.word2vec.problem import Problem, Table
 from frostline.word2vec.start import Tables
+from frostline.word2vec.step import train
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,7 +15,7 @@ import pytest
 
 import frostline as fl
 from frostline.word2vec import Settings, sampling
-from frostline.word2vec.problem import train
+from frostline.word2vec.step import train
 
 from .cases import made, position, sentences
 
@@ -116,7 +116,7 @@ def test_the_bits_are_the_same_for_any_number_of_threads_and_any_size_of_steps(c
 def test_the_bits_are_the_same_for_every_instruction_set(cpp_compiler, tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parents[2])!r}); "
-        "from tests.word2vec.test_training_step import *; "
+        "from tests.word2vec.test_step import *; "
         "p, at = made(Path(sys.argv[1]), KINDS['CBOW']), position(); train(p, at, 10**9, 2); print(digest(p, at))"
     )
     found = {}
