@@ -186,3 +186,8 @@ def test_another_seed_gives_other_vectors_and_the_loss_falls():
     assert bits(runs[0]) == bits(runs[1]) != bits(runs[2])
     history = [epoch.loss for epoch in runs[0].history]
     assert history[-1] < history[0] - 0.3
+
+
+def test_a_text_of_which_subsampling_leaves_nothing_is_an_error():
+    with pytest.raises(fl.FrostlineError, match="sample: no word had a context"):
+        word2vec.train([["ice"], ["snow"]] * 9, Settings(dim=4, sample=0, epochs=1))

@@ -20,13 +20,13 @@ def check_path(path: str | os.PathLike[str]) -> None:
     """Raise VectorFileError if vectors cannot be written there, before the work and not after it.
 
     Example:
-        >>> check_path("vectors.npy")
+        >>> check_path("v.npy")
         Traceback (most recent call last):
-        frostline.errors.VectorFileError: vectors.npy: its name ends in none of .txt, .vec, .bin, .safetensors, ...
+        frostline.errors.VectorFileError: v.npy: its name ends in none of .txt .vec .bin .safetensors .gz. Rename it.
     """
     target = Path(path)
     if _form(target) not in SUFFIXES or target.suffixes[-2:] == [".safetensors", ".gz"]:
-        raise VectorFileError(f"{target}: its name ends in none of {', '.join(SUFFIXES)}, .txt.gz, .bin.gz. Rename it.")
+        raise VectorFileError(f"{target}: its name ends in none of {' '.join(SUFFIXES)} .gz. Rename it.")
     if not target.parent.is_dir():
         raise VectorFileError(f"{target}: there is no folder {target.parent}. Make it first.")
     if target.is_dir():

@@ -41,7 +41,7 @@ def write_run_folder(folder: Path, training: Training, text: str) -> None:
         facts=facts,
         plan=None if training.tables.learns is None else training.plan,
         audit=asdict(audit(training)),
-        curves=[{"epoch": epoch.number, "loss": epoch.loss} for epoch in training.history],
+        curves=[{"epoch": epoch.number, "loss": epoch.loss} for epoch in training.history if epoch.loss == epoch.loss],
         row_changes=_row_changes(training),
     )
 

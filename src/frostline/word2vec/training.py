@@ -204,6 +204,9 @@ def run(training: Training, callback: Callable[[Training], None] | None, every: 
 
     Ctrl-C is raised between two steps, where the run can resume.
 
+    Raises:
+        FrostlineError: Training diverges, or nothing was left to train on.
+
     Args:
         training: The run.
         callback: Is called after each step.
@@ -221,6 +224,11 @@ def run(training: Training, callback: Callable[[Training], None] | None, every: 
                 callback(training)
             yield
             raise_interrupt()
+    if all(math.isnan(epoch.loss) for epoch in training.history):
+        raise FrostlineError(
+            "sample: no word had a context: the text is so small that subsampling left no two words of a line. "
+            "Pass sample=0, or lines of several words."
+        )
 
 
 @contextmanager
