@@ -28,18 +28,28 @@ ALWAYS_INLINE std::uint64_t random(std::uint64_t key, std::uint64_t counter) {  
     return z ^ z >> 31;
 }
 
-// Rows as lines of 16 values: GCC and Clang use the widest registers there are.
+// Rows as vectors of the CPU's own width, of which PARTS make a line of 16 values.
 template <class T>
 struct Row {
-    typedef T Line __attribute__((vector_size(LANES * sizeof(T)), aligned(sizeof(T)), may_alias));
+#if defined(__AVX512F__)
+    static constexpr int BYTES = 64;
+#elif defined(__AVX__)
+    static constexpr int BYTES = 32;
+#else
+    static constexpr int BYTES = 16;
+#endif
+    static constexpr int PARTS = LANES * int(sizeof(T)) / BYTES;
+    typedef T Vector __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
     typedef T Half __attribute__((vector_size(LANES / 2 * sizeof(T))));
     typedef T Quarter __attribute__((vector_size(LANES / 4 * sizeof(T))));
 
-    static ALWAYS_INLINE T dot(Index S, const Line* a, const Line* b) {
-        Line total = a[0] * b[0];
-        for (Index s = 1; s < S; ++s) total += a[s] * b[s];
+    static ALWAYS_INLINE T dot(Index S, const Vector* a, const Vector* b) {
+        Vector total[PARTS];
+        for (int p = 0; p < PARTS; ++p) total[p] = a[p] * b[p];
+        for (Index s = PARTS; s < S; s += PARTS)
+            for (int p = 0; p < PARTS; ++p) total[p] += a[s + p] * b[s + p];
         Half h[2];
-        std::memcpy(h, &total, sizeof total);
+        std::memcpy(h, total, sizeof total);
         h[0] += h[1];
         Quarter q[2];
         std::memcpy(q, h, sizeof q);
@@ -47,8 +57,8 @@ struct Row {
         return (q[0][0] + q[0][2]) + (q[0][1] + q[0][3]);
     }
 
-    static ALWAYS_INLINE void prefetch(const Line* row, Index S) {
-        for (Index s = 0; s < S; ++s) __builtin_prefetch(row + s, 1, 3);
+    static ALWAYS_INLINE void prefetch(const Vector* row, Index S) {
+        for (Index s = 0; s < S; s += 64 / BYTES) __builtin_prefetch(row + s, 1, 3);
     }
 };
 

@@ -1,7 +1,7 @@
 // Word2vec with negative sampling: what reference.py defines, with the same bits on any number of threads.
 //
 // Letters used for shapes in this file:
-//     V  rows of a table     S  lines of 16 values in a row; what a row does not need of its last line is 0
+//     V  rows of a table     S  vectors of the CPU's width in a row, which ends on a line of 16 values
 //     m  words of a paragraph that subsampling keeps          K  negatives of each target
 //
 // A batch is a run of paragraphs; a paragraph, at most 256 words of one line. All gradients of a batch are taken at the
@@ -27,9 +27,9 @@ constexpr Index AHEAD = 4;  // targets that are prefetched; of rows that are wri
 struct Run {
     const Word* text;  // ids of words, and -1 after each line
     Index text_size;
-    void *input, *output;                              // (V, 16 S), (at least `words`, 16 S)
+    void *input, *output;                              // (V, 16 lines), (at least `words`, 16 lines)
     const std::uint8_t *input_learns, *output_learns;  // a row is written only where this is not 0
-    Index words, lines;                                // ids of the text are below `words`; S
+    Index words, lines;                                // ids of the text are below `words`; lines of 16 values in a row
     const std::uint32_t* keep;                         // (words,), see sampling.py
     const std::uint64_t* alias;                        // (words,), see sampling.py
     Index window, negatives, skip_gram, threads, batch_words;
@@ -64,18 +64,18 @@ struct Paragraph {
 
 template <class T>
 class Batch {
-    using Line = typename Row<T>::Line;
+    using Vector = typename Row<T>::Vector;
 
     struct Free {
-        void operator()(Line* memory) const { std::free(memory); }
+        void operator()(Vector* memory) const { std::free(memory); }
     };
-    using Memory = std::unique_ptr<Line[], Free>;
+    using Memory = std::unique_ptr<Vector[], Free>;
 
   public:
     Batch(const Run& run, Position& at)
         : run_(run),
           at_(at),
-          S_(run.lines),
+          S_(run.lines * Row<T>::PARTS),
           slots_(run.skip_gram ? 2 * run.window + 1 : 1),
           per_word_(slots_ * (1 + run.negatives)),
           room_(run.batch_words),
@@ -137,25 +137,25 @@ class Batch {
     // Add the gradients of the rows of one part; there are as many parts as threads.
     void apply(Index part, Scratch& scratch) {
         std::vector<Word>& mine = scratch.mine;
-        Line *input = static_cast<Line*>(run_.input), *output = static_cast<Line*>(run_.output);
+        Vector *input = static_cast<Vector*>(run_.input), *output = static_cast<Vector*>(run_.output);
         for (const Paragraph& p : paragraphs_) {
             const Word* words = &words_[p.offset];
-            const Line* grads = grads_.get() + p.offset * S_;
+            const Vector* grads = grads_.get() + p.offset * S_;
             Index n = choose(mine, p.kept, part, run_.input_learns, [=](Index i) { return words[i]; });
             for (Index k = 0; k < n; ++k) {
                 if (k + AHEAD < n) Row<T>::prefetch(input + words[mine[k + AHEAD]] * S_, S_);
-                Line* row = input + words[mine[k]] * S_;
-                const Line* grad = grads + mine[k] * S_;
+                Vector* row = input + words[mine[k]] * S_;
+                const Vector* grad = grads + mine[k] * S_;
                 for (Index s = 0; s < S_; ++s) row[s] += grad[s];
             }
             const Entry<T>* entries = &entries_[p.offset * per_word_];
-            const Line* hidden = hidden_.get() + p.offset * S_;
+            const Vector* hidden = hidden_.get() + p.offset * S_;
             n = choose(mine, p.entries, part, run_.output_learns, [=](Index i) { return entries[i].row; });
             for (Index k = 0; k < n; ++k) {
                 if (k + 2 * AHEAD < n) Row<T>::prefetch(output + entries[mine[k + 2 * AHEAD]].row * S_, S_);
                 const Entry<T>& entry = entries[mine[k]];
-                Line* row = output + entry.row * S_;
-                const Line* h = hidden + entry.hidden * S_;
+                Vector* row = output + entry.row * S_;
+                const Vector* h = hidden + entry.hidden * S_;
                 for (Index s = 0; s < S_; ++s) row[s] += entry.g * h[s];
             }
         }
@@ -171,10 +171,10 @@ class Batch {
 
   private:
     Memory lines(Index rows) const {
-        const std::size_t bytes = std::size_t(rows * S_) * sizeof(Line);
+        const std::size_t bytes = std::size_t(rows * S_) * sizeof(Vector);
         void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
         if (memory == nullptr) throw std::bad_alloc();
-        return Memory(static_cast<Line*>(memory));
+        return Memory(static_cast<Vector*>(memory));
     }
 
     // List the indices below `count` whose row belongs to `part` and learns.
@@ -206,7 +206,7 @@ class Batch {
     // List a target and its negatives as entries, and prefetch their rows. Returns how many there are; a negative that
     // is the target itself is left out.
     Index draw(const Paragraph& p, Word target, Index counter, Word hidden, Entry<T>* entries) const {
-        const Line* output = static_cast<const Line*>(run_.output);
+        const Vector* output = static_cast<const Vector*>(run_.output);
         Index n = 1;
         entries[0] = {target, hidden, T(0)};
         for (Index k = 0; k < run_.negatives; ++k) {
@@ -221,8 +221,8 @@ class Batch {
     }
 
     // Compute g of each entry and the gradient of the hidden row h, which is written to `error`.
-    ALWAYS_INLINE void learn(const Line* h, Entry<T>* entries, Index n, Line* error, T* dots, Loss& loss) const {
-        const Line* output = static_cast<const Line*>(run_.output);
+    ALWAYS_INLINE void learn(const Vector* h, Entry<T>* entries, Index n, Vector* error, T* dots, Loss& loss) const {
+        const Vector* output = static_cast<const Vector*>(run_.output);
         for (Index k = 0; k < n; ++k) dots[k] = Row<T>::dot(S_, h, output + entries[k].row * S_);
         for (Index k = 0; k < n; ++k) {
             const T score = dots[k], e = exp_of_minus(std::abs(score)), sigmoid = (score < 0 ? e : T(1)) / (1 + e);
@@ -230,7 +230,7 @@ class Batch {
             loss.add(std::max(0.0, double(k == 0 ? -score : score)), double(e));
         }
         for (Index s = 0; s < S_; ++s) {
-            Line sum = entries[0].g * output[entries[0].row * S_ + s];
+            Vector sum = entries[0].g * output[entries[0].row * S_ + s];
             for (Index k = 1; k < n; ++k) sum += entries[k].g * output[entries[k].row * S_ + s];
             error[s] = sum;
         }
@@ -239,16 +239,16 @@ class Batch {
     void cbow(Paragraph& p, Scratch& scratch) {
         const Word* words = &words_[p.offset];
         const Index *widths = &widths_[p.offset], *counters = &counters_[p.offset], m = p.kept;
-        const Line* input = static_cast<const Line*>(run_.input);
-        Line *sums = scratch.sums.get(), *errors = scratch.errors.get();
-        Line *hidden = hidden_.get() + p.offset * S_, *grads = grads_.get() + p.offset * S_;
+        const Vector* input = static_cast<const Vector*>(run_.input);
+        Vector *sums = scratch.sums.get(), *errors = scratch.errors.get();
+        Vector *hidden = hidden_.get() + p.offset * S_, *grads = grads_.get() + p.offset * S_;
         for (Index i = 0; i < std::min(m, 2 * AHEAD); ++i) Row<T>::prefetch(input + words[i] * S_, S_);
-        for (Index s = 0; s < S_; ++s) sums[s] = Line{};
+        for (Index s = 0; s < S_; ++s) sums[s] = Vector{};
         for (Index i = 0; i < m; ++i) {
             if (i + 2 * AHEAD < m) Row<T>::prefetch(input + words[i + 2 * AHEAD] * S_, S_);
             for (Index s = 0; s < S_; ++s) sums[(i + 1) * S_ + s] = sums[i * S_ + s] + input[words[i] * S_ + s];
         }
-        std::fill_n(grads, m * S_, Line{});
+        std::fill_n(grads, m * S_, Vector{});
         if (m < 2) return;  // a word alone has no context
         Entry<T>* entries = &entries_[p.offset * per_word_];
         Index drawn[AHEAD + 1], next = 0, end = 0;  // of the targets ahead, in a ring
@@ -258,8 +258,8 @@ class Batch {
                 end += drawn[next % (AHEAD + 1)] = draw(p, words[next], counters[next], Word(next), entries + end);
             const Index first = std::max<Index>(0, i - widths[i]), last = std::min(m, i + widths[i] + 1);
             const T scale = T(1) / T(last - first - 1);
-            const Line *before = sums + first * S_, *through = sums + last * S_, *own = input + words[i] * S_;
-            Line *h = hidden + i * S_, *error = errors + i * S_;
+            const Vector *before = sums + first * S_, *through = sums + last * S_, *own = input + words[i] * S_;
+            Vector *h = hidden + i * S_, *error = errors + i * S_;
             for (Index s = 0; s < S_; ++s) h[s] = ((through[s] - before[s]) - own[s]) * scale;
             const Index n = drawn[i % (AHEAD + 1)];
             learn(h, entries + p.entries, n, error, scratch.dots.data(), loss);
@@ -268,8 +268,8 @@ class Batch {
             if (last < m)
                 for (Index s = 0; s < S_; ++s) grads[last * S_ + s] -= error[s];
         }
-        Line* window = sums;  // the sum of the errors of all windows that hold word i
-        for (Index s = 0; s < S_; ++s) window[s] = Line{};
+        Vector* window = sums;  // the sum of the errors of all windows that hold word i
+        for (Index s = 0; s < S_; ++s) window[s] = Vector{};
         for (Index i = 0; i < m; ++i)
             for (Index s = 0; s < S_; ++s) {
                 window[s] += grads[i * S_ + s];
@@ -283,12 +283,12 @@ class Batch {
     void skip_gram(Paragraph& p, Scratch& scratch) {
         const Word* words = &words_[p.offset];
         const Index *widths = &widths_[p.offset], *counters = &counters_[p.offset], m = p.kept;
-        const Line* input = static_cast<const Line*>(run_.input);
-        Line *hidden = hidden_.get() + p.offset * S_, *grads = grads_.get() + p.offset * S_;
+        const Vector* input = static_cast<const Vector*>(run_.input);
+        Vector *hidden = hidden_.get() + p.offset * S_, *grads = grads_.get() + p.offset * S_;
         for (Index i = 0; i < m; ++i) std::copy_n(input + words[i] * S_, S_, hidden + i * S_);
-        std::fill_n(grads, m * S_, Line{});
+        std::fill_n(grads, m * S_, Vector{});
         Entry<T>* entries = &entries_[p.offset * per_word_];
-        Line* error = scratch.errors.get();
+        Vector* error = scratch.errors.get();
         Index drawn[AHEAD + 1], drawn_for[AHEAD + 1];  // of the pairs ahead, in a ring
         Index ahead = 0, done = 0, end = 0;
         Loss loss;
