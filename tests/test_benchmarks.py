@@ -171,3 +171,11 @@ def test_the_tagger_regimes_benchmark_groups_entities_by_their_words(run: Run) -
     )
     kinds = {"seen": (1, 1), "vectors": (1, 1), "learned": (0, 2), "unknown": (1, 2)}
     assert run("-c", program) == f"{kinds}\n"
+
+
+def test_the_word2vec_benchmark_compares_the_whole_way_from_text_to_vectors(run: Run) -> None:
+    pytest.importorskip("gensim")
+    printed = run("word2vec.py", "--quick")
+    for way in ("frostline", "gensim"):
+        assert len(re.findall(rf"^{way} +\d", printed, re.MULTILINE)) == 2, "one line for each number of threads"
+    assert "gensim / frostline, 2 threads: " in printed

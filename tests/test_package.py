@@ -61,6 +61,7 @@ def test_the_public_names_are_pinned():
         "train_only",
         "trial_step",
         "vectors",
+        "word2vec",
     ]
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from frostline import record as record
     from frostline import tagger as tagger
     from frostline import vectors as vectors
+    from frostline import word2vec as word2vec
     from frostline.errors import DataFileError as DataFileError
     from frostline.errors import FileError as FileError
     from frostline.errors import FrostlineError as FrostlineError
@@ -93,7 +94,15 @@ _NAMES = {  # room: the names of it that `import frostline` offers
     "record": ("Recorder",),
     "tokens": ("add_tokens",),
 }
-_ROOMS = ("adversarial", "optim", "probe", "record", "tagger", "vectors")  # offered whole: `frostline.vectors`
+_ROOMS = (
+    "adversarial",
+    "optim",
+    "probe",
+    "record",
+    "tagger",
+    "vectors",
+    "word2vec",
+)  # offered whole: `frostline.vectors`
 _HOME = {name: room for room, names in _NAMES.items() for name in names}
 
 __all__ = sorted([*_HOME, *_ROOMS])

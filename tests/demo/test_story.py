@@ -17,7 +17,7 @@ from frostline.cli import demo, main
 from frostline.demo.story import Scale, tell
 from frostline.record import read_run
 
-for extra in ("gensim", "matplotlib", "plotly", "rich"):
+for extra in ("matplotlib", "plotly", "rich"):
     pytest.importorskip(extra, reason=f"the demo needs {extra}, of the extra demo")
 
 SMALL = Scale(dimension=16, vector_epochs=2, epochs=8, seeds=(0, 1), docstrings=1500, sentences=120)

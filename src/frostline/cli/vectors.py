@@ -1,4 +1,4 @@
-"""`frostline vectors info | convert | cover | near | cache`: inspect and convert files of word vectors."""
+"""`frostline vectors info | convert | cover | near | evaluate | cache`: inspect and convert files of word vectors."""
 
 from __future__ import annotations
 
@@ -51,6 +51,14 @@ system's folder for caches (~/.cache/frostline). It is used only where nobody el
 gone nothing is kept, and of all others together 20 GB, those that were opened last."""
 
 
+_EVALUATE_EXAMPLES = """\
+examples:
+  frostline vectors evaluate vectors.bin --similarity wordsim353.tsv --analogies questions-words.txt
+  frostline vectors evaluate a.bin b.bin glove.6B.50d.txt.gz --similarity *.tsv --restrict 30000
+
+The figures are those of gensim's evaluate_word_pairs and evaluate_word_analogies."""
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands and their arguments."""
     parser.epilog = "examples:\n  frostline vectors info glove.6B.50d.txt.gz\n  frostline vectors near wiki.vec frost"
@@ -88,6 +96,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cache.add_argument("--clear", action="store_true", help="remove all of them")
     for action in (info, cover, near, cache):
         action.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_evaluate(actions)
+
+
+def _add_evaluate(actions: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = actions.add_parser("evaluate", help="word similarity and analogies", epilog=_EVALUATE_EXAMPLES)
+    evaluate.description = "Compare word vectors with people's judgement of similarity, and let them answer analogies."
+    evaluate.add_argument("files", metavar="F", nargs="+", help="word vectors: .txt .vec .bin .gz .safetensors")
+    evaluate.add_argument("--similarity", metavar="F", nargs="+", default=[], help="lines of two words and a number")
+    evaluate.add_argument("--analogies", metavar="F", nargs="+", default=[], help="lines of four words")
+    evaluate.add_argument(
+        "--restrict", metavar="N", type=int, default=300_000, help="use the first N words (default 300000)"
+    )
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    evaluate.set_defaults(action=_evaluate)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -203,3 +225,34 @@ def _cache(args: argparse.Namespace) -> None:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from frostline.errors import FrostlineError
+    from frostline.printing import text_table
+    from frostline.vectors import load
+    from frostline.vectors.evaluate import analogies, similarity
+
+    if not (args.similarity or args.analogies):
+        raise FrostlineError("--similarity, --analogies: neither is given. Pass a file to evaluate with.")
+    if args.restrict < 1:
+        raise FrostlineError(f"--restrict: {args.restrict} is out of range. Pass 1 or more.")
+    rows = [["vectors", "evaluated on", "measure", "score", "found", "of"]]
+    results: dict[str, object] = {}
+    for file in args.files:
+        vectors, scores = load(file), dict[str, object]()
+        results[file] = scores
+        for path in args.similarity:
+            pairs = similarity(vectors, path, args.restrict)
+            scores[path] = pairs.__dict__ | {"spearman": _or_null(pairs.spearman)}
+            rows.append([file, path, "Spearman", f"{pairs.spearman:.4f}", f"{pairs.found:,}", f"{pairs.pairs:,} pairs"])
+        for path in args.analogies:
+            asked = analogies(vectors, path, args.restrict)
+            scores[path] = asked.__dict__ | {"accuracy": _or_null(asked.accuracy)}
+            score = f"{100 * asked.accuracy:.2f} %"
+            rows.append([file, path, "correct", score, f"{asked.found:,}", f"{asked.questions:,} questions"])
+    _show(args, results, text_table(rows, right=(3, 4, 5)).split("\n"))
+
+
+def _or_null(score: float) -> float | None:
+    return None if score != score else score  # JSON has no nan

@@ -60,7 +60,7 @@ def tell(out: Path, scale: Scale | None = None) -> dict[str, Any]:
         The content of `results.json`.
 
     Raises:
-        MissingExtraError: gensim, rich or matplotlib is not installed.
+        MissingExtraError: rich or matplotlib is not installed.
     """
     scale, console, began = scale or Scale(), _console(), time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def _read(scale: Scale, console: Console) -> tuple[corpus.Parts, list[str]]:
 
 
 def _vectors(parts: corpus.Parts, docstrings: list[str], scale: Scale, console: Console) -> Vectors:
-    _heading(console, "2. Train word vectors on the docstrings alone (word2vec, by gensim)")
+    _heading(console, "2. Train word vectors on the docstrings alone (word2vec)")
     began = time.perf_counter()
     vectors = train_vectors(corpus.plain_sentences(docstrings), scale.dimension, scale.vector_epochs)
     coverage = cover((token for sentence in parts.train for token in sentence.tokens), vectors, lowercase=True)

@@ -1,4 +1,4 @@
-"""Compile kernel.cpp once, keep the library in the cache folder, and load it with ctypes.
+"""Compile a C++ file, such as kernel.cpp, once, keep the library in the cache folder, and load it with ctypes.
 
 The command is plain `c++ -shared`, without torch's headers: it takes about a second, and the library works with every
 version of torch. The name of the file in the cache is KEY-DIGEST.so. KEY is a hash of the source, the flags, and the
@@ -22,8 +22,12 @@ import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from frostline.files import is_private, private_folder, replacing
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 SOURCE = resources.files(__package__).joinpath("kernel.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
@@ -34,16 +38,20 @@ class BuildError(Exception):
     """The kernel cannot be compiled or loaded on this machine; the message says why."""
 
 
-def load() -> tuple[ctypes.CDLL, str]:
-    """Return the kernel, compiled now or earlier, and a sentence that says where it is from.
+def load(*sources: Traversable) -> tuple[ctypes.CDLL, str]:
+    """Return a kernel, compiled now or earlier, and a sentence that says where it is from.
+
+    Args:
+        sources: C++ files, compiled as one; they include standard headers only. None: the kernel of the row optimizers.
 
     Raises:
         BuildError: No compiler was found, it fails, or the library does not load.
 
     Cost: about a second the first time on a machine, then some 20 ms in each process.
     """
+    code = _read(sources or (SOURCE,))
     compiler = _find_compiler()
-    key, by = _cache_key(compiler), f"compiled by {compiler[0]}"
+    key, by = _cache_key(compiler, code), f"compiled by {compiler[0]}"
     folder = None
     try:
         folder = private_folder("kernel")
@@ -54,7 +62,7 @@ def load() -> tuple[ctypes.CDLL, str]:
     try:
         with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as temporary:
             compiled = Path(temporary) / "kernel.so"
-            _run([*compiler, *_FLAGS, "-o", str(compiled), "-x", "c++", "-"], SOURCE.read_bytes())
+            _run([*compiler, *_FLAGS, "-o", str(compiled), "-x", "c++", "-"], code)
             if folder is not None:
                 try:
                     return ctypes.CDLL(str(_store(compiled, folder, key))), f"{by}, kept in {folder}"
@@ -98,12 +106,17 @@ def _find_compiler() -> list[str]:
     raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
 
 
-def _cache_key(compiler: Sequence[str]) -> str:
+def _read(sources: Sequence[Traversable]) -> bytes:
+    for source in sources:
+        if not source.is_file():
+            raise BuildError(f"{source.name} was not installed with frostline")
+    return b"".join(source.read_bytes() for source in sources)
+
+
+def _cache_key(compiler: Sequence[str], code: bytes) -> str:
     """Return a hash of everything that the machine code depends on."""
-    if not SOURCE.is_file():
-        raise BuildError(f"{SOURCE.name} was not installed with frostline")
     predefined = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    parts = [SOURCE.read_bytes(), predefined, " ".join((*compiler, *_FLAGS)).encode()]
+    parts = [code, predefined, " ".join((*compiler, *_FLAGS)).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 
