@@ -67,7 +67,7 @@ class _Product(torch.autograd.Function):
             return for_input, None, gradient.sum_to_size(ctx.bias_shape) if ctx.bias_shape else None, for_learned, None
         if ctx.needs_input_grad[0]:
             if torch.is_grad_enabled():  # a gradient penalty: the weight is in the graph of the gradient, too
-                memory, given = _weight_as_it_was(job).to(gradient.dtype), job.whole
+                memory, given = weight_as_it_was(job.weight, job.version).to(gradient.dtype), job.whole
             for_input = _input_gradient(job, gradient, memory.conj(), given)
         if ctx.needs_input_grad[2]:
             for_bias = gradient.sum_to_size(ctx.bias_shape)
@@ -80,19 +80,19 @@ class _Product(torch.autograd.Function):
 _product = _Product.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
 
 
-def _weight_as_it_was(job: _Job) -> Tensor:
+def weight_as_it_was(weight: PartialTensor, version: int) -> Tensor:
     """Return the whole weight, in the graph; RuntimeError if it was written to since, where torch raises one too."""
-    weight = job.weight.merged()  # takes over what an optimizer wrote to the learned part
-    if version_of(job.weight.frozen) != job.version:
+    whole = weight.merged()  # takes over what an optimizer wrote to the learned part
+    if version_of(weight.frozen) != version:
         raise RuntimeError("a partial tensor was modified by an inplace operation between its use and a backward.")
-    return weight
+    return whole
 
 
 def _whole_gradients(job: _Job, gradient: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of the input and of what learns, as autograd does: with that of the whole weight."""
     with torch.enable_grad():
         input = input.detach().requires_grad_()
-        weight = _weight_as_it_was(job).detach().to(gradient.dtype).requires_grad_()
+        weight = weight_as_it_was(job.weight, job.version).detach().to(gradient.dtype).requires_grad_()
         product = torch.einsum(f"{job.input},{job.whole}->{job.output}", input, weight)
     for_input, dense = torch.autograd.grad(product, (input, weight), gradient)
     return for_input, job.weight.learned_indices.gather(dense).to(job.weight.learned.dtype)
