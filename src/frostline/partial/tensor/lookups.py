@@ -124,7 +124,7 @@ def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
         return looked_up.flatten(0, -2).index_copy(0, positions, values).view_as(looked_up)
     # Frozen rows look up slot 0, which `where` drops again: fixed shapes need no wait for the device, and no new graph.
     if torch.compiler.is_compiling() and ids.device.type == "cpu":
-        learned: Tensor = _TracedRows.apply(weight.learned, slots)  # type: ignore[no-untyped-call]
+        learned: Tensor = torch.ops.frostline.traced_rows(weight.learned, slots)
     else:
         learned = F.embedding(slots.clamp(min=0), weight.learned)
     return torch.where((slots >= 0).unsqueeze(-1), learned.to(looked_up.dtype), looked_up)
@@ -153,20 +153,27 @@ _LIBRARY.impl("sum_of_rows", _sum_of_rows, "CPU")
 _LIBRARY.impl("sum_of_rows", lambda gradient, slots, rows: gradient.new_empty(rows, gradient.shape[1]), "Meta")
 
 
-class _TracedRows(torch.autograd.Function):
-    """Rows of the learned part as a compiled graph looks them up: any row where the slot is -1."""
+def _traced_rows(learned: Tensor, slots: Tensor) -> Tensor:
+    """Return rows of the learned part, (*, D), as a compiled graph looks them up: any row where the slot is -1."""
+    return F.embedding(slots.clamp(min=0), learned)
 
-    @staticmethod
-    def forward(ctx: Any, learned: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.rows = learned.shape[0]
-        return F.embedding(slots.clamp(min=0), learned)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        (slots,) = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        return torch.ops.frostline.sum_of_rows(flat, slots.reshape(-1), ctx.rows), None
+def _save_slots(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.rows = inputs[0].shape[0]
+
+
+def _traced_gradient(ctx: Any, gradient: Tensor) -> Any:
+    (slots,) = ctx.saved_tensors
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    return torch.ops.frostline.sum_of_rows(flat, slots.reshape(-1), ctx.rows), None
+
+
+# Not an `autograd.Function`: while it traces one, torch's compiler warns of its own doing.
+_LIBRARY.define("traced_rows(Tensor learned, Tensor slots) -> Tensor")
+_LIBRARY.impl("traced_rows", _traced_rows, "CPU")
+_LIBRARY.impl("traced_rows", _traced_rows, "Meta")
+torch.library.register_autograd("frostline::traced_rows", _traced_gradient, setup_context=_save_slots, lib=_LIBRARY)
 
 
 def embedding_bag(
