@@ -32,3 +32,18 @@ def test_the_learned_experts_get_the_gradient_of_a_plain_weight(call, learn, tra
     torch.testing.assert_close(module.w_learned.grad, plain.grad[learn], rtol=2e-2, atol=2e-2)
     assert torch.equal(xs[0].grad, xs[1].grad)
     assert module.w_learned.grad.count_nonzero() > 0 or learn == [1]
+
+
+def test_a_step_before_a_gradient_penalty_raises_and_keywords_are_taken():
+    module = nn.Module()
+    module.w = nn.Parameter(torch.randn(4, 16, 32))
+    plain = module.w.detach().clone()
+    fl.train_only(module, {"w": fl.rows([2])})
+    x = torch.randn(20, 16, requires_grad=True)
+    out = F.grouped_mm(mat_a=x, mat_b=module.w, offs=OFFS)
+    assert torch.equal(out, F.grouped_mm(x, plain, offs=OFFS))
+    loss = F.grouped_mm(x, module.w, offs=OFFS).sin().sum()
+    with torch.no_grad():
+        module.w_learned.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(loss, x, create_graph=True)

@@ -113,6 +113,12 @@ def _check_not_passed_by(tensor: PartialView) -> None:
         )
 
 
+def _grad_of_view(tensor: PartialView) -> Tensor | None:
+    if tensor.retains_grad and tensor.grad is None:  # `backward(inputs=[view])`
+        _check_not_passed_by(tensor)
+    return tensor.grad
+
+
 def _watched(function: Callable[..., Any]) -> Callable[..., Any]:
     def run(tensor: PartialView, *args: Any) -> Any:
         _check_not_passed_by(tensor)
@@ -148,6 +154,7 @@ _OF_VIEWS: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.data.__set__: _raising(NO_SET),
     **dict.fromkeys(_DETACH, _detach_view),
     torch.autograd.grad: _gradients,
+    _tensor.grad.__get__: _grad_of_view,
     **{function: _watched(function) for function in (_tensor.retain_grad, _tensor.register_hook)},
 }
 VIEW_OVERRIDES.update(_OF_VIEWS)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map
 
 from frostline.errors import PartialTensorError
@@ -24,7 +25,8 @@ plain = torch._C.DisableTorchFunctionSubclass  # a context in which `__torch_fun
 METADATA = {
     *(getattr(Tensor, name).__get__ for name in (
         "shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes", "is_cpu", "is_cuda", "is_mps", "is_xpu",
-        "is_meta", "is_sparse", "is_quantized", "is_nested", "_version", "output_nr",
+        "is_meta", "is_sparse", "is_quantized", "is_nested", "_version", "output_nr", "requires_grad", "is_leaf",
+        "grad_fn", "retains_grad",
     )),
     *(getattr(Tensor, name) for name in (
         "size", "ndimension", "numel", "nelement", "stride", "storage_offset", "element_size", "get_device",
@@ -92,7 +94,7 @@ VIEW_OVERRIDES: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 def view(origin: Any, tensor: Tensor) -> PartialView:
     """Return `tensor`, which shares the memory of `origin`, as a view of it."""
-    made = tensor.as_subclass(PartialView)
+    made = tensor if isinstance(tensor, PartialView) else tensor.as_subclass(PartialView)
     made.origin, made.made_at = origin, version_of(origin.learned)
     return made
 
@@ -110,7 +112,8 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
             args, kwargs = tree_map(_merged, (args, kwargs))
             return func(*args, **kwargs)
     used = list(_partial_in((*args, *kwargs.values())))
-    if not writes and (frozen := [value for value in used if not (value.learns or is_watched(value))]):
+    frozen = [] if writes else [value for value in used if not (value.learns or is_watched(value))]
+    if frozen and may_use_functions() and not _uses_metadata(func):
         return _run_on_frozen(func, args, kwargs, frozen)
     origins = {id(origin): origin for origin in (value.origin for value in used)}.values()
     for origin in origins:
@@ -148,7 +151,10 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 class _Zero(torch.autograd.Function):
-    """A zero made of what learns: what depends on it takes part in a backward, and gives it a gradient of zeros."""
+    """A zero made of what learns: what depends on it takes part in a backward, and gives it a gradient of zeros.
+
+    Without it that could be None, and an optimizer with momentum would not move what learns in such a step.
+    """
 
     @staticmethod
     def forward(ctx: Any, learned: Tensor) -> Tensor:
@@ -161,7 +167,7 @@ class _Zero(torch.autograd.Function):
 
 
 class _WithZero(torch.autograd.Function):
-    """What was computed of frozen values alone, as the result of a weight of which other rows learn."""
+    """What was computed of rows that are frozen, as the result of a weight of which other rows learn."""
 
     @staticmethod
     def forward(ctx: Any, zero: Tensor, tensor: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ class _WithZero(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        return torch.zeros_like(*ctx.saved_tensors), None
+        return torch.zeros_like(*ctx.saved_tensors), gradient
 
 
 _zero, _with_zero = _Zero.apply, _WithZero.apply  # now: explain patches `Function.apply` to follow others' Functions
@@ -182,22 +188,55 @@ def _run_on_frozen(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     for value in views:
         value.origin.check_held(value)
         value.passed_by = True
-    args, kwargs = tree_map(lambda value: memories.get(id(value), (0, value))[1], (args, kwargs))
+    args, kwargs = _mapped(lambda value: memories.get(id(value), (0, value))[1], (args, kwargs))
     result = func(*args, **kwargs)
 
     def shown(value: Any) -> Any:
-        alone = isinstance(value, Tensor) and not isinstance(value, MemoryTensor) and not value.requires_grad
-        if alone and (value.is_floating_point() or value.is_complex()) and torch.is_grad_enabled():
+        if isinstance(value, np.ndarray):
+            return _with_origin(value, [])
+        made = not isinstance(value, MemoryTensor) and (value.is_floating_point() or value.is_complex())
+        if made and torch.is_grad_enabled():
             weight = views[0].origin
-            if weight.zero is None:
+            if weight.zero is None or weight.zero.requires_grad != weight.learned.requires_grad:
                 weight.zero = _zero(weight.learned)  # type: ignore[no-untyped-call]
             value = _with_zero(weight.zero, value)  # type: ignore[no-untyped-call]
         value = _with_origin(value, list(memories.values()))
         if isinstance(value, PartialView):
-            value.learns = False
+            with plain():
+                value.learns = not value.requires_grad
         return value
 
-    return tree_map(shown, result)
+    return _mapped(shown, result)
+
+
+def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
+    """Return `value` with `function` of each tensor in it. Quicker than `tree_map`, and leaves no reference cycles."""
+    if isinstance(value, Tensor | np.ndarray):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _mapped(function, each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        each = [_mapped(function, each) for each in value]
+        return value._make(each) if hasattr(value, "_make") else type(value)(each)
+    return value
+
+
+def _uses_metadata(func: Callable[..., Any]) -> bool:
+    """Return whether a result of `func` may not depend on the values of a view that it is given: told by names."""
+    name = getattr(func, "__name__", "")
+    others = ("to", "type", "backward", "broadcast_tensors", "meshgrid", "atleast_1d", "atleast_2d", "atleast_3d")
+    return name.endswith(("_like", "_as")) or name.startswith("new_") or name in others
+
+
+def is_traced() -> bool:
+    """Return whether torch.compile, torch.func or torch.jit.trace records what is computed now."""
+    functional = torch._C._functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or functional or torch._C._get_tracing_state() is not None
+
+
+def may_use_functions() -> bool:
+    """Return whether an `autograd.Function` can run now: not while traced, nor in forward mode, which needs more."""
+    return not (is_traced() or forward_ad._current_level >= 0)
 
 
 def memory_of(tensor: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from frostline.errors import PartialTensorError
+from frostline.partial.tensor.dispatch import may_use_functions
 from frostline.partial.tensor.indices import copy_rows_
-from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor, is_traced
+from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
 
 
 def embedding(
@@ -46,9 +47,9 @@ def embedding(
     return _look_up(input, weight, sparse)
 
 
-def index_select(input: Tensor, dim: int, index: Tensor) -> Any:
+def index_select(input: Tensor, dim: int, index: Tensor, *, out: Tensor | None = None) -> Any:
     """Return the rows `index` (n,) of the table, as a copy (n, *)."""
-    if not isinstance(input, PartialTensor) or dim % input.ndim or index.ndim != 1:
+    if not isinstance(input, PartialTensor) or dim not in (0, -input.ndim) or index.ndim != 1 or out is not None:
         return NotImplemented
     return index_rows(input, index)
 
@@ -56,6 +57,8 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Any:
 def index_rows(weight: PartialTensor, ids: Tensor) -> Any:
     """Return the rows `ids` (*) of the table, as a copy: what `weight[ids]` does. Ids below 0 count from the end."""
     if not _rows_learn(weight) or ids.dtype not in (torch.int64, torch.int32) or type(ids) is not Tensor:
+        return NotImplemented
+    if ids.device != weight.device or weight.is_meta or (weight.ndim != 2 and not _by_function(ids, weight)):
         return NotImplemented
     return _look_up(torch.where(ids < 0, ids + len(weight), ids), weight, sparse=False)
 
@@ -68,18 +71,20 @@ class _LookUp(torch.autograd.Function):
         frozen, row_to_slot = parts  # not arguments: hooks would run on the frozen part if other code lets it learn
         flat = ids.reshape(-1)
         slots = row_to_slot.index_select(0, flat)  # (n,), -1 where the row is frozen
-        ctx.positions = (slots >= 0).nonzero().squeeze(1)
-        ctx.slots = slots.index_select(0, ctx.positions)
-        ctx.shape, ctx.dtype, ctx.sparse = learned.shape, learned.dtype, sparse
+        positions = (slots >= 0).nonzero().squeeze(1)
+        slots = slots.index_select(0, positions)
+        ctx.save_for_backward(positions, slots)
+        ctx.shape, ctx.dtype, ctx.ids, ctx.sparse = learned.shape, learned.dtype, len(flat), sparse
         out = frozen.detach().index_select(0, flat)
-        if len(ctx.slots):
-            copy_rows_(out, ctx.positions, learned.detach().index_select(0, ctx.slots).to(out.dtype))
+        if len(slots):
+            copy_rows_(out, positions, learned.detach().index_select(0, slots).to(out.dtype))
         return out.view(*ids.shape, *frozen.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        rows = gradient.reshape(-1, *ctx.shape[1:]).index_select(0, ctx.positions).to(ctx.dtype)
-        return _sum_rows(rows, ctx.slots, ctx.shape, ctx.sparse), None, None, None
+        positions, slots = ctx.saved_tensors
+        rows = gradient.reshape(ctx.ids, *ctx.shape[1:]).index_select(0, positions).to(ctx.dtype)
+        return _sum_rows(rows, slots, ctx.shape, ctx.sparse), None, None, None
 
 
 def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> Tensor:
@@ -87,7 +92,7 @@ def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> T
     if sparse:
         with torch.sparse.check_sparse_tensor_invariants(False):
             return torch.sparse_coo_tensor(slots.long().unsqueeze(0), rows, shape)
-    if len(slots) and not torch.is_grad_enabled():  # sums in the order of `F.embedding`, which rounds a bfloat16 once
+    if rows.numel() and not torch.is_grad_enabled():  # sums in the order of `F.embedding`, which rounds a bfloat16 once
         flat: Tensor = torch.ops.aten.embedding_dense_backward(rows.reshape(len(slots), -1), slots, shape[0], -1, False)
         return flat.view(shape)
     return rows.new_zeros(shape).index_add(0, slots, rows)
@@ -96,23 +101,30 @@ def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> T
 _rows_of: Callable[..., Tensor] = _LookUp.apply  # now: explain patches `Function.apply` to follow others' Functions
 
 
+def _by_function(ids: Tensor, weight: PartialTensor) -> bool:
+    return may_use_functions() and not weight.stands_in and ids.device.type == "cpu"
+
+
 def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
     """Return the rows `ids` (*) of the table, (*, D)."""
     weight.memory.check_in_use()
     row_to_slot = weight.learned_indices.row_to_slot
     assert row_to_slot is not None
-    traced = is_traced()
-    if sparse and traced:
+    if sparse and torch.compiler.is_compiling():
         # Not a decorator: that would import the compiler, which takes a second, with every `import frostline`.
         rows: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(ids, weight, row_to_slot)
         return rows
-    if sparse or not (traced or weight.stands_in or ids.device.type != "cpu"):
+    if _by_function(ids, weight) or (sparse and may_use_functions()):
         return _rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse)
     slots = row_to_slot.index_select(0, ids.reshape(-1)).view(ids.shape)  # -1 where the row is frozen
     looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
+    if sparse:  # torch.func
+        positions = (slots >= 0).flatten().nonzero().squeeze(1)
+        values = F.embedding(slots.flatten()[positions], weight.learned, sparse=True).to(looked_up.dtype)
+        return looked_up.flatten(0, -2).index_copy(0, positions, values).view_as(looked_up)
     # Frozen rows look up slot 0, which `where` drops again: fixed shapes need no wait for the device, and no new graph.
     if torch.compiler.is_compiling() and ids.device.type == "cpu":
-        learned: Tensor = _TracedRows.apply(weight.learned, slots)  # type: ignore[no-untyped-call]
+        learned: Tensor = torch.ops.frostline.traced_rows(weight.learned, slots)
     else:
         learned = F.embedding(slots.clamp(min=0), weight.learned)
     return torch.where((slots >= 0).unsqueeze(-1), learned.to(looked_up.dtype), looked_up)
@@ -141,20 +153,27 @@ _LIBRARY.impl("sum_of_rows", _sum_of_rows, "CPU")
 _LIBRARY.impl("sum_of_rows", lambda gradient, slots, rows: gradient.new_empty(rows, gradient.shape[1]), "Meta")
 
 
-class _TracedRows(torch.autograd.Function):
-    """Rows of the learned part as a compiled graph looks them up: any row where the slot is -1."""
+def _traced_rows(learned: Tensor, slots: Tensor) -> Tensor:
+    """Return rows of the learned part, (*, D), as a compiled graph looks them up: any row where the slot is -1."""
+    return F.embedding(slots.clamp(min=0), learned)
 
-    @staticmethod
-    def forward(ctx: Any, learned: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
-        ctx.rows = learned.shape[0]
-        return F.embedding(slots.clamp(min=0), learned)
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        (slots,) = ctx.saved_tensors
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        return torch.ops.frostline.sum_of_rows(flat, slots.reshape(-1), ctx.rows), None
+def _save_slots(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[1])
+    ctx.rows = inputs[0].shape[0]
+
+
+def _traced_gradient(ctx: Any, gradient: Tensor) -> Any:
+    (slots,) = ctx.saved_tensors
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    return torch.ops.frostline.sum_of_rows(flat, slots.reshape(-1), ctx.rows), None
+
+
+# Not an `autograd.Function`: while it traces one, torch's compiler warns of its own doing.
+_LIBRARY.define("traced_rows(Tensor learned, Tensor slots) -> Tensor")
+_LIBRARY.impl("traced_rows", _traced_rows, "CPU")
+_LIBRARY.impl("traced_rows", _traced_rows, "Meta")
+torch.library.register_autograd("frostline::traced_rows", _traced_gradient, setup_context=_save_slots, lib=_LIBRARY)
 
 
 def embedding_bag(

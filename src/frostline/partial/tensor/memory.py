@@ -83,7 +83,7 @@ class Memory:
             self._parts = weakref.ref(frozen), weakref.ref(learned)
             self._writable = frozen.data_ptr() if may_be_written(frozen) else None
         self._stamps = _stamp(frozen), _stamp(learned)
-        if self._raw is not None and self._raw.addresses == (frozen.data_ptr(), learned.data_ptr()):
+        if self._raw is not None and self._raw.fits(frozen, learned):
             self._raw.remember()
 
     def is_synced(self, frozen: Tensor) -> bool:
@@ -125,7 +125,7 @@ class Memory:
         return seems and frozen.device.type == "cpu" and self._same(frozen, learned)
 
     def _raw_parts(self, frozen: Tensor, learned: Tensor) -> RawParts:
-        if self._raw is None or self._raw.addresses != (frozen.data_ptr(), learned.data_ptr()):
+        if self._raw is None or not self._raw.fits(frozen, learned):
             with torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
                 self._raw = RawParts(frozen, learned, self.indices)
         return self._raw

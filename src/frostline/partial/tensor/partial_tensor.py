@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from frostline.errors import PartialTensorError
-from frostline.partial.tensor.dispatch import TAKEN_BEFORE, MemoryTensor, plain, run
+from frostline.partial.tensor.dispatch import TAKEN_BEFORE, MemoryTensor, is_traced, plain, run
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory
 
@@ -172,12 +172,6 @@ class PartialTensor(MemoryTensor):
             if result is not NotImplemented:
                 return result
         return run(func, args, kwargs)
-
-
-def is_traced() -> bool:
-    """Return whether torch.compile, torch.func or torch.jit.trace records what is computed now."""
-    functional = torch._C._functorch.peek_interpreter_stack() is not None
-    return torch.compiler.is_compiling() or functional or torch._C._get_tracing_state() is not None
 
 
 def partial_tensor(memory: Memory, frozen: Tensor, learned: Tensor) -> PartialTensor:

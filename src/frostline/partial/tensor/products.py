@@ -10,6 +10,8 @@ pay (tiny products; more than a seventh of the entries), or the letters cannot t
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,8 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from frostline.partial.tensor.dispatch import VIEW_OVERRIDES, MemoryTensor, PartialView, is_watched, memory_of
-from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor, is_traced
+from frostline.partial.tensor.dispatch import (
+    VIEW_OVERRIDES,
+    MemoryTensor,
+    PartialView,
+    is_watched,
+    may_use_functions,
+    memory_of,
+)
+from frostline.partial.tensor.memory import version_of
+from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
+from frostline.partial.tensor.views import has_own_gradient
 
 # More of the entries, and the whole gradient is quicker; fewer multiplications, and it is too (both measured).
 _MOST_ENTRIES, _FEWEST_MULTIPLICATIONS = 0.15, 2**19
@@ -29,9 +40,9 @@ class _Job(NamedTuple):
 
     compute: Callable[..., Tensor]  # of the input, the memory and a bias
     weight: PartialTensor
-    memory: Tensor  # of the weight, as it is given: transposed, or in the dtype of autocast
+    version: int  # of the weight
     input: str
-    given: str  # letters of `memory`
+    given: str  # letters of the weight's memory, as it is given: transposed
     whole: str  # letters of `weight`, in its own order
     output: str
 
@@ -40,30 +51,51 @@ class _Product(torch.autograd.Function):
     """A product with the memory of a weight, of which the learned part gets its own gradient alone."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, bias: Tensor | None, learned: Tensor, job: _Job) -> Tensor:
-        ctx.save_for_backward(input, job.memory)
+    def forward(ctx: Any, input: Tensor, memory: Tensor, bias: Tensor | None, learned: Tensor, job: _Job) -> Tensor:
+        ctx.save_for_backward(input, memory if ctx.needs_input_grad[0] else None)
         ctx.job, ctx.bias_shape = job, None if bias is None else bias.shape
-        return job.compute(input, job.memory, bias)
+        return job.compute(input, memory, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         job: _Job = ctx.job
         input, memory = ctx.saved_tensors  # raises if the weight was written to since
         given = job.given
-        if torch.is_grad_enabled():  # a gradient penalty: the weight is in the graph of the gradient, too
-            memory, given = job.weight.merged().to(gradient.dtype), job.whole
         for_input = for_bias = for_learned = None
+        if torch._C._functorch.is_legacy_batchedtensor(gradient):  # `is_grads_batched` knows few operations
+            for_input, for_learned = _whole_gradients(job, gradient, input)
+            return for_input, None, gradient.sum_to_size(ctx.bias_shape) if ctx.bias_shape else None, for_learned, None
         if ctx.needs_input_grad[0]:
+            if torch.is_grad_enabled():  # a gradient penalty: the weight is in the graph of the gradient, too
+                memory, given = weight_as_it_was(job.weight, job.version).to(gradient.dtype), job.whole
             for_input = _input_gradient(job, gradient, memory.conj(), given)
-        if ctx.needs_input_grad[1]:
-            for_bias = gradient.sum_to_size(ctx.bias_shape)
         if ctx.needs_input_grad[2]:
+            for_bias = gradient.sum_to_size(ctx.bias_shape)
+        if ctx.needs_input_grad[3]:
             learn = _rows_gradient if job.weight.learned_indices.kind == "rows" else _entries_gradient
             for_learned = learn(job, gradient, input.conj()).to(job.weight.learned.dtype)
-        return for_input, for_bias, for_learned, None
+        return for_input, None, for_bias, for_learned, None
 
 
 _product = _Product.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+
+
+def weight_as_it_was(weight: PartialTensor, version: int) -> Tensor:
+    """Return the whole weight, in the graph; RuntimeError if it was written to since, where torch raises one too."""
+    whole = weight.merged()  # takes over what an optimizer wrote to the learned part
+    if version_of(weight.frozen) != version:
+        raise RuntimeError("a partial tensor was modified by an inplace operation between its use and a backward.")
+    return whole
+
+
+def _whole_gradients(job: _Job, gradient: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the input and of what learns, as autograd does: with that of the whole weight."""
+    with torch.enable_grad():
+        input = input.detach().requires_grad_()
+        weight = weight_as_it_was(job.weight, job.version).detach().to(gradient.dtype).requires_grad_()
+        product = torch.einsum(f"{job.input},{job.whole}->{job.output}", input, weight)
+    for_input, dense = torch.autograd.grad(product, (input, weight), gradient)
+    return for_input, job.weight.learned_indices.gather(dense).to(job.weight.learned.dtype)
 
 
 def _input_gradient(job: _Job, gradient: Tensor, weight: Tensor, given: str) -> Tensor:
@@ -74,7 +106,8 @@ def _input_gradient(job: _Job, gradient: Tensor, weight: Tensor, given: str) -> 
         return torch.einsum(f"{job.output},{given}->{job.input}", gradient, weight)
     matrix = weight if given == inner[0] + outer[0] else weight.T
     product = torch.matmul(gradient.movedim(job.output.index(inner[0]), -1), matrix)
-    return product.movedim(-1, job.input.index(outer[0]))
+    letters = job.output.replace(inner[0], "") + outer[0]
+    return product.permute([letters.index(letter) for letter in job.input])
 
 
 def _rows_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
@@ -102,12 +135,26 @@ def _entries_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
     if a.dtype not in _SAMPLED:
         a, b = a.float(), b.float()
     zeros = a.new_zeros(len(places.starts))  # not empty: `beta=0.0` multiplies, and 0 * NaN is NaN
-    pattern = torch.sparse_csr_tensor(*places.rows_and_columns, zeros, (a.shape[1], b.shape[1]))
+    pattern = _csr(*places.rows_and_columns, zeros, (a.shape[1], b.shape[1]))
     sampled: Tensor = torch.sparse.sampled_addmm(pattern, a.T.contiguous().resolve_conj(), b.resolve_conj(), beta=0.0)
     return sampled.values()
 
 
+def _csr(*parts: Any) -> Tensor:
+    _csr_has_warned()
+    return torch.sparse_csr_tensor(*parts, check_invariants=False)
+
+
+@functools.cache
+def _csr_has_warned() -> None:
+    """Let torch say once, to nobody, that such tensors are in beta state: no user asked for one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), [], [], (1, 1), check_invariants=False)
+
+
 _SAMPLED = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+_CAST = {torch.float32, torch.float16, torch.bfloat16}  # what autocast casts
 
 
 def _multiply(
@@ -125,16 +172,22 @@ def _multiply(
     if whole is None or not _pays(tensor.origin, input, *letters, whole):
         return NotImplemented
     weight: PartialTensor = tensor.origin
+    sizes = {*zip(letters[0], input.shape, strict=True), *zip(letters[1], tensor.shape, strict=True)}
+    if len(dict(sizes)) != len(sizes):  # it broadcasts, or the shapes do not fit
+        return NotImplemented
     weight.sync()
     memory = memory_of(tensor)
     device = memory.device.type
-    if torch.is_autocast_enabled(device) and torch.float64 not in (memory.dtype, input.dtype):
+    if torch.is_autocast_enabled(device):
+        summed = any(size > 1 and letter in letters[0] and letter not in letters[2] for letter, size in sizes)
+        if not summed or not {memory.dtype, input.dtype} <= _CAST:
+            return NotImplemented  # `einsum` then multiplies elements, which autocast leaves as they are
         dtype = torch.get_autocast_dtype(device)
         input, memory, bias = input.to(dtype), memory.to(dtype), None if bias is None else bias.to(dtype)
     if isinstance(tensor, PartialView):
         tensor.passed_by = True
-    job = _Job(compute, weight, memory, letters[0], letters[1], whole, letters[2])
-    return _product(input, bias, weight.learned, job)  # type: ignore[no-untyped-call]
+    job = _Job(compute, weight, version_of(weight.frozen), letters[0], letters[1], whole, letters[2])
+    return _product(input, memory, bias, weight.learned, job)  # type: ignore[no-untyped-call]
 
 
 def letters_of_whole(tensor: MemoryTensor, letters: str) -> str | None:
@@ -145,11 +198,11 @@ def letters_of_whole(tensor: MemoryTensor, letters: str) -> str | None:
     weight: PartialTensor = tensor.origin
     if weight.stands_in or not (torch.is_grad_enabled() and weight.learned.requires_grad):
         return None
-    if is_traced() or weight.learned_indices.places_in(weight.frozen) is None:
+    if not may_use_functions() or weight.is_meta or weight.learned_indices.places_in(weight.frozen) is None:
         return None
     if tensor is weight:
         return letters
-    if not tensor.requires_grad or is_watched(tensor) or tensor.is_conj() or tensor.dtype != weight.dtype:
+    if not has_own_gradient(tensor) or is_watched(tensor) or tensor.is_conj() or tensor.dtype != weight.dtype:
         return None
     if tensor.storage_offset() != weight.storage_offset():
         return None
@@ -195,27 +248,28 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     return out.index_copy(-1, ids, F.linear(input, learned, None if bias is None else bias[ids]))
 
 
-def matmul(input: Any, other: Any) -> Any:
-    """Return what `torch.matmul`, `mm` and `bmm` do, for two tensors whose batch dimensions are the same."""
-    if not (isinstance(input, Tensor) and isinstance(other, Tensor)):
+def _matmul(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Any:
+    """Return what `function` does: matmul, mm or bmm, of two tensors whose batch dimensions are the same."""
+    if len(args) != 2 or kwargs or not all(isinstance(factor, Tensor) and factor.ndim for factor in args):
         return NotImplemented
+    input, other = args
     batch = "abcdefgh"[: max(input.ndim, other.ndim, 2) - 2]
     left = batch[len(batch) - max(0, input.ndim - 2) :] + "ik"[-input.ndim :]
     right = batch[len(batch) - max(0, other.ndim - 2) :] + ("kj" if other.ndim > 1 else "k")
     output = batch + "i" * (input.ndim > 1) + "j" * (other.ndim > 1)
-    sizes = [*zip(left, input.shape, strict=True), *zip(right, other.shape, strict=True)]
-    if len(dict(sizes)) != len(set(sizes)):  # it broadcasts, or the shapes do not fit
-        return NotImplemented
     if isinstance(other, MemoryTensor):
-        return _multiply(lambda a, b, _: torch.matmul(a, b), input, other, (left, right, output))
-    return _multiply(lambda a, b, _: torch.matmul(b, a), other, input, (right, left, output))
+        return _multiply(lambda a, b, _: function(a, b), input, other, (left, right, output))
+    return _multiply(lambda a, b, _: function(b, a), other, input, (right, left, output))
 
 
-def addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+def _addmm(*args: Any, **kwargs: Any) -> Any:
     """Return what `torch.addmm` does, as GPT-2's linear layers call it: a bias, and a weight on the right."""
-    if beta != 1 or alpha != 1 or not isinstance(mat2, MemoryTensor) or not isinstance(input, Tensor):
+    if len(args) != 3 or kwargs or not all(isinstance(factor, Tensor) and factor.ndim == 2 for factor in args[1:]):
         return NotImplemented
-    return _multiply(lambda a, b, bias: torch.addmm(bias, a, b), mat1, mat2, ("ak", "kj", "aj"), input)
+    bias, left, right = args
+    if not isinstance(bias, Tensor) or not isinstance(right, MemoryTensor):
+        return NotImplemented
+    return _multiply(lambda a, b, bias: torch.addmm(bias, a, b), left, right, ("ak", "kj", "aj"), bias)
 
 
 def einsum(equation: Any, *operands: Any) -> Any:
@@ -225,6 +279,10 @@ def einsum(equation: Any, *operands: Any) -> Any:
         return NotImplemented
     terms, output = equation.replace(" ", "").split("->")
     left, right = terms.split(",")
+    if not all(isinstance(factor, Tensor) for factor in operands) or not (
+        len(left) == operands[0].ndim and len(right) == operands[1].ndim
+    ):
+        return NotImplemented
     if isinstance(operands[1], MemoryTensor):
         return _multiply(lambda a, b, _: torch.einsum(equation, a, b), *operands, (left, right, output))
     return _multiply(lambda a, b, _: torch.einsum(equation, b, a), *operands[::-1], (right, left, output))
@@ -233,10 +291,12 @@ def einsum(equation: Any, *operands: Any) -> Any:
 _products: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear,
     torch.einsum: einsum,
-    **dict.fromkeys((torch.addmm, Tensor.addmm), addmm),
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm), matmul),
-    **dict.fromkeys((torch.bmm, Tensor.bmm), matmul),
+    **dict.fromkeys((torch.addmm, Tensor.addmm), _addmm),
 }
+for _name in ("matmul", "mm", "bmm"):
+    _function = getattr(torch, _name)
+    _products |= dict.fromkeys((_function, getattr(Tensor, _name)), functools.partial(_matmul, _function))
+_products[Tensor.__matmul__] = functools.partial(_matmul, torch.matmul)
 OVERRIDES.update(_products)
 del _products[F.linear]
 VIEW_OVERRIDES.update(_products)

@@ -8,6 +8,7 @@ each time. (`tensor.numpy()` would show it too, but after that nobody could resi
 from __future__ import annotations
 
 import ctypes
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -23,17 +24,14 @@ class RawParts:
     Many entries lie apart, each in a line of the cache of its own: reading them all in every forward would cost as much
     as their gradient. They are compared with a copy of what was learned when both were the same, and with the memory at
     a few hundred places.
-
-    Attributes:
-        addresses: Where both parts were.
     """
 
     def __init__(self, frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> None:
-        self.addresses = frozen.data_ptr(), learned.data_ptr()
+        self._is_at = _memory(frozen), _memory(learned)
         places = indices.places_in(frozen)
-        self._usable = learned.is_contiguous() and frozen.dtype == learned.dtype and bool(learned.numel())
+        kept = bool(learned.numel() and frozen.data_ptr() and learned.data_ptr())
+        self._usable = kept and places is not None and learned.is_contiguous() and frozen.dtype == learned.dtype
         if places is None or not self._usable:
-            self._usable = False
             return
         width = places.width * max(1, frozen.itemsize // 8)
         self._frozen, self._learned = _raw(frozen), _raw(learned)
@@ -44,9 +42,12 @@ class RawParts:
             self._places: np.ndarray | slice = slice(starts[0], starts[-1] + 1)
         else:
             self._places = starts
-        many = indices.kind == "entries" and len(starts) > _MANY
-        self._copy = np.array(self._learned) if many else None
-        self._sample = slice(None, None, len(starts) // 256) if many else slice(None)
+        self._many = indices.kind == "entries" and len(starts) > _MANY
+        self._copy: np.ndarray | None = None  # made once both are known to hold the same
+
+    def fits(self, frozen: Tensor, learned: Tensor) -> bool:
+        """Return whether both parts are still where they were, in the same shape and dtype."""
+        return self._is_at == (_memory(frozen), _memory(learned))
 
     def same(self) -> bool | None:
         """Return whether both hold the same; None if torch must tell: other dtypes, or memory with gaps."""
@@ -56,11 +57,17 @@ class RawParts:
             return False
         if isinstance(self._places, slice):
             return bool((self._frozen[self._places] == self._learned).all())
-        return bool((self._frozen.take(self._places[self._sample], 0) == self._learned[self._sample]).all())
+        sample = slice(None, None, 1 if self._copy is None else len(self._places) // 256)
+        same = bool((self._frozen.take(self._places[sample], 0) == self._learned[sample]).all())
+        if same and self._copy is None:
+            self.remember()
+        return same
 
     def remember(self) -> None:
         """Note that both hold the same now."""
-        if self._usable and self._copy is not None:
+        if self._usable and self._many:
+            if self._copy is None:
+                self._copy = np.empty_like(self._learned)
             np.copyto(self._copy, self._learned)
 
     def copy(self) -> bool:
@@ -68,6 +75,11 @@ class RawParts:
         if self._usable:
             self._frozen[self._places] = self._learned
         return self._usable
+
+
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what must not change as long as numpy looks at the memory; a tensor converted may come to its address."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
 def _raw(tensor: Tensor) -> np.ndarray:

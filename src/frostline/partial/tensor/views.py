@@ -16,9 +16,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frostline.partial.tensor.dispatch import VIEW_OVERRIDES, MemoryTensor, PartialView, is_watched, memory_of, view
+from frostline.partial.tensor.dispatch import (
+    VIEW_OVERRIDES,
+    MemoryTensor,
+    PartialView,
+    is_watched,
+    may_use_functions,
+    memory_of,
+    view,
+)
 from frostline.partial.tensor.lookups import index_rows
-from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor, is_traced
+from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
 from frostline.partial.tensor.places import Places
 
 _MOST_VIEWS = 256  # of one call, such as `unbind`: each costs some 20 microseconds
@@ -37,10 +45,20 @@ class _Shown(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         dense = gradient.to_dense() if gradient.is_sparse else gradient
         found = ctx.places.gather_from_view(dense, *ctx.view)
-        return dense.new_zeros(()).expand(ctx.shape) if found is None else found.view(ctx.shape).to(ctx.dtype), None
+        if found is None:
+            return gradient.new_zeros(()).expand(ctx.shape), None  # zeros, as of a plain tensor
+        return found.view(ctx.shape).to(ctx.dtype), None
 
 
 _shown = _Shown.apply  # as it is now: explain patches `Function.apply` to follow the Functions of others
+
+
+def has_own_gradient(tensor: MemoryTensor) -> bool:
+    """Return whether the gradient of `tensor`, a partial tensor or a view made here, goes straight to what learns.
+
+    Not that of views which autograd made: one detached may be a leaf now, and elements of one expanded are the same.
+    """
+    return isinstance(tensor, PartialTensor) or isinstance(tensor.grad_fn, _Shown._backward_cls)
 
 
 def _views(function: Callable[..., Any], tensor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -48,10 +66,11 @@ def _views(function: Callable[..., Any], tensor: Any, *args: Any, **kwargs: Any)
     if not isinstance(tensor, MemoryTensor):  # `plain.view_as(weight)`
         return NotImplemented
     weight: PartialTensor = tensor.origin
-    if weight.stands_in or not (torch.is_grad_enabled() and tensor.requires_grad) or is_traced():
+    if weight.stands_in or not (torch.is_grad_enabled() and tensor.requires_grad) or not may_use_functions():
         return NotImplemented
     places = weight.learned_indices.places_in(weight.frozen)
-    if is_watched(tensor) or tensor.is_conj() or places is None or not weight.numel():
+    usual = has_own_gradient(tensor) and not (is_watched(tensor) or tensor.is_conj() or weight.is_meta)
+    if not usual or places is None or not weight.numel():
         return NotImplemented
     weight.check_held(tensor)
     with torch.no_grad():
@@ -74,7 +93,7 @@ def _view(weight: PartialTensor, places: Places, shown: Tensor) -> PartialView:
     if first < last:
         weight.sync()
     made = view(weight, _shown(weight.learned, (shown, places, offset)))  # type: ignore[no-untyped-call]
-    made.learns = first < last
+    made.learns = first < last or not made.requires_grad
     return made
 
 
