@@ -135,3 +135,34 @@ def test_any_tensor_of_a_recurrent_module_may_learn_in_part_beside_compiled_laye
         )
         torch.testing.assert_close(ours, eager, rtol=1e-5, atol=1e-6)
         assert eager.abs().sum() > 0
+
+
+def test_entries_of_a_large_layer_agree_with_a_compiled_and_a_functional_run_within_rounding():
+    """Eagerly each entry of the gradient is summed up by itself, elsewhere in a product of matrices."""
+    found = {}
+    for way in ("eager", "compiled", "functional"):
+        torch.manual_seed(0)
+        layer = nn.Linear(96, 128)
+        before = layer.weight.detach().clone()
+        plan = fl.train_only(layer, {"weight": fl.entries(torch.rand(128, 96) < 0.02)})
+        optimizer = torch.optim.SGD(plan.parameters(), lr=0.1)
+        x = torch.randn(64, 96)
+        call = torch.compile(layer, backend="aot_eager") if way == "compiled" else layer
+        for _ in range(3):
+            optimizer.zero_grad()
+            if way == "functional":
+                parts = {name: part * 1 if part.requires_grad else part for name, part in layer.named_parameters()}
+                out = torch.func.functional_call(layer, parts, x)
+            else:
+                out = call(x)
+            out.square().mean().backward()
+            optimizer.step()
+        found[way] = layer.weight_learned.detach().clone()
+        after = layer.weight.detach()
+        mask = layer.weight.learned_indices.index
+        moved = torch.zeros_like(before, dtype=torch.bool)
+        moved[mask] = True
+        assert torch.equal(after[~moved], before[~moved])
+        assert (after[moved] != before[moved]).any()
+    for way in ("compiled", "functional"):
+        torch.testing.assert_close(found[way], found["eager"], rtol=0, atol=2e-6)
