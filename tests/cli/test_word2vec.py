@@ -67,12 +67,13 @@ def test_train_prints_epochs_and_neighbours_and_writes_the_vectors(capfd, tmp_pa
         (["text.txt", "--out", "v.bin", "--neighbours-of", "lava"], "--neighbours-of: 'lava' is not among the 6 words"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_no_vectors(capfd, tmp_path, arguments, says):
+def test_bad_input_is_one_line_and_writes_no_vectors_and_no_run(capfd, tmp_path, arguments, says):
     code, _, err = output_of(capfd, "word2vec", "train", *arguments)
     assert code == 2
     assert err.count("\n") == 1
     assert says in err
     assert not (tmp_path / "v.bin").exists()
+    assert not (tmp_path / "v.bin.run").exists() or "--neighbours-of" in arguments  # that run can be resumed
 
 
 def test_ctrl_c_leaves_vectors_and_a_run_that_resumes(tmp_path):

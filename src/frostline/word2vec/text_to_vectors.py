@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -88,6 +89,8 @@ def train(
     _check_arguments(start, learn, out, run_folder, resume, threads)
     with ExitStack() as stack:
         folder = Path(run_folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="frostline-word2vec-")))
+        if not folder.exists():
+            stack.callback(_remove_if_empty, folder)  # nothing could be trained
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -151,6 +154,11 @@ def _finish(folder: Path, training: Training, text: str) -> None:
     write_run_folder(folder, training, text)
     for name in (CHECKPOINT, IDS, ABOUT):
         (folder / name).unlink(missing_ok=True)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _cores() -> int:
