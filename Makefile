@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-BENCHMARKS := $(filter-out benchmarks/tagger_% benchmarks/draw_% benchmarks/word2vec_missing.py, $(wildcard benchmarks/*.py))  # those need your files
+# Those that need your files are left out.
+BENCHMARKS := $(filter-out $(addprefix benchmarks/,tagger_% draw_% choose_% word2vec_missing.py),$(wildcard benchmarks/*.py))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test soak check bench format clean

@@ -16,6 +16,7 @@ import pytest
 import frostline as fl
 
 Run = Callable[..., str]
+WAYS_OF_ENTRIES = ["frozen", "frostline", "masked", "shira", "full"]
 
 
 @pytest.fixture
@@ -116,6 +117,35 @@ def test_the_language_model_benchmark_notices_a_way_that_learns_something_else(r
     )
     with pytest.raises(AssertionError, match="frostline disagrees"):
         run("-c", wrong)
+
+
+def test_the_entries_benchmark_compares_every_way_with_a_frozen_model(run: Run) -> None:
+    for needed in ("transformers", "peft"):
+        pytest.importorskip(needed)
+    printed = run("entries.py", "--quick", "--cases", "64 tokens", "RowAdamW", "w[ids]")
+    cases = printed.split("\n### ")[1:]
+    assert len(cases) == 5, "a Llama, experts in two ways, lookups, a use of a table"
+    for case in cases:
+        assert "All agree." in case
+        ways = re.findall(r"^\| (\w+) \| [\d.]+, [\d.]+ \|", case, re.MULTILINE)
+        assert ways == [way for way in WAYS_OF_ENTRIES if way != "shira" or "Llama" in case]
+
+
+def test_the_entries_benchmark_notices_a_way_that_learns_something_else(run: Run) -> None:
+    wrong = (
+        "import entries as b; b.WAYS['frostline'] = b.WAYS['full']; "
+        "b.main(['--quick', '--ways', 'frostline', '--cases', 'convolutions'])"
+    )
+    with pytest.raises(AssertionError, match=r"frozen entries of .* moved"):
+        run("-c", wrong)
+
+
+def test_the_benchmark_of_chosen_entries_tries_every_choice(run: Run) -> None:
+    few = "--first-steps 2 --steps 1 --seeds 2 --rates 0.01 --windows 8 --batches 1"
+    printed = run("choose_entries.py", *few.split())
+    for way in ("largest", "gradient", "random", "everything"):
+        (line,) = re.findall(rf"^\| {way} \| ([\d,]+) \| .* \(\d\.\d+, \d\.\d+\) ", printed, re.MULTILINE)
+        assert line == ("425,984" if way == "everything" else "4,255")
 
 
 def test_the_explain_benchmark_names_the_cut_before_it_is_timed(run: Run) -> None:
