@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import frostline as fl
 
 D, LAYERS, HEADS, CONTEXT, BATCH = 128, 2, 4, 64, 16
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
 
 class Block(nn.Module):
