@@ -155,8 +155,8 @@ def entries(mask: MaskLike, *, dtype: torch.dtype | None = None) -> Entries:
         TypeError: The mask is not bool. Pass `entries(mask != 0)` for a 0/1 mask.
         ShapeError: From `train_only`, if the mask's shape is not the tensor's.
 
-    Cost: one int64 per dimension for each learned entry, and one for its place in memory. A product computes the gradient
-        of the entries alone, up to 15 % of them; other operations that of the whole tensor.
+    Cost: one int64 per dimension for each learned entry, and one for its place in memory. A product computes the
+        gradient of the entries alone, up to 15 % of them; other operations that of the whole tensor.
 
     Example:
         >>> import frostline as fl
