@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from frostline.partial.tensor import LearnedIndices
+
 MOVES = {"learns", "learns in part", "moves without gradient"}
 MAY_MOVE = {"not finite"}  # a NaN in the gradient makes a NaN of the weight, an Inf may or may not
 
@@ -49,6 +51,8 @@ def _image(value, seen=None):
         return [(id(key), _image(item, seen)) for key, item in value.items()]
     if isinstance(value, list | tuple):
         return [_image(item, seen) for item in value]
+    if isinstance(value, LearnedIndices):  # immutable; what it keeps beside its fields is computed from them
+        return [id(value), _image(value.index, seen)]
     if hasattr(value, "__dict__") and not callable(value) and id(value) not in seen:
         seen[id(value)] = value
         return [id(value), _image(vars(value), seen)]

@@ -13,6 +13,8 @@ from torch import nn
 
 import frostline as fl
 
+pytestmark = pytest.mark.filterwarnings("ignore:RowAdamW. the gradient of a parameter")  # dense here, on purpose
+
 MATRIX_ONLY = {"muon"}
 
 

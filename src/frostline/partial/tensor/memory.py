@@ -149,14 +149,15 @@ class Memory:
 
     def restorer(self, frozen: Tensor, learned: Tensor) -> Callable[[], None]:
         """Return a function that takes back what `sync` does from now on, once the learned part is as it is now."""
+        raw = self._raw
         self.sync(frozen, learned)
-        before, version = (self._parts, self._stamps, self.shown), frozen._version
+        before, version = (self._parts, self._stamps, self.shown, raw), frozen._version
 
         def restore() -> None:
             if frozen._version != version:
                 self.indices.scatter_(frozen, learned.detach())
                 torch._C._autograd._unsafe_set_version_counter((frozen,), (version,))
-            self._parts, self._stamps, self.shown = before
+            self._parts, self._stamps, self.shown, self._raw = before
 
         return restore
 
