@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from frostline.word2vec.modules import CBOW, SkipGram
 
 _PAUSE = 0.2  # seconds between two calls of a callback, and until Ctrl-C is heeded
+_MOST = 1 << 32  # words of a step: those of a small text end with the epoch, and would grow for ever
 
 
 class Epoch(NamedTuple):
@@ -219,7 +220,7 @@ def run(training: Training, callback: Callable[[Training], None] | None, every: 
             began = time.perf_counter()
             training.step(size)
             seconds = max(time.perf_counter() - began, 1e-6)
-            size = every or max(1000, min(10 * size, int(size * _PAUSE / seconds)))
+            size = every or max(1000, min(10 * size, _MOST, int(size * _PAUSE / seconds)))
             if callback is not None:
                 callback(training)
             yield
