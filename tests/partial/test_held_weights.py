@@ -1,5 +1,7 @@
 """A weight that was taken from its module before a plan or a merge raises when it is used after it."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -80,3 +82,31 @@ def test_a_weight_that_a_module_keeps_in_a_list_raises_instead_of_a_wrong_logit(
         model(IDS)
     model.kept[0] = model.embed.weight
     assert torch.allclose(model(IDS), expected)
+
+
+@pytest.mark.parametrize("first", SELECTIONS.values(), ids=SELECTIONS.keys())
+def test_a_weight_is_the_same_object_after_a_step_and_its_gradient_still_reaches_the_model(first: object) -> None:
+    module = nn.Linear(D, V)
+    plan = fl.train_only(module, {"weight": first})
+    optimizer = torch.optim.SGD(plan.parameters(), lr=0.1)
+    weight = module.weight
+    for _ in range(3):
+        before = weight.detach().clone()
+        optimizer.zero_grad()
+        (module(torch.ones(2, D)).sum() + weight.square().sum()).backward()
+        optimizer.step()
+        assert module.weight is weight
+        expected = before.clone()
+        learns = module._frostline.partial["weight"].indices.index
+        expected[learns] -= 0.1 * (2 + 2 * before)[learns]
+        torch.testing.assert_close(weight.detach(), expected)
+        assert not torch.equal(weight.detach(), before)
+
+
+def test_a_conversion_keeps_no_memory_of_the_weight_before() -> None:
+    module = nn.Linear(D, V)
+    fl.train_only(module, {"weight": fl.rows([1])})
+    before = weakref.ref(module.weight)
+    assert before() is module.weight
+    module.double()
+    assert before() is None

@@ -31,7 +31,7 @@ def check_nothing_lost(model_tensor: ModelTensor, learns: LearnedIndices | bool)
     if not model_tensor.mapped or model_tensor.indices is None:
         return
     row_to_slot = learns.row_to_slot if isinstance(learns, LearnedIndices) else None
-    if row_to_slot is None or (row_to_slot[model_tensor.indices.index[0]] < 0).any():
+    if row_to_slot is None or (row_to_slot[model_tensor.indices.flat] < 0).any():
         raise PartialTensorError(
             f"{model_tensor.name}: learned rows cannot be written back to the read-only file. "
             "Keep them in the new plan, or write a new table from state_dict()."

@@ -86,7 +86,7 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         if indices is not None and learned is not None:
             base, tokens = _fingerprint(tensor, indices), tokens_of(model_tensor)
             if indices.kind == "rows" and tokens:
-                learning = set(indices.index[0].tolist())
+                learning = set(indices.flat.tolist())
                 tokens = {text: row for text, row in tokens.items() if row in learning}
             saved[name] = Saved(indices.kind, *about, full_tensor(learned), indices, base, tied, tokens)
         elif tensor.requires_grad:
@@ -164,7 +164,7 @@ def _check_mapped(path: Path, target: ModelTensor, item: Saved) -> None:
     if not target.mapped:
         return
     row_to_slot = target.indices.row_to_slot if target.indices is not None else None
-    if item.indices is None or row_to_slot is None or bool((row_to_slot[item.indices.index[0]] < 0).any()):
+    if item.indices is None or row_to_slot is None or bool((row_to_slot[item.indices.flat] < 0).any()):
         raise LearnedFileError(
             f"{path}: {target.name} is mapped and never written to. Call train_only with the file's rows first."
         )
@@ -216,7 +216,7 @@ def _write_values(target: ModelTensor, item: Saved) -> None:
     if target.indices is not None and target.learned is not None:
         row_to_slot = target.indices.row_to_slot
         if item.kind == "rows" and item.indices is not None and row_to_slot is not None:
-            slots = row_to_slot[item.indices.index[0].to(row_to_slot.device)]  # -1: does not learn here
+            slots = row_to_slot[item.indices.flat.to(row_to_slot.device)]  # -1: does not learn here
             target.learned[slots[slots >= 0]] = item.values.to(target.learned)[slots >= 0]
         else:  # entries: those that the file does not hold keep their learned value, in full precision
             full = target.tensor.to(target.learned.dtype, copy=True)

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,8 @@ def _read_tensor(name: str, item: dict[str, Any], tensors: dict[str, Tensor], ve
         valid = valid and (values.is_floating_point() or values.is_complex())
         if not valid or values.shape != expected or len(torch.unique(stacked, dim=0)) != len(stacked):
             raise LearnedFileError(f"{name}: its values and indices in the file do not match its shape {shape}.")
-        indices = LearnedIndices(tuple(stacked.unbind(1)), None)
+        steps = [math.prod(shape[dim + 1 : width]) for dim in range(width)]
+        indices = LearnedIndices((stacked * torch.tensor(steps)).sum(1), shape[:width], None)
         if not set(tokens.values()) <= set(stacked[:, 0].tolist()) or len(set(tokens.values())) != len(tokens):
             raise LearnedFileError(f"{name}: its tokens in the file do not match its rows.")
     elif values.shape != shape:

@@ -78,7 +78,7 @@ def _with_tokens_of(target: ModelTensor, item: Saved, strict: bool) -> Saved:
     if item.kind != "rows" or item.indices is None:
         return item
     if not item.tokens:
-        unsaid = [text for text, row in here.items() if bool((item.indices.index[0] == row).any())]
+        unsaid = [text for text, row in here.items() if bool((item.indices.flat == row).any())]
         if unsaid and strict:
             raise LearnedFileError(
                 f"{target.name}: the file does not say which tokens its rows are, and in the model they are those of "
@@ -96,7 +96,7 @@ def _with_tokens_of(target: ModelTensor, item: Saved, strict: bool) -> Saved:
             "List them in fl.add_tokens, or pass strict=False to leave them out."
         )
     row_to_text = {row: text for text, row in item.tokens.items()}
-    rows = item.indices.index[0].tolist()
+    rows = item.indices.flat.tolist()
     kept = [k for k, row in enumerate(rows) if row_to_text.get(row) not in missing or row not in row_to_text]
     new = [here[row_to_text[rows[k]]] if rows[k] in row_to_text else rows[k] for k in kept]
     others = [row for row in rows if row not in row_to_text]
@@ -106,7 +106,7 @@ def _with_tokens_of(target: ModelTensor, item: Saved, strict: bool) -> Saved:
     if not new:
         raise LearnedFileError(f"{target.name}: the model has none of the file's tokens {_quoted(item.tokens)}.")
     found = {text: here[text] for text in item.tokens if text not in missing}
-    indices = LearnedIndices((torch.tensor(new, dtype=torch.int64),), None)
+    indices = LearnedIndices(torch.tensor(new, dtype=torch.int64), (size,), None)
     shape = (size, *item.shape[1:]) if not others else item.shape
     return replace(item, shape=shape, values=item.values[kept], indices=indices, tokens=found)
 

@@ -37,7 +37,7 @@ class MappedTable:
 
     def shown(self) -> Tensor:
         """Return the table as code sees it of which nothing learns: writing to it raises."""
-        nothing = Memory(LearnedIndices((torch.empty(0, dtype=torch.int64),), None, read_only=True), looked_up=True)
+        nothing = Memory(LearnedIndices(torch.empty(0, dtype=torch.int64), (0,), None, read_only=True), looked_up=True)
         return view(PartialTensor.stand_in(self.tensor, self.tensor.new_empty(0), nothing), self.tensor.detach())
 
     def differs_from(self, full: Tensor | None, learns: Memory | None) -> str:
@@ -62,7 +62,7 @@ class State:
 
     Attributes:
         partial: Name of each partial tensor -> the memory of its parts, with the indices that learn.
-        shown: Name -> its PartialTensor as it was last used, until the next step: people may hold only its views.
+        shown: Name -> its PartialTensor as it was last used: people may hold only its views.
         mapped: Name of each tensor in a mapped file -> that table, which is not among the parameters.
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
         frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.

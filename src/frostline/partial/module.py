@@ -35,7 +35,7 @@ from frostline.partial.model_tensors import (
 )
 from frostline.partial.optimizer_guard import adopt, frozen_of
 from frostline.partial.sharded import is_sharded
-from frostline.partial.tensor import PartialTensor, is_traced, partial_tensor
+from frostline.partial.tensor import PartialTensor, is_traced, partial_tensor, plain
 from frostline.partial.tensor.memory import Memory
 
 
@@ -93,17 +93,22 @@ class PartialModule(nn.Module):
         for (memory, frozen, learned), storages in zip(memories_of(self), before, strict=True):
             if _storages(frozen, learned) != storages:
                 memory.forget()
+                self._frostline.shown.clear()  # it would keep the memory that was left
         for name, memory in self._frostline.partial.items():
             memory.indices = memory.indices.to(frozen_part(self, name).device)
         return self
 
     def _around_step(self) -> None:
         """Before an optimizer's step, take over what was written to the frozen parts; after it, what has learned."""
-        shown = list(self._frostline.shown.values())
-        self._frostline.shown.clear()
-        for weight in shown:
-            _ = weight.grad  # raises if a gradient was asked of the whole, of which nothing would learn
+        shown = self._frostline.shown
+        with plain():
+            leaf = next((weight for weight in shown.values() if weight.retains_grad), None)
+        if leaf is not None:
+            shown.clear()
+            leaf.check_is_no_leaf()
         for memory, frozen, learned in memories_of(self):
+            if learned.is_cuda:
+                shown.clear()  # a CUDA graph captures only what was made in its own stream
             if memory.seems_changed(frozen, learned):
                 memory.sync(frozen, learned)
 

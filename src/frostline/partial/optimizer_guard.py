@@ -148,17 +148,20 @@ class _Holding:
     Attributes:
         made_of: What it was looked up from: `_changes`, then id and length of the `params` of each of its groups.
         parts: The learned parts that it holds, each with the modules that a plan gave it to.
+        modules: Every module that has one of the parts, once.
         undriven: Learned parts that no optimizer has stepped yet, of models of which it holds parameters.
     """
 
     made_of: tuple[int, ...]
     parts: list[tuple[weakref.ref[Tensor], list[weakref.ref[nn.Module]]]]
+    modules: list[weakref.ref[Any]]
     undriven: list[weakref.ref[Tensor]]
 
-    def modules(self) -> Iterator[Any]:
-        """Yield every module that has one of the parts, once."""
-        found = {id(module): module for _, owners in self.parts for owner in owners if (module := owner()) is not None}
-        yield from found.values()
+    def around_step(self) -> None:
+        """Let the modules bring their parts up to date."""
+        for reference in self.modules:
+            if (module := reference()) is not None:
+                module._around_step()
 
 
 def _made_of(optimizer: Optimizer) -> tuple[int, ...]:
@@ -168,35 +171,31 @@ def _made_of(optimizer: Optimizer) -> tuple[int, ...]:
 
 def _check(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Before a step, raise if nothing would learn; take over what was written to the frozen parts."""
-    holding: _Holding | None = _holdings.get(optimizer)
-    if holding is None or holding.made_of != _made_of(optimizer):
-        with _LOCK:
-            holding = _holdings[optimizer] = _held_by(optimizer)
+    holding = _held_now(optimizer)
     if holding.parts or holding.undriven:
         try:
             _check_now(optimizer, holding)
         except StaleOptimizerError:
             _holdings.pop(optimizer, None)  # looked up again: its parameters may be replaced in place
             raise
-        for module in holding.modules():
-            module._around_step()
+        holding.around_step()
 
 
 def _bring_up_to_date(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """After a step, let the modules copy what learned into the memory of the frozen parts."""
-    holding: _Holding | None = _holdings.get(optimizer)
-    if holding is not None and holding.made_of != _made_of(
-        optimizer
-    ):  # a closure has run a copied model for the first time
-        with _LOCK:
-            holding = _holdings[optimizer] = _held_by(optimizer)
-    if holding is None or not holding.parts:
-        return
+    holding = _held_now(optimizer)  # again: a closure may have run a copied model for the first time
     for part, _ in holding.parts:
         if (learned := part()) is not None:
             torch.autograd.graph.increment_version(learned)  # fused optimizers do not count their writes
-    for module in holding.modules():
-        module._around_step()
+    holding.around_step()
+
+
+def _held_now(optimizer: Optimizer) -> _Holding:
+    holding: _Holding | None = _holdings.get(optimizer)
+    if holding is None or holding.made_of != _made_of(optimizer):
+        with _LOCK:
+            holding = _holdings[optimizer] = _held_by(optimizer)
+    return holding
 
 
 def _held_by(optimizer: Optimizer) -> _Holding:
@@ -221,7 +220,8 @@ def _held_by(optimizer: Optimizer) -> _Holding:
         for learned, model in list(_undriven.items())
         if id(learned) in ids or any(id(parameter) in ids for parameter in _parameters(model()))
     ]
-    return _Holding(_made_of(optimizer), parts, undriven)
+    modules = {id(owner()): owner for _, owners in parts for owner in owners}
+    return _Holding(_made_of(optimizer), parts, list(modules.values()), undriven)
 
 
 def _check_now(optimizer: Optimizer, holding: _Holding) -> None:

@@ -261,7 +261,7 @@ def _values(tensor: ModelTensor, learns: LearnedIndices, selection: Selection) -
             return values
         # Values that learned so far are in the learned part, in float32 with digits that the table's dtype cannot hold.
         if learns.row_to_slot is not None and tensor.indices.row_to_slot is not None:
-            slots = tensor.indices.row_to_slot[learns.index[0]]  # (R,), -1: did not learn so far
+            slots = tensor.indices.row_to_slot[learns.flat]  # (R,), -1: did not learn so far
             values[slots >= 0] = tensor.learned[slots[slots >= 0]].to(dtype)
             return values
         full = tensor.tensor.to(dtype, copy=True)  # for entries a full copy, once for each plan

@@ -144,7 +144,7 @@ def _mask(selection: Selection, count: int) -> Mask:
 
     mask = np.zeros(count, dtype=np.uint8)
     resolved = selection.resolve(torch.empty(count, 1))
-    mask[resolved.index[0].numpy() if isinstance(resolved, LearnedIndices) else slice(None)] = resolved is not False
+    mask[resolved.flat.numpy() if isinstance(resolved, LearnedIndices) else slice(None)] = resolved is not False
     return mask
 
 

@@ -60,10 +60,7 @@ def _requires_grad_(weight: PartialTensor, requires_grad: bool = True) -> Partia
 def _grad(weight: PartialTensor) -> Tensor | None:
     if sys._getframe(2).f_code.co_name == "safe_grad":  # a compiler describes a captured weight by its shape
         return None
-    if weight.retains_grad:
-        raise PartialTensorError(
-            "backward(inputs=...) was given a partial tensor, not a leaf. Pass its learned part: weight.learned."
-        )
+    weight.check_is_no_leaf()
     return weight.learned.grad
 
 

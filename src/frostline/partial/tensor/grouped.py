@@ -51,7 +51,7 @@ class _Grouped(torch.autograd.Function):
             factors = (gradient, input) if job.transposed else (input, gradient)
             learn = [
                 factors[0][ends[expert] : ends[expert + 1]].T @ factors[1][ends[expert] : ends[expert + 1]]
-                for expert in job.weight.learned_indices.index[0].tolist()
+                for expert in job.weight.learned_indices.flat.tolist()
             ]
             for_learned = torch.stack(learn).to(job.weight.learned.dtype)
         return for_input, None, None, for_learned, None

@@ -28,8 +28,8 @@ class LearnedIndices:
     """The indices of the rows or entries of one tensor that learn.
 
     Attributes:
-        index: One int64 tensor for each indexed dimension: `(ids,)` of shape (R,) for rows, or one of shape (n,) for
-            every dimension for entries. `tensor[index]` is what learns.
+        flat: int64: for rows their ids, (R,); for entries, where each lies in the flattened tensor, (n,).
+        shape: The sizes of the dimensions that are indexed: (V,) for rows, all of the tensor's for entries.
         row_to_slot: For rows, the map from a row's id to its position in `learned`: int32, shape (V,), -1 where the
             row is frozen. The only memory of size V that a partial tensor adds; it is made once. None for entries.
         learn_padding: Whether the row at `padding_idx` learns because the caller asked for it.
@@ -37,7 +37,8 @@ class LearnedIndices:
         read_only: Whether the frozen part is a memory-mapped file.
     """
 
-    index: tuple[Tensor, ...]
+    flat: Tensor
+    shape: tuple[int, ...]
     row_to_slot: Tensor | None
     learn_padding: bool = False
     padding: tuple[int, ...] = ()
@@ -57,12 +58,17 @@ class LearnedIndices:
         ids = ids.to(device)
         row_to_slot = torch.full((rows,), -1, dtype=torch.int32, device=device)
         row_to_slot[ids] = torch.arange(len(ids), dtype=torch.int32, device=device)
-        return cls((ids,), row_to_slot, learn_padding, padding)
+        return cls(ids, (rows,), row_to_slot, learn_padding, padding)
 
     @classmethod
     def from_entries(cls, mask: Tensor, device: torch.device) -> LearnedIndices:
         """Return the indices for a tensor of which the entries learn where `mask` is True."""
-        return cls(mask.to(_with_data(device)).nonzero(as_tuple=True), None)
+        return cls(mask.to(_with_data(device)).reshape(-1).nonzero().squeeze(1), tuple(mask.shape), None)
+
+    @property
+    def index(self) -> tuple[Tensor, ...]:
+        """One int64 tensor for each indexed dimension: `tensor[index]` is what learns. For entries, made anew."""
+        return torch.unravel_index(self.flat, self.shape) if len(self.shape) > 1 else (self.flat,)
 
     @property
     def kind(self) -> str:
@@ -70,7 +76,7 @@ class LearnedIndices:
         return "entries" if self.row_to_slot is None else "rows"
 
     def __len__(self) -> int:
-        return len(self.index[0])
+        return len(self.flat)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_places", "_block")}
@@ -81,14 +87,12 @@ class LearnedIndices:
             return None
         if "_places" not in vars(self):
             with torch.inference_mode(False):  # made when first used, for backward passes as well
-                object.__setattr__(self, "_places", Places(self.index, full.shape))
+                object.__setattr__(self, "_places", Places(self.flat, full.shape, len(self.shape)))
         return vars(self)["_places"]  # type: ignore[no-any-return]
 
-    def _flat_in(self, full: Tensor) -> Tensor | None:
-        """Return the indices of entries in the memory of `full`, (n,), many times as fast; None if it has gaps."""
-        if len(self.index) != full.ndim or full.ndim < 2 or (places := self.places_in(full)) is None:
-            return None
-        return places.starts
+    def _are_flat_in(self, full: Tensor) -> bool:
+        """Return whether these are entries of a tensor without gaps in its memory, and `flat` is where they lie."""
+        return len(self.shape) == full.ndim and full.is_contiguous()
 
     def __deepcopy__(self, memo: dict[int, object]) -> LearnedIndices:
         return self  # immutable, so a copied model shares it
@@ -96,20 +100,19 @@ class LearnedIndices:
     def to(self, device: torch.device) -> LearnedIndices:
         """Return the same indices on `device`; `self` if they are there already."""
         device = _with_data(device)
-        if self.index[0].device == device:
+        if self.flat.device == device:
             return self
         row_to_slot = None if self.row_to_slot is None else self.row_to_slot.to(device)
-        return replace(self, index=tuple(index.to(device) for index in self.index), row_to_slot=row_to_slot)
+        return replace(self, flat=self.flat.to(device), row_to_slot=row_to_slot)
 
     def same_entries(self, other: LearnedIndices) -> bool:
         """Return whether both select the same elements, in the same order."""
-        mine, theirs = self.index, other.index
-        return len(mine) == len(theirs) and all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+        return self.shape == other.shape and torch.equal(self.flat, other.flat)
 
     def gather(self, full: Tensor) -> Tensor:
         """Return a copy of the values of `full` (V, *) at the learned indices, shape (R, *) or (n,)."""
-        if (flat := self._flat_in(full)) is not None:
-            return full.view(-1).index_select(0, flat)
+        if self._are_flat_in(full):
+            return full.view(-1).index_select(0, self.flat)
         return full[self.index]
 
     def holds(self, full: Tensor, values: Tensor) -> bool:
@@ -122,13 +125,16 @@ class LearnedIndices:
         """The first row and how many, if what learns are rows that follow each other: one expert, or new tokens."""
         if self.row_to_slot is None:
             return None
-        (ids,) = self.index
+        ids = self.flat
         following = torch.arange(len(ids), device=ids.device) + ids[:1]
         return (int(ids[0]), len(ids)) if torch.equal(ids, following) else None
 
     def merged(self, frozen: Tensor, learned: Tensor) -> Tensor:
         """Return a copy of `frozen` with `learned` at its indices; only `learned` gets a gradient through it."""
-        return frozen.detach().index_put(self.index, learned.to(frozen.dtype))
+        frozen, learned = frozen.detach(), learned.to(frozen.dtype)
+        if self._are_flat_in(frozen):
+            return frozen.view(-1).index_put((self.flat,), learned).view(frozen.shape)
+        return frozen.index_put(self.index, learned)
 
     @torch.no_grad()
     def update(self, learned: Tensor, full: Tensor) -> None:
@@ -146,9 +152,9 @@ class LearnedIndices:
         if block := self._block:
             full.narrow(0, *block).copy_(values)
         elif self.row_to_slot is not None:
-            copy_rows_(full, self.index[0], values)
-        elif (flat := self._flat_in(full)) is not None:
-            copy_rows_(full.view(-1), flat, values)
+            copy_rows_(full, self.flat, values)
+        elif self._are_flat_in(full):
+            copy_rows_(full.view(-1), self.flat, values)
         else:
             full, values = _writable_by_index(full, values)
             full.index_put_(self.index, values)

@@ -83,7 +83,7 @@ class Memory:
             self._parts = weakref.ref(frozen), weakref.ref(learned)
             self._writable = frozen.data_ptr() if may_be_written(frozen) else None
         self._stamps = _stamp(frozen), _stamp(learned)
-        if self._raw is not None and self._raw.fits(frozen, learned):
+        if self._raw is not None and self._raw.many and self._raw.fits(frozen, learned):
             self._raw.remember()
 
     def is_synced(self, frozen: Tensor) -> bool:
@@ -102,10 +102,8 @@ class Memory:
         """Make both parts hold the same values at the learned indices. Cost: one write of what learns."""
         if frozen.is_meta or learned.is_meta or self.indices.read_only:
             return
-        if self._is_current(frozen, learned):
-            return
         with _LOCK, torch._C.DisableTorchFunction(), torch._C._DisableFuncTorch():
-            if self._is_current(frozen, learned):  # another thread was first
+            if self._is_current(frozen, learned):
                 return
             unchanged = self._stamps[1] == _stamp(learned) and self.knows(frozen, learned)
             if unchanged and self._stamps[0] != _stamp(frozen):
@@ -166,7 +164,7 @@ _Stamp = tuple[int, int]  # address and version counter
 
 
 def _stamp(tensor: Tensor) -> _Stamp:
-    return tensor.data_ptr(), version_of(tensor)
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def version_of(tensor: Tensor) -> int:

@@ -117,6 +117,13 @@ class PartialTensor(MemoryTensor):
         """Return whether its gradient goes to the learned part; not after a write in place that autograd recorded."""
         return not self.requires_grad or isinstance(self.grad_fn, _Alias._backward_cls)
 
+    def check_is_no_leaf(self) -> None:
+        """Raise if its own gradient was asked for, as if it were a Parameter: nothing would learn of it."""
+        with plain():
+            if self.retains_grad:
+                why = "backward(inputs=...) was given a partial tensor, no leaf. Pass its learned part: weight.learned."
+                raise PartialTensorError(why)
+
     def check_held(self, view: Tensor | None = None) -> None:
         """Raise if it, or a view of it, was taken from its module before something that replaced its memory."""
         self.memory.check_in_use()

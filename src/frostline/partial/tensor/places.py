@@ -27,12 +27,9 @@ class Places:
         shape: Shape of the tensor.
     """
 
-    def __init__(self, index: tuple[Tensor, ...], shape: Sequence[int]) -> None:
-        starts = torch.zeros_like(index[0])
-        for ids, size in zip(index, shape, strict=False):
-            starts = starts * size + ids
+    def __init__(self, starts: Tensor, shape: Sequence[int], indexed: int) -> None:
         self.starts, self.shape = starts, tuple(shape)
-        self.width = math.prod(shape[len(index) :])
+        self.width = math.prod(shape[indexed:])
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, Tensor, Tensor | None]:

@@ -112,7 +112,7 @@ def _input_gradient(job: _Job, gradient: Tensor, weight: Tensor, given: str) -> 
 
 def _rows_gradient(job: _Job, gradient: Tensor, input: Tensor) -> Tensor:
     """Return the gradient of the learned rows: of both factors, only what belongs to these rows is used."""
-    row, (ids,) = job.whole[0], job.weight.learned_indices.index
+    row, ids = job.whole[0], job.weight.learned_indices.flat
     terms = ((job.output, gradient), (job.input, input))
     gradient, input = (
         factor.index_select(letters.index(row), ids) if row in letters else factor for letters, factor in terms
@@ -242,7 +242,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     if input.requires_grad:
         weight.sync()  # a NaN that was in a learned row would reach the gradient of the input: 0 * NaN is NaN
     weight.memory.check_in_use()
-    (ids,) = weight.learned_indices.index
+    ids = weight.learned_indices.flat
     out = F.linear(input, weight.frozen.detach(), bias)
     learned = weight.learned.to(weight.frozen.dtype)
     return out.index_copy(-1, ids, F.linear(input, learned, None if bias is None else bias[ids]))

@@ -28,6 +28,7 @@ class RawParts:
 
     def __init__(self, frozen: Tensor, learned: Tensor, indices: LearnedIndices) -> None:
         self._is_at = _memory(frozen), _memory(learned)
+        self.many = False
         places = indices.places_in(frozen)
         kept = bool(learned.numel() and frozen.data_ptr() and learned.data_ptr())
         self._usable = kept and places is not None and learned.is_contiguous() and frozen.dtype == learned.dtype
@@ -42,7 +43,7 @@ class RawParts:
             self._places: np.ndarray | slice = slice(starts[0], starts[-1] + 1)
         else:
             self._places = starts
-        self._many = indices.kind == "entries" and len(starts) > _MANY
+        self.many = indices.kind == "entries" and len(starts) > _MANY
         self._copy: np.ndarray | None = None  # made once both are known to hold the same
 
     def fits(self, frozen: Tensor, learned: Tensor) -> bool:
@@ -65,7 +66,7 @@ class RawParts:
 
     def remember(self) -> None:
         """Note that both hold the same now."""
-        if self._usable and self._many:
+        if self.many:
             if self._copy is None:
                 self._copy = np.empty_like(self._learned)
             np.copyto(self._copy, self._learned)
