@@ -52,7 +52,7 @@ def _image(value, seen=None):
     if isinstance(value, list | tuple):
         return [_image(item, seen) for item in value]
     if isinstance(value, LearnedIndices):  # immutable; what it keeps beside its fields is computed from them
-        return [id(value), _image(value.index, seen)]
+        return [id(value), _image(value.flat, seen)]
     if hasattr(value, "__dict__") and not callable(value) and id(value) not in seen:
         seen[id(value)] = value
         return [id(value), _image(vars(value), seen)]

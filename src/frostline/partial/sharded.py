@@ -230,9 +230,7 @@ def check_agreement(name: str, indices: LearnedIndices, frozen: Tensor, learned:
     groups = _groups(indices)
     if not groups:
         return
-    digest = hashlib.sha256()
-    for index in indices.index:
-        digest.update(index.cpu().numpy().data)
+    digest = hashlib.sha256(indices.flat.cpu().numpy().data)
     value = int.from_bytes(digest.digest()[:7], "big")  # 7 bytes: an int64 of which the negative exists too
     extremes = torch.tensor([value, -value], device=frozen.device)  # one reduction finds both maximum and minimum
     for group in groups:
