@@ -32,7 +32,7 @@ from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
 from frostline.partial.tensor.views import has_own_gradient
 
 # More of the entries, and the whole gradient is quicker; fewer multiplications, and it is too (both measured).
-_MOST_ENTRIES, _FEWEST_MULTIPLICATIONS = 0.15, 2**19
+_MOST_ENTRIES, _FEWEST_MULTIPLICATIONS = 0.15, 2**22
 
 
 class _Job(NamedTuple):
