@@ -17,6 +17,10 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from frostline import tagger as tagger
     from frostline import vectors as vectors
     from frostline import word2vec as word2vec
+    from frostline.changes import Changes as Changes
+    from frostline.changes import apply_changes as apply_changes
+    from frostline.changes import digest as digest
+    from frostline.errors import CheckpointError as CheckpointError
     from frostline.errors import DataFileError as DataFileError
     from frostline.errors import FileError as FileError
     from frostline.errors import FrostlineError as FrostlineError
@@ -58,7 +62,9 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
 __version__ = "0.1.0"
 
 _NAMES = {  # room: the names of it that `import frostline` offers
+    "changes": ("Changes", "apply_changes", "digest"),
     "errors": (
+        "CheckpointError",
         "DataFileError",
         "FileError",
         "FrostlineError",

@@ -10,6 +10,7 @@ FrostlineError
 ├── ProbeError            RuntimeError  a pass that cannot be observed without side effects, or that has no gradient
 ├── FileError             ValueError    a file that cannot be read or written
 │   ├── LearnedFileError                a file of learned values that does not match the model
+│   ├── CheckpointError                 a checkpoint that cannot be read, or changes that do not follow on it
 │   ├── VectorFileError                 a file of word vectors
 │   ├── DataFileError                   a file of labelled text
 │   ├── ModelFolderError                a folder of a saved tagger
@@ -60,6 +61,10 @@ class FileError(FrostlineError, ValueError):
 
 class LearnedFileError(FileError):
     """A file of learned values that is damaged, cannot be written or does not match the model."""
+
+
+class CheckpointError(FileError):
+    """A checkpoint that cannot be read or compared, or a file of changes that does not follow on a state."""
 
 
 class VectorFileError(FileError):
