@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from frostline.changes.apply_to_files import apply_to_files
 from frostline.changes.chain import sums_with
-from frostline.changes.digests import owned, state_digest, state_sums
+from frostline.changes.state_hash import owned, state_digest, state_sums
 from frostline.changes.entry_hash import Sums, exchanged
 from frostline.changes.one_pass import bits_of, values_of
 from frostline.changes.processes import Processes

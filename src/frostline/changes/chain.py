@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from frostline.changes.digests import owned, state_digest, state_sums
+from frostline.changes.state_hash import owned, state_digest, state_sums
 from frostline.changes.entry_hash import Sums, added, exchanged
 from frostline.changes.one_pass import Differing, differing, values_of
 from frostline.changes.processes import Processes

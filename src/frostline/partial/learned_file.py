@@ -84,7 +84,7 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         about = tuple(tensor.shape), dtype_name(tensor)
         tied = tuple(dict.fromkeys(model_tensor.names[1:]))
         if indices is not None and learned is not None:
-            base, tokens = _fingerprint(tensor, indices), tokens_of(model_tensor)
+            base, tokens = fingerprint(tensor, indices), tokens_of(model_tensor)
             if indices.kind == "rows" and tokens:
                 learning = set(indices.flat.tolist())
                 tokens = {text: row for text, row in tokens.items() if row in learning}
@@ -182,7 +182,7 @@ def _trained_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     yield (f"{prefix}.{name}" if prefix else name), buffer
 
 
-def _fingerprint(tensor: Tensor, indices: LearnedIndices) -> str:
+def fingerprint(tensor: Tensor, indices: LearnedIndices) -> str:
     """Return the SHA-256 of the bytes of `tensor`, with zeros at the learned indices; works chunk by chunk."""
     digest = hashlib.sha256(str((tuple(tensor.shape), tensor.dtype)).encode())
     first, *rest = (index.cpu() for index in indices.index)
@@ -198,7 +198,7 @@ def _warn_of_differences(path: Path, target: ModelTensor, item: Saved) -> None:
     name, dtype = target.name, dtype_name(target.tensor)
     if dtype != item.dtype:
         warnings.warn(f"{path}: {name} was learned in a {item.dtype} tensor; the model's is {dtype}.", stacklevel=3)
-    elif item.indices is not None and _fingerprint(target.tensor, item.indices) != item.base:
+    elif item.indices is not None and fingerprint(target.tensor, item.indices) != item.base:
         warnings.warn(
             f"{path}: {name} was learned on another base: what did not learn differs from the model's.", stacklevel=3
         )

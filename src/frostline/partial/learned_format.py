@@ -170,6 +170,12 @@ def read_changes(path: Path) -> tuple[list[tuple[str, Saved]], Step]:
     return found, step
 
 
+def is_changes(path: Path) -> bool:
+    """Return whether a file that `write` wrote holds changes, not learned values."""
+    with safe_open(path, framework="pt") as file:
+        return "state" in (file.metadata() or {})
+
+
 def _read(path: Path) -> tuple[dict[str, Saved], Step | None, str]:
     if path.is_dir():
         raise LearnedFileError(f"{path}: a folder. Pass the file that save_learned or Changes.save wrote.")
