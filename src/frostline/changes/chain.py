@@ -37,9 +37,6 @@ class Changes:
     Args:
         model: A module, partial or not. It may be wrapped in DistributedDataParallel or compiled.
 
-    Attributes:
-        digest: `fl.digest` of the state that the next file builds on.
-
     Raises:
         CheckpointError: A tensor has no bits to compare (sparse, on the meta device).
 
@@ -67,8 +64,13 @@ class Changes:
         self._owned = owned(state, self._processes)
         self._base = {name: _copied(tensor.bits()) for name, tensor in state.items()}
         self._sums = state_sums(state, self._processes)
-        self._next: tuple[dict[str, list[Differing]], dict[str, Sums]] | None = None
-        self.digest = state_digest(state, self._sums)
+        self._digest = state_digest(state, self._sums)
+        self._next: tuple[dict[str, list[Differing]], dict[str, Sums], str] | None = None
+
+    @property
+    def digest(self) -> str:
+        """`fl.digest` of the state that the next file builds on."""
+        return self._digest if self._next is None else self._next[2]
 
     @torch.no_grad()
     def save(self, path: str | os.PathLike[str]) -> Saving:
@@ -94,21 +96,21 @@ class Changes:
         found = {name: [*differing(tensor.bits(), self._base[name])] for name, tensor in state.items()}
         sums = self._sums_after(state, found)
         saved = {name: _saved(state[name], parts) for name, parts in found.items() if parts and name in self._owned}
-        self._write(saved, Path(path), Step(self.digest, state_digest(state, sums)))
-        self._next = found, sums  # from here on the file counts; if this is interrupted, the next call goes on
+        digest = state_digest(state, sums)
+        self._write(saved, Path(path), Step(self.digest, digest))
+        self._next = found, sums, digest  # from here on the file counts; if this is interrupted, the next call goes on
         self._move()
-        self.digest = state_digest(state, self._sums)
         return Saving({name: sum(len(part.index) for part in parts) for name, parts in found.items() if parts}, state)
 
     def _move(self) -> None:
         """Let the copy of the state be that of the last file."""
         if self._next is None:
             return
-        found, sums = self._next
+        found, sums, digest = self._next
         for name, parts in found.items():
             for part in parts:
                 put_bits(self._base[name], part.index, part.new)
-        self._sums = sums
+        self._sums, self._digest = sums, digest
         self._next = None
 
     def _check(self, state: State) -> None:
