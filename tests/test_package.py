@@ -18,6 +18,8 @@ EXTRAS = ["rich", "gensim", "matplotlib", "transformers", "peft", "polars", "pya
 
 def test_the_public_names_are_pinned():
     assert sorted(fl.__all__) == [
+        "Changes",
+        "CheckpointError",
         "DataFileError",
         "Explanation",
         "FileError",
@@ -40,7 +42,9 @@ def test_the_public_names_are_pinned():
         "VectorFileError",
         "add_tokens",
         "adversarial",
+        "apply_changes",
         "clip_grad_norm_",
+        "digest",
         "entries",
         "everything",
         "explain",

@@ -64,7 +64,13 @@ def test_100_steps_of_adamw_in_bfloat16_arrive_in_a_plain_a_partial_and_a_stored
     for first, target in ((0, plain), (0, partial), (90, tmp_path / "model.safetensors")):
         for number in range(first, 100):
             assert fl.apply_changes(target, tmp_path / f"{number}.changes") == digests[number + 1]
-    assert fl.digest(model) == digests[-1] == fl.digest(plain) == fl.digest(partial) == fl.digest(tmp_path / "model.safetensors")
+    assert (
+        fl.digest(model)
+        == digests[-1]
+        == fl.digest(plain)
+        == fl.digest(partial)
+        == fl.digest(tmp_path / "model.safetensors")
+    )
     assert same_bits(model, plain)
     assert same_bits(model, partial)
     assert torch.equal(partial[0].weight_learned, model[0].weight[[1, 5, 9]].float())
@@ -273,7 +279,12 @@ def test_a_plan_and_a_merge_between_two_files_change_nothing_about_the_chain(tmp
     twin, changes = copy.deepcopy(model), fl.Changes(model)
     plan = fl.train_only(model, {"0.weight": fl.rows([2, 3])})
     train(model, torch.optim.SGD(plan.parameters(), lr=1.0), 1)
-    assert set(changes.save(tmp_path / "0").entries) <= {"0.weight", "2.running_mean", "2.running_var", "2.num_batches_tracked"}
+    assert set(changes.save(tmp_path / "0").entries) <= {
+        "0.weight",
+        "2.running_mean",
+        "2.running_var",
+        "2.num_batches_tracked",
+    }
     fl.merge(model)
     train(model, torch.optim.SGD(model.parameters(), lr=1.0), 2)
     changes.save(tmp_path / "1")

@@ -48,7 +48,11 @@ def test_the_changes_from_a_to_b_over_a_give_b_to_the_bit(tmp_path_factory, monk
         for key, tensor in a.items():
             width = max(1, tensor[0].numel()) if tensor.dim() and len(tensor) else 1
             rows = sorted({index // width for index in expected[key]})
-            assert (found[key].entries, found[key].rows, list(found[key].row_ids)) == (len(expected[key]), len(rows), rows)
+            assert (found[key].entries, found[key].rows, list(found[key].row_ids)) == (
+                len(expected[key]),
+                len(rows),
+                rows,
+            )
         same = fl.digest(twin) == fl.digest(model)
         assert same == (not any(expected.values()))
         assert fl.apply_changes(twin, folder / "changes.safetensors") == fl.digest(model) == fl.digest(twin)
@@ -62,7 +66,9 @@ def test_the_changes_from_a_to_b_over_a_give_b_to_the_bit(tmp_path_factory, monk
 
 def test_files_of_every_dtype_take_the_changes_as_a_model_does(tmp_path, backend):
     data = bytes(range(256)) * 8
-    dtypes = [dtype for dtype in DTYPES if dtype not in (torch.complex128, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)]
+    dtypes = [
+        dtype for dtype in DTYPES if dtype not in (torch.complex128, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+    ]
     tensors = {f"of_{str(dtype)[6:]}": from_bytes(data, dtype, (5, 13)) for dtype in dtypes}
     save_file(tensors, tmp_path / "model.safetensors")
     model = Holder(tensors)
@@ -118,7 +124,9 @@ def test_the_hash_of_an_entry_is_the_one_that_is_documented():
         return sums
 
     values = torch.tensor([1, -1, 0, 77], dtype=torch.int16)
-    expected = [sum(pair) % 2**64 for pair in zip(*(once(i, int(v) % 2**16) for i, v in enumerate(values)), strict=True)]
+    expected = [
+        sum(pair) % 2**64 for pair in zip(*(once(i, int(v) % 2**16) for i, v in enumerate(values)), strict=True)
+    ]
     assert list(hash_range(bits_of(values))) == expected
 
 
@@ -127,7 +135,9 @@ def test_no_two_of_many_small_differences_have_one_hash():
     seen = {hash_range(base)}
     for index in range(300):  # each bit of each entry, and each pair of entries exchanged
         for bit in range(16):
-            seen.add(hash_at(torch.tensor([index]), torch.tensor([1 << bit if bit < 15 else -(2**15)], dtype=torch.int16)))
+            seen.add(
+                hash_at(torch.tensor([index]), torch.tensor([1 << bit if bit < 15 else -(2**15)], dtype=torch.int16))
+            )
     ramp = torch.arange(300, dtype=torch.int16)
     for index in range(299):
         swapped = ramp.clone()

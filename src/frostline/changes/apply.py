@@ -7,20 +7,20 @@ would come out with the one that it leads to. So another model, a missing link a
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from frostline.changes.apply_to_files import apply_to_files
 from frostline.changes.chain import sums_with
-from frostline.changes.state_hash import owned, state_digest, state_sums
 from frostline.changes.entry_hash import Sums, exchanged
 from frostline.changes.one_pass import bits_of, values_of
 from frostline.changes.processes import Processes
 from frostline.changes.read_changes import Change, check_base, check_result, read_changes
 from frostline.changes.state import State, StateTensor, live_state, unwrapped
+from frostline.changes.state_hash import owned, state_digest, state_sums
 from frostline.errors import CheckpointError, FileError
 from frostline.partial import sharded
 from frostline.partial.model_tensors import ModelTensor, find_tensors
@@ -83,7 +83,8 @@ def apply_changes(model: nn.Module | str | os.PathLike[str], path: str | os.Path
     return step.after
 
 
-class _Write(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Write:
     """One write: new and old bits at flat indices of what this process holds of a tensor."""
 
     tensor: StateTensor
@@ -98,7 +99,7 @@ def _planned(path: Path, change: Change, tensor: StateTensor, target: ModelTenso
     live = tensor.live
     if target is not None and target.mapped:
         raise CheckpointError(f"{path}: {tensor.name} is mapped and never written to. Apply it to the mapped file.")
-    if torch._debug_has_internal_overlap(live) == 1:  # type: ignore[no-untyped-call]
+    if torch._debug_has_internal_overlap(live) == 1:
         raise CheckpointError(f"{path}: {tensor.name}: elements of it share memory. Make it contiguous.")
     inside, index = tensor.local_index(change.index)
     new = change.bits[inside]

@@ -19,10 +19,10 @@ from safetensors import safe_open
 
 from frostline.changes.chain import sums_with
 from frostline.changes.checkpoints import main_file, read_checkpoint, weight_map
-from frostline.changes.state_hash import state_digest, state_sums
 from frostline.changes.entry_hash import Sums, exchanged
 from frostline.changes.processes import Processes
 from frostline.changes.read_changes import Change, check_base, check_result, read_changes
+from frostline.changes.state_hash import state_digest, state_sums
 from frostline.errors import CheckpointError
 from frostline.files import replacing
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from frostline.changes.state_hash import owned, state_digest, state_sums
 from frostline.changes.entry_hash import Sums, added, exchanged
 from frostline.changes.one_pass import Differing, differing, values_of
 from frostline.changes.processes import Processes
 from frostline.changes.state import State, StateTensor, live_state
+from frostline.changes.state_hash import owned, state_digest, state_sums
 from frostline.errors import CheckpointError, LearnedFileError
 from frostline.optim import huge_pages
 from frostline.partial import learned_format

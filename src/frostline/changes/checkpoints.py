@@ -30,7 +30,6 @@ from frostline.changes.state import State, StateTensor, check_plain, identity
 from frostline.errors import CheckpointError
 
 LEARNED = "frostline-learned-"  # how the format of a file of learned values or changes begins
-_MODEL_KEYS = ("model", "state_dict", "model_state_dict")
 _INDEXES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 _FILES = ("model.safetensors", "diffusion_pytorch_model.safetensors", "adapter_model.safetensors")
 _TORCH = ("pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -49,7 +48,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> State:
         raise CheckpointError(f"{path}: no such file or folder. Check the path.")
     try:
         if (path / dcp.METADATA).is_file():
-            return named(dcp.read(path))
+            return dcp.read(path)
         file = main_file(path) if path.is_dir() else path
         return _read_index(file) if file.name.endswith(".index.json") else _read_file(file)
     except CheckpointError:
@@ -94,17 +93,6 @@ def weight_map(index: Path) -> dict[str, str]:
     return dict(files)
 
 
-def named(tensors: Mapping[str, StateTensor]) -> State:
-    """Return tensors under the names of the model, if they are part of a larger dictionary."""
-    for key in _MODEL_KEYS:
-        inside = {name: tensor for name, tensor in tensors.items() if name.startswith(f"{key}.")}
-        others = {name.split(".", 1)[0] for name in tensors} - {key}
-        # A model may have a part called `model`; a dictionary around it has no tensors but the optimizer's beside it.
-        if inside and (not others or others <= {"optimizer", "optim", "optimizer_state_dict", "app", "lr_scheduler"}):
-            return inside
-    return tensors
-
-
 def _read_index(index: Path) -> State:
     files = weight_map(index)
     shards: dict[str, State] = {}
@@ -143,7 +131,7 @@ def _read_torch(path: Path) -> State:
         why = "holds objects other than tensors, which would run code" if "weights_only" in str(error) else "damaged"
         raise CheckpointError(f"{path}: {why}. Save its state_dict(), or use safetensors.") from None
     if isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in _MODEL_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
+        inner = next((loaded[key] for key in dcp.MODEL_KEYS if isinstance(loaded.get(key), Mapping)), loaded)
         loaded = inner if any(isinstance(value, Tensor) for value in inner.values()) else loaded
     found: dict[object, tuple[list[str], Tensor]] = {}
     for name, tensor in _flattened("", loaded):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,13 @@ from frostline.changes.state import StateTensor
 from frostline.errors import CheckpointError
 
 METADATA = ".metadata"
+MODEL_KEYS = ("model", "state_dict", "model_state_dict")  # of a dictionary that has more than the model
 _META, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 _ADMITTED = {
-    *((_META, name) for name in ("Metadata", "MetadataIndex", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING")),
+    *(
+        (_META, name)
+        for name in ("Metadata", "MetadataIndex", "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING")
+    ),
     *((_META, name) for name in ("TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata")),
     *((_FILES, name) for name in ("_StorageInfo", "_StoragePrefix")),
     *(("pathlib", name) for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
@@ -42,7 +47,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read(folder: Path) -> dict[str, StateTensor]:
-    """Return the tensors of the folder, under the names that DCP gives them.
+    """Return the tensors of the folder: of a model that was saved under a key of its own, under their own names.
 
     Raises:
         CheckpointError: Its metadata names other classes, or a shard is missing.
@@ -63,7 +68,19 @@ def read(folder: Path) -> dict[str, StateTensor]:
                 _check(folder, name, info)
             dtype, shape = about.properties.dtype, tuple(about.size)
             found[name] = StateTensor((name,), dtype, shape, _Reader(folder, name, dtype, shape, parts))
-    return found
+    return _of_model(found, metadata.planner_data)
+
+
+def _of_model(tensors: dict[str, StateTensor], paths: Any) -> dict[str, StateTensor]:
+    """Return the tensors of the model, if they are part of a larger dictionary; DCP notes where each was in it."""
+    if not isinstance(paths, dict):
+        return tensors
+    for key in MODEL_KEYS:
+        inside = {n: paths[n] for n in tensors if len(paths.get(n, ())) > 1 and paths[n][0] == key}
+        if inside:
+            names = {name: ".".join(map(str, path[1:])) for name, path in inside.items()}
+            return {new: replace(tensors[name], names=(new,)) for name, new in names.items()}
+    return tensors
 
 
 class _Reader:

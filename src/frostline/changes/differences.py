@@ -175,9 +175,7 @@ def _ties(in_a: dict[str, StateTensor], in_b: dict[str, StateTensor]) -> list[st
     return found
 
 
-def _compared(
-    one: StateTensor, other: StateTensor, rows: bool, progress: Callable[[int], None]
-) -> TensorDifference:
+def _compared(one: StateTensor, other: StateTensor, rows: bool, progress: Callable[[int], None]) -> TensorDifference:
     values, values_other = one.read(), other.read()
     bits, bits_other = one.bits(), other.bits()
     entries, num_rows, largest, last_row, dense = 0, 0, 0.0, -1, False

@@ -10,7 +10,7 @@ such integer, is two.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ _CPU_CHUNK = 1 << 18  # without the kernel: what stays in a cache between passes
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their size in bytes
 
 
-class Differing(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Differing:
     """The entries that differ in one part of a tensor.
 
     Attributes:
@@ -65,9 +66,9 @@ def differing(now: Tensor, base: Tensor) -> Iterator[Differing]:
         step = _CPU_CHUNK if on_cpu else 1 << 26
         for start in range(0, len(now), step):
             part, before = now[start : start + step], base[start : start + step]
-            index, new, old = (_in_numpy if on_cpu else _in_torch)(part, before)
-            if len(index):
-                yield Differing(index + start, new, old)
+            found = (_in_numpy if on_cpu else _in_torch)(part, before)
+            if len(found.index):
+                yield Differing(found.index + start, found.new, found.old)
         return
     size = now.element_size()
     collect = getattr(library, f"frostline_collect_{size}")

@@ -14,11 +14,11 @@ from pathlib import Path
 from torch import Tensor
 
 from frostline.changes.checkpoints import is_learned_file, read_checkpoint
-from frostline.changes.state_hash import state_digest, state_sums
 from frostline.changes.one_pass import bits_of
 from frostline.changes.processes import Processes
 from frostline.changes.read_changes import Change, check_base, read_changes
 from frostline.changes.state import State, StateTensor
+from frostline.changes.state_hash import state_digest, state_sums
 from frostline.errors import CheckpointError
 from frostline.partial import learned_format
 from frostline.partial.learned_file import fingerprint
@@ -73,7 +73,9 @@ def _check(path: Path, tensor: StateTensor, saved: Saved) -> None:
     if saved.indices is not None and saved.base is not None:
         values = tensor.read()
         if fingerprint(values, saved.indices) != saved.base:
-            warnings.warn(f"{path}: {tensor.name} was learned on another base: what did not learn differs.", stacklevel=4)
+            warnings.warn(
+                f"{path}: {tensor.name} was learned on another base: what did not learn differs.", stacklevel=4
+            )
         tensor.release(values)
 
 

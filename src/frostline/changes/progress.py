@@ -34,7 +34,12 @@ class Progress:
         rate = done / (now - self._started)
         left = (total - done) / rate if rate else 0.0
         line = f"{self._verb} {done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate / 1e9:.2f} GB/s, {left:.0f} s left"
-        print(f"\r{line:<{_WIDTH}}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r{line:<{_WIDTH}}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
         self._printed = True
 
     def __exit__(self, *error: object) -> None:

@@ -41,7 +41,9 @@ class Change:
         dtype = "" if tensor is None else str(tensor.dtype).removeprefix("torch.")
         if tensor is None or (tensor.shape, dtype) != (self.saved.shape, self.saved.dtype):
             has = "missing" if tensor is None else f"{dtype} {list(tensor.shape)}"
-            raise CheckpointError(f"{path}: {self.name}: {self.saved.dtype} {list(self.saved.shape)} there, here {has}.")
+            raise CheckpointError(
+                f"{path}: {self.name}: {self.saved.dtype} {list(self.saved.shape)} there, here {has}."
+            )
         return tensor
 
 
@@ -67,7 +69,9 @@ def check_base(path: Path, argument: str, digest: str, step: Step) -> None:
     if digest == step.before:
         return
     if digest == step.after:
-        raise CheckpointError(f"{path}: {argument} is in the state that it leads to ({digest}). Go on with the next file.")
+        raise CheckpointError(
+            f"{path}: {argument} is in the state that it leads to ({digest}). Go on with the next file."
+        )
     raise CheckpointError(
         f"{path}: builds on the state {step.before}, but {argument} is {digest}: another model, or a file before this one "
         "is missing. Apply the files in the order in which they were saved."

@@ -12,7 +12,12 @@ def read_row_names(path: Path) -> list[str]:
     Read are `tokenizer.json`, `vocab.json`, `vocab.txt` and `words.txt` (a word in each line), the first that is there.
     """
     folder = path if path.is_dir() else path.parent
-    for name, read in (("tokenizer.json", _tokenizer), ("vocab.json", _json), ("vocab.txt", _lines), ("words.txt", _lines)):
+    for name, read in (
+        ("tokenizer.json", _tokenizer),
+        ("vocab.json", _json),
+        ("vocab.txt", _lines),
+        ("words.txt", _lines),
+    ):
         try:
             if (folder / name).is_file():
                 ids = read(folder / name)

@@ -66,7 +66,8 @@ class StateTensor:
 
     def bits(self) -> Tensor:
         """Return the bits of what this process holds, in the order of flat indices: (n,), or (n, 2) of complex128."""
-        return bits_of(self.read().resolve_conj().resolve_neg().contiguous())
+        values: Tensor = self.read().resolve_conj().resolve_neg()
+        return bits_of(values.contiguous())
 
     def global_index(self, index: Tensor) -> Tensor:
         """Return the flat indices in the whole tensor of flat indices in what this process holds."""
@@ -166,6 +167,8 @@ def _held(name: str, tensor: Any) -> tuple[slice, ...]:
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     if not all(placement.is_shard() or placement.is_replicate() for placement in tensor.placements):
-        raise CheckpointError(f"{name}: placed as {tensor.placements}; only sharded and replicated tensors have values.")
+        raise CheckpointError(
+            f"{name}: placed as {tensor.placements}; only sharded and replicated tensors have values."
+        )
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))

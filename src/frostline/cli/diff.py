@@ -38,7 +38,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B", help="another one, or what is laid over A")
     parser.add_argument("--rows", action="store_true", help="list the rows that differ, with their words or tokens")
     parser.add_argument(
-        "--only", metavar="PATTERN", action="append", help="a name or pattern that may differ; may be given several times"
+        "--only",
+        metavar="PATTERN",
+        action="append",
+        help="a name or pattern that may differ; may be given several times",
     )
     parser.add_argument("--all", action="store_true", help=f"list all tensors that differ, not {_TENSORS}")
     parser.add_argument("--json", action="store_true", help="print one JSON object: tensors, only_in_a, only_in_b, ...")
@@ -82,7 +85,13 @@ def _lines(found: Difference, args: argparse.Namespace) -> list[str]:
     for name, tensor in found.tensors.items():
         blocks.setdefault(block_of(name), []).append(tensor)
     if moved and len(blocks) > 1:
-        lines += [text_table([("block", "tensors", "entries", "largest"), *map(_block, *zip(*blocks.items(), strict=True))], right=[1, 2, 3]), ""]
+        lines += [
+            text_table(
+                [("block", "tensors", "entries", "largest"), *map(_block, *zip(*blocks.items(), strict=True))],
+                right=[1, 2, 3],
+            ),
+            "",
+        ]
     shown = list(moved) if args.all else list(moved)[:_TENSORS]
     if moved:
         table = [("tensor", "entries", "rows", "largest"), *(_row(name, moved[name]) for name in shown)]
@@ -92,7 +101,11 @@ def _lines(found: Difference, args: argparse.Namespace) -> list[str]:
     if args.rows:
         lines += _row_lines(moved, args)
     lines += [f"{name}: {a} in A, {b} in B" for name, (a, b) in found.retyped.items()]
-    lines += [f"{name}: only in {which}" for which, names in (("A", found.only_in_a), ("B", found.only_in_b)) for name in names]
+    lines += [
+        f"{name}: only in {which}"
+        for which, names in (("A", found.only_in_a), ("B", found.only_in_b))
+        for name in names
+    ]
     lines += found.ties
     same = sum(not tensor.entries for tensor in found.tensors.values())
     if found.is_same:

@@ -29,10 +29,10 @@ def run(args: argparse.Namespace) -> int:
     """Print digests; return 0."""
     from frostline.changes.overlay import read_state
     from frostline.changes.processes import Processes
-    from frostline.changes.state_hash import state_digest, state_sums, tensor_digests
     from frostline.changes.progress import Progress
+    from frostline.changes.state_hash import state_digest, state_sums, tensor_digests
 
-    found = {}
+    found: dict[str, dict[str, object]] = {}
     for file in args.files:
         with Progress("read") as progress:
             state = read_state(file)
@@ -43,12 +43,12 @@ def run(args: argparse.Namespace) -> int:
                 progress(done[0], total)
 
             sums = state_sums(state, Processes(), count)
-        found[file] = {"digest": state_digest(state, sums)}
-        found[file] |= {"tensors": tensor_digests(state, sums)} if args.tensors else {}
+        digest, tensors = state_digest(state, sums), tensor_digests(state, sums) if args.tensors else {}
+        found[file] = {"digest": digest} | ({"tensors": tensors} if args.tensors else {})
         if not args.json:
-            print(f"{found[file]['digest']}  {file}")
-            for name, digest in found[file].get("tensors", {}).items():
-                print(f"{digest}    {name}")
+            print(f"{digest}  {file}")
+            for name, of_tensor in tensors.items():
+                print(f"{of_tensor}    {name}")
     if args.json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
     return 0

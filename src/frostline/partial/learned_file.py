@@ -95,7 +95,11 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         raise LearnedFileError("model: nothing in it learns. Call fl.train_only first.")
     for name, buffer in _trained_buffers(model):
         saved[name] = Saved("buffer", tuple(buffer.shape), dtype_name(buffer), buffer)
-    on_one_process(model, lambda: learned_format.write(saved, Path(path)))
+
+    def write() -> None:
+        learned_format.write(saved, Path(path))
+
+    on_one_process(model, write)
 
 
 def load_learned(model: nn.Module, path: str | os.PathLike[str], strict: bool = True) -> Loaded:
