@@ -110,7 +110,7 @@ def test_an_error_of_save_leaves_the_chain_where_it_was(tmp_path):
     model = make_model()
     twin, changes, before = copy.deepcopy(model), fl.Changes(model), fl.digest(model)
     train(model, torch.optim.SGD(model.parameters(), lr=0.1), 1)
-    with pytest.raises(fl.LearnedFileError, match="cannot be written|expected a file"):
+    with pytest.raises(fl.LearnedFileError, match=r"cannot be written|expected a file"):
         changes.save(tmp_path / "no" / "such" / "folder")
     assert changes.digest == before
     changes.save(tmp_path / "changes")
@@ -201,11 +201,11 @@ def test_values_that_do_not_lead_where_the_file_says_are_refused(step, monkeypat
     from frostline.partial import learned_format
 
     saved, step_of_it = learned_format.read_changes(file)
-    name, item = saved[0]
+    _, item = saved[0]
     item.values.view(torch.int16)[0] ^= 1
     learned_format.write(dict(saved), file, step_of_it)  # with a SHA-256 that fits
     before = fl.digest(twin)
-    with pytest.raises(fl.LearnedFileError, match="leads to .* but says"):
+    with pytest.raises(fl.LearnedFileError, match=r"leads to .* but says"):
         fl.apply_changes(twin, file)
     assert fl.digest(twin) == before
 
@@ -234,12 +234,12 @@ def test_an_interrupted_apply_is_undone(step, monkeypatch):
 
 
 def test_the_two_kinds_of_file_name_each_other_s_function(step, tmp_path):
-    model, twin, file = step
+    _, twin, file = step
     fl.train_only(twin, {"0.weight": fl.rows([1])})
-    with pytest.raises(fl.LearnedFileError, match="fl.apply_changes"):
+    with pytest.raises(fl.LearnedFileError, match=r"fl\.apply_changes"):
         fl.load_learned(twin, file)
     fl.save_learned(twin, tmp_path / "learned")
-    with pytest.raises(fl.LearnedFileError, match="fl.load_learned"):
+    with pytest.raises(fl.LearnedFileError, match=r"fl\.load_learned"):
         fl.apply_changes(twin, tmp_path / "learned")
 
 

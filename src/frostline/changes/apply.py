@@ -32,9 +32,10 @@ def apply_changes(model: nn.Module | str | os.PathLike[str], path: str | os.Path
     """Apply a file that `Changes.save` wrote to a model in memory, or to a folder or file of safetensors.
 
     Args:
-        model: A module, partial or not, on any number of processes: if it is sharded, every process must call this; under
-            DistributedDataParallel, every replica. Values are written in place, so an optimizer of the model goes on
-            with them; its own state stays. Or a path: a safetensors file, or a folder with one or with shards and index.
+        model: A module, partial or not, on any number of processes: if it is sharded, every process must call this;
+            under DistributedDataParallel, every replica. Values are written in place, so an optimizer of the model
+            goes on with them; its own state stays. Or a path: a safetensors file, or a folder with one, or with shards
+            and an index.
         path: The file; the others that it names lie beside it.
 
     Returns:

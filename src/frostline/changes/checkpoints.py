@@ -6,7 +6,8 @@ What is understood, by what stands in it and not by its name:
     a folder                of Hugging Face, with one of these; or of torch.distributed.checkpoint (dcp.py)
     BASE+FILE               a checkpoint, and over it a file of `save_learned` or of `Changes.save` (overlay.py)
 
-Of nested dictionaries, `{"model": {...}, "optimizer": {...}}`, the model's is taken; of others names are joined by dots.
+Of nested dictionaries, `{"model": {...}, "optimizer": {...}}`, the model's is taken; of others names are joined by
+dots.
 """
 
 from __future__ import annotations

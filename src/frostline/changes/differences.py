@@ -217,9 +217,10 @@ def _sparse(
     now: Tensor, before: Tensor, dtype: torch.dtype, start: int, row_size: int
 ) -> tuple[int, np.ndarray[Any, Any], float]:
     """Return how many entries differ, in which rows, and the largest distance, from those that differ alone."""
-    for index, new, old in differing(now, before):  # one part: it is smaller than theirs
-        rows = np.unique((index.numpy() + start) // row_size)
-        return len(index), rows, float(_distance(values_of(new, dtype), values_of(old, dtype)).max())
+    for part in differing(now, before):  # one: it is smaller than theirs
+        rows = np.unique((part.index.numpy() + start) // row_size)
+        distance = _distance(values_of(part.new, dtype), values_of(part.old, dtype))
+        return len(part.index), rows, float(distance.max())
     return 0, np.empty(0, np.int64), 0.0
 
 

@@ -25,9 +25,9 @@ def digest(model: nn.Module | str | os.PathLike[str], *, per_tensor: bool = Fals
     It is the same for a model, partial or not, for its checkpoint, and on any number of processes.
 
     Args:
-        model: A module; if it is sharded, every process must call this. Or the path of a checkpoint: a safetensors file,
-            a file of `torch.save`, a folder of Hugging Face or of `torch.distributed.checkpoint`; BASE+FILE lays a file of
-            `save_learned` or `Changes.save` over one.
+        model: A module; if it is sharded, every process must call this. Or the path of a checkpoint: a safetensors
+            file, a file of `torch.save`, a folder of Hugging Face or of `torch.distributed.checkpoint`; BASE+FILE lays
+            a file of `save_learned` or `Changes.save` over one.
         per_tensor: Return a digest for each tensor instead.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How far the reading of large files is, on stderr: one line that is overwritten on a terminal, plain lines in a pipe."""
+"""How far the reading of large files is, on stderr: one line, overwritten on a terminal; plain lines in a pipe."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def check_base(path: Path, argument: str, digest: str, step: Step) -> None:
             f"{path}: {argument} is in the state that it leads to ({digest}). Go on with the next file."
         )
     raise CheckpointError(
-        f"{path}: builds on the state {step.before}, but {argument} is {digest}: another model, or a file before this one "
-        "is missing. Apply the files in the order in which they were saved."
+        f"{path}: builds on the state {step.before}, but {argument} is {digest}: another model, or a file before this "
+        "one is missing. Apply the files in the order in which they were saved."
     )
 
 

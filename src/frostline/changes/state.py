@@ -66,7 +66,7 @@ class StateTensor:
 
     def bits(self) -> Tensor:
         """Return the bits of what this process holds, in the order of flat indices: (n,), or (n, 2) of complex128."""
-        values: Tensor = self.read().resolve_conj().resolve_neg()
+        values = self.read().resolve_conj().resolve_neg()
         return bits_of(values.contiguous())
 
     def global_index(self, index: Tensor) -> Tensor:

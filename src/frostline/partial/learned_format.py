@@ -1,9 +1,10 @@
 """The file of learned values, and of changes: what stands in it, and how it is written and read.
 
 A safetensors file. For each tensor that learns, `NAME` holds the learned values; for rows and entries `NAME:indices`
-holds their indices (int64, one column for each indexed dimension); for entries that changed, their indices into the flat
-tensor (int32, or int64 where they do not fit; one dimension, ascending). Buffers that training changed (running statistics)
-are saved whole. complex128, which safetensors does not know, and complex64 are saved as pairs of real numbers.
+holds their indices (int64, one column for each indexed dimension); for entries that changed, their indices into the
+flat tensor (int32, or int64 where they do not fit; one dimension, ascending). Buffers that training changed (running
+statistics) are saved whole. complex128, which safetensors does not know, and complex64 are saved as pairs of real
+numbers.
 
 The metadata: `format`, with a number that grows with each version; `tensors`, JSON, which describes each tensor;
 `state`, JSON, of a file of changes alone: the digests `before` and `after`, and `parts`, the files beside it that other
