@@ -114,7 +114,7 @@ def test_what_does_not_follow_on_is_refused_and_no_byte_of_the_folder_changes(tm
 
 
 class _Killer:
-    """Ends the process, as `kill -9` does, when it opens a file to write, or renames or removes one, for the n-th time."""
+    """Ends the process, as `kill -9` does, when it opens a file to write, renames or removes one, for the n-th time."""
 
     def __init__(self, n):
         self.left = n

@@ -74,7 +74,7 @@ class StateTensor:
         if self.held is None:
             return index
         if self._whole_rows():
-            return index + self.held[0].start * self.row_size
+            return index + int(self.held[0].start) * self.row_size
         sizes = [span.stop - span.start for span in self.held]
         coordinates = torch.unravel_index(index, sizes)
         shifted = torch.zeros_like(index)
