@@ -209,3 +209,19 @@ def test_the_word2vec_benchmark_compares_the_whole_way_from_text_to_vectors(run:
     for way in ("frostline", "gensim"):
         assert len(re.findall(rf"^{way} +\d", printed, re.MULTILINE)) == 2, "one line for each number of threads"
     assert "gensim / frostline, 2 threads: " in printed
+
+
+def test_the_benchmark_of_changes_agrees_before_it_is_timed(run: Run) -> None:
+    if fl.optim.backend().name != "c++":
+        pytest.skip("no C++ compiler, so no kernel to compare")
+    printed = run("changes.py", "--entries", "400000", "--rounds", "1")
+    for way in ("copy", "c++", "plain", "torch", "digest", "sha256", "diff", "diff all", "save", "apply"):
+        assert len(re.findall(rf"^{re.escape(way)} +[0-9.]+ ", printed, re.MULTILINE)) == 1
+    assert "4,000 changed" in printed
+
+
+def test_the_benchmark_of_changes_notices_a_way_that_misses_an_entry(run: Run) -> None:
+    sizes = "sys.argv[1:] = ['--entries', '400000']"
+    wrong = f"import sys, changes as b; {sizes}; find = b.find; b.find = lambda *a: find(*a)[1:]; b.main()"
+    with pytest.raises(AssertionError, match="AssertionError: c"):
+        run("-c", wrong)
