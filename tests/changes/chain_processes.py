@@ -11,7 +11,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import frostline as fl
@@ -49,6 +52,12 @@ def main(what, wrap, folder):
     if wrap in ("fsdp", "partial"):
         fully_shard(model.middle)
         fully_shard(model)
+    elif wrap == "hsdp":
+        mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicate", "shard"))
+        fully_shard(model, mesh=mesh)
+    elif wrap == "tensor":
+        mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        parallelize_module(model.middle, mesh, ColwiseParallel(output_layouts=Replicate()))
     wrapped = DistributedDataParallel(model) if wrap == "ddp" else model
     digests = [fl.digest(wrapped)]
     assert digests == [unsharded]

@@ -41,8 +41,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> State:
     """Return the tensors of a checkpoint.
 
     Raises:
-        CheckpointError: It is damaged, or nothing of the above, or holds objects that are not tensors.
-        FileNotFoundError: There is no such file.
+        CheckpointError: There is no such file; or it is damaged, nothing of the above, or holds other objects.
     """
     path = Path(path)
     if not path.exists():

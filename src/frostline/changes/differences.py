@@ -182,7 +182,7 @@ def _compared(one: StateTensor, other: StateTensor, rows: bool, progress: Callab
     row_ids: list[int] = []
     size, held = one.dtype.itemsize, 0
     for start, stop in _parts(one.numel, one.row_size):
-        now, before = bits[start:stop], bits_other[start:stop]
+        now, before = bits[start:stop].cpu(), bits_other[start:stop].cpu()
         found = _dense if dense else _sparse
         count, its_rows, distance = found(now, before, one.dtype, start, one.row_size)
         dense = count > _DENSE * (stop - start)

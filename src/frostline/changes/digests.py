@@ -43,7 +43,7 @@ def digest(model: nn.Module | str | os.PathLike[str], *, per_tensor: bool = Fals
     Cost: reads all values once; 128 bits for each tensor are sent between processes.
 
     Example:
-        >>> import frostline as fl
+        >>> import frostline as fl, torch
         >>> model, copy = nn.Linear(3, 2), nn.Linear(3, 2)
         >>> _ = copy.load_state_dict(model.state_dict())
         >>> fl.digest(model) == fl.digest(copy)
