@@ -45,6 +45,7 @@ def apply_changes(model: nn.Module | str | os.PathLike[str], path: str | os.Path
         CheckpointError: The state is not the one that the file builds on: another model, or a file before this one is
             missing; or the model holds a tensor that cannot be written to.
         LearnedFileError: The file is damaged, incomplete, or no file of changes.
+        FileNotFoundError: There is no such file.
             After any error, Ctrl-C included, nothing has changed.
 
     Cost: reads the state once, for its digest, and writes what changed. A file is copied; a shard in which nothing
