@@ -17,7 +17,7 @@ from frostline.errors import FrostlineError
 _LEAST = {"hidden": 1, "batch_size": 1} | dict.fromkeys(
     ("shape_width", "char_filters", "learning_rate", "weight_decay", "max_grad_norm", "unk_dropout", "adversarial"), 0
 )
-_FRACTIONS = ("dropout", "recurrent_dropout", "ema_decay")
+_FRACTIONS = ("dropout", "dropout_input", "dropout_output", "dropout_state", "word_dropout", "ema_decay")
 _REASON_LENGTH = 100  # characters of torch's message that are quoted
 
 
@@ -38,12 +38,15 @@ class TaggerConfig:
     shape_width: int = 16  # width of the embedding of a word's shape
     char_filters: int = 0  # filters of the convolution over a word's bytes; 0: no convolution
     dropout: float = 0.2  # of the LSTM's inputs and outputs, one mask for all tokens of a sentence
-    recurrent_dropout: float = 0.0  # of the recurrent weights, one mask for a batch
+    dropout_input: float | None = None  # of the inputs, in place of `dropout`
+    dropout_output: float | None = None  # of the outputs, in place of `dropout`
+    dropout_state: float = 0.0  # of the recurrent weights, one mask for a batch
     crf: bool = True  # a CRF scores the tags of a sentence together; False: a softmax for each token
     batch_size: int = 16
     learning_rate: float = 3e-3  # at the start; falls linearly to a tenth
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
+    word_dropout: float = 0.0  # any word is read as <unk> with this probability
     unk_dropout: float = 0.5  # a missing word seen n times is read as <unk> with probability u / (u + n)
     o_bias: float = 0.75  # subtracted from the O logit after training: higher recall, lower precision
     ema_decay: float = 0.998  # of the exponential moving average, which is evaluated and saved; 0: no average
@@ -56,8 +59,14 @@ class TaggerConfig:
             if not (value := getattr(self, name)) >= least:  # "not >=" instead of "<": NaN is refused as well
                 raise ValueError(f"{name}: {value} is out of range. Pass {least} or more.")
         for name in _FRACTIONS:
-            if not 0 <= (value := getattr(self, name)) <= 1:
+            if (value := getattr(self, name)) is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value} is out of range. Pass 0 to 1.")
+
+    @property
+    def input_and_output_dropout(self) -> tuple[float, float]:
+        """The dropout of the LSTM's inputs and that of its outputs."""
+        first, second = (self.dropout if own is None else own for own in (self.dropout_input, self.dropout_output))
+        return first, second
 
 
 ORIGINAL = TaggerConfig(

@@ -205,8 +205,8 @@ def _network(table: Tensor, tags: Sequence[str], config: TaggerConfig) -> tuple[
         tags,
         hidden=config.hidden,
         shape_width=config.shape_width,
-        dropout=config.dropout,
-        recurrent_dropout=config.recurrent_dropout,
+        dropout=config.input_and_output_dropout,
+        dropout_state=config.dropout_state,
         crf=config.crf,
         char_filters=config.char_filters,
     )
