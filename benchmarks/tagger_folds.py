@@ -27,6 +27,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+
 from frostline import tagger, vectors
 from frostline.tagger.data.batches import encode, group_by_length, pad
 from tagger_regimes import cut
@@ -36,7 +37,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "dropout .35": {"dropout": 0.35},
     "dropout .5": {"dropout": 0.5},
-    "words .05": {"word_dropout": 0.05},
     "characters": {"char_filters": 30},
     "state .25": {"dropout_state": 0.25},
     "hidden 100": {"hidden": 100},
@@ -147,16 +147,15 @@ def table_of(log: Sequence[dict[str, Any]], names: Sequence[str], blocks: int) -
         runs = [run for run in log if run["setting"] == name]
         for index, bias in enumerate(BIASES):
             everything[name, bias] = found = folds(runs, index, blocks)
-            inner, outer = [pair[0] for pair in found], [pair[1] for pair in found]
-            cells = [name, str(bias), f"{statistics.mean(inner):.1f}", spread(outer)]
-            print(f"| {' | '.join([*cells, ', '.join(f'{value:.1f}' for value in outer)])} |")
+            inners, outers = [pair[0] for pair in found], [pair[1] for pair in found]
+            cells = [name, str(bias), f"{statistics.mean(inners):.1f}", spread(outers)]
+            print(f"| {' | '.join([*cells, ', '.join(f'{value:.1f}' for value in outers)])} |")
     chosen = []
     for d in range(blocks):
         best = max(everything, key=lambda key: everything[key][d][0])
         chosen.append(everything[best][d][1])
-        print(
-            f"block {d + 1}: chosen {best[0]}, o_bias {best[1]}: inner {everything[best][d][0]:.1f}, outer {chosen[-1]:.1f}"
-        )
+        inner, outer = everything[best][d]
+        print(f"block {d + 1}: chosen {best[0]}, o_bias {best[1]}: inner {inner:.1f}, outer {outer:.1f}")
     print(f"chosen by nested folds: {spread(chosen)}")
 
 

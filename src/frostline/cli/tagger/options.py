@@ -65,8 +65,8 @@ def add_columns(parser: argparse.ArgumentParser, *, tag: str | None = "likewise 
     group.add_argument(
         "--format",
         choices=("columns", "conllu"),
-        help="conllu: CoNLL-U or Universal NER's IOB2, with ids, comments and the token second; the tag is third, or NER= "
-        "in the last of ten columns (default: found by the first sentence)",
+        help="conllu: CoNLL-U or Universal NER's IOB2, with ids, comments and the token second; the tag is third, or "
+        "NER= in the last of ten columns (default: found by the first sentence)",
     )
     group.add_argument("--token-column", metavar="N", type=_column, help="1 is the first, -1 the last (default 1)")
     if tag is None:

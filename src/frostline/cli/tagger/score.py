@@ -14,8 +14,9 @@ examples:
   frostline tagger score output.conll --json
   frostline tagger score output.conll --tag-column 3
 
-The predicted tag is the last column, the gold one the last but one or that of --tag-column, separated by TABs or by single
-spaces; an empty line ends a sentence. Tags are B-type, I-type and O; others (E-, S-, invalid sequences) count as they do in conlleval."""
+The predicted tag is the last column, the gold one the last but one or that of --tag-column, separated by TABs or by
+single spaces; an empty line ends a sentence. Tags are B-type, I-type and O; others (E-, S-, invalid sequences) count as
+they do in conlleval. A column of which most are no tags is refused."""
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:

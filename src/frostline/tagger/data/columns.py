@@ -25,7 +25,7 @@ class Columns:
     """Which columns of a file hold tokens and tags.
 
     Args:
-        token: Column of the token: 1 is the first, -1 the last. None: the first, where it does not plainly hold numbers.
+        token: Column of the token: 1 is the first, -1 the last. None: the first, unless that holds numbers.
         tag: Column of the tag.
         separator: The characters between columns. Every line must then have the same number of columns, since a
             separator inside a token looks like any other. None: TAB in a line that has one, else spaces.

@@ -123,7 +123,7 @@ def read_tokens(lines: Iterable[str], path: str, columns: Columns | None) -> Ite
         For each token its line, which ends with a separator so that a column can be added, and the token itself.
 
     Raises:
-        DataFileError: a line without a token, or tokens that can only be numbers of tokens; the message names path:line.
+        DataFileError: a line without a token, or tokens that can only be numbers; the message names path:line.
     """
     if columns is None:
         columns, lines = find_columns(lines)

@@ -74,14 +74,15 @@ class ColumnCheck:
             if (len(others) == 1 and widths[index] not in others) or (not others and len(set(widths)) > 1):
                 raise ValueError(
                     index,
-                    f"{quoted(lines[index])} begins like a comment and has other columns than the lines around it. Pass "
-                    f"--comments '#' (in Python comments=\"#\"), or write it in the same columns.",
+                    f"{quoted(lines[index])} begins like a comment and has other columns than the lines around it. "
+                    f"Pass --comments '#' (in Python comments=\"#\"), or write it in the same columns.",
                 )
         if self._columns.token is not None or min(widths) < 2:
             return
         start = tokens[0]
         if len(tokens) > 2 and start in ("0", "1"):
-            if list(tokens) == [str(int(start) + index) for index in range(len(tokens))]:
+            counted = [str(int(start) + index) for index in range(len(tokens))]
+            if list(tokens) == counted:
                 raise ValueError(0, f"column 1 counts {', '.join(tokens[:3])} instead of holding tokens. {_FIX}")
         if self._numbers is not None:
             self._numbers = self._numbers + len(tokens) if all(map(_NUMBER.fullmatch, tokens)) else None
@@ -102,6 +103,6 @@ def check_text(lines: Iterable[str], path: str) -> Iterator[str]:
             tagged += begun
             if tagged == _TAGGED_LINES:
                 raise DataFileError(
-                    f"{path}:{number}: {quoted(line)} and the lines before it end with a tag. Pass --tokens for columns."
+                    f"{path}:{number}: {quoted(line)} and the lines before end with a tag. Pass --tokens for columns."
                 )
         yield line

@@ -92,8 +92,8 @@ def _check_tags(path: str, width: int, column: int, name: str, times: Counter[st
         else "The prediction has to be the last column"
     )
     raise DataFileError(
-        f"{path}:{first[wrong[0]]}: the {name} tag {quoted(wrong[0])} in column {column % (width + 1)} of {width} is no "
-        f"tag, and so are most of that column. {fix}."
+        f"{path}:{first[wrong[0]]}: the {name} tag {quoted(wrong[0])} in column {column % (width + 1)} of {width} is "
+        f"no tag, and so are most of that column. {fix}."
     )
 
 

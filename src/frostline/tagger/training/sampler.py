@@ -14,7 +14,7 @@ from torch import Tensor
 
 from frostline.tagger.config import TaggerConfig, auxiliary_fraction
 from frostline.tagger.data.batches import Batch, Encoded, pad, shuffled_groups, unk_probabilities
-from frostline.tagger.data.vocabulary import PADDING, UNKNOWN, Vocabulary
+from frostline.tagger.data.vocabulary import UNKNOWN, Vocabulary
 from frostline.tagger.network.model import Head
 
 
@@ -49,10 +49,7 @@ class BatchSampler:
         self._batch_size = config.batch_size
         self._generator = torch.Generator().manual_seed(seed)
         sentences = [sentence for corpus in corpora for sentence in corpus.sentences]
-        self._unk_probabilities = unk_probabilities(sentences, vocabulary, config.unk_dropout).clamp_(
-            min=config.word_dropout
-        )
-        self._unk_probabilities[PADDING] = 0
+        self._unk_probabilities = unk_probabilities(sentences, vocabulary, config.unk_dropout)
         self.steps = sum(self._batches(index, done) for index in range(len(corpora)) for done in range(epochs))
 
     def start_epoch(self, epochs_done: int) -> None:
