@@ -33,7 +33,8 @@ from torch.overrides import TorchFunctionMode
 
 from frostline.errors import ModelFolderError
 from frostline.files import replace_folder
-from frostline.record.run_folder import ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES
+from frostline.record.run_folder import CURVES, ROW_CHANGES
+from frostline.record.valid import HOLDS
 from frostline.tagger.data.tags import is_iob2_tag
 from frostline.tagger.data.vocabulary import Vocabulary
 from frostline.tagger.network.model import LSTMTagger
@@ -48,7 +49,7 @@ _CHECKPOINT_COPIES = 10  # of what learns: five in each checkpoint, and the next
 _RUN_FILES = 100_000  # bytes, about, of the files of a run folder
 _BLOCK = 10_000  # words or rows of a tensor in memory at a time
 _CHAR_CNN = "char_cnn.weight"  # of a tagger that reads characters
-_OURS = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES, "report.html"}
+_OURS = {CONFIG, WORDS, TENSORS, CURVES, ROW_CHANGES, *HOLDS, "report.html"}
 # Left by a process that was killed while it wrote: by `files.replacing`, and by safetensors under a name of its choice.
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part|\.tmp[A-Za-z0-9]{6}")
 

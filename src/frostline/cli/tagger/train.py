@@ -151,7 +151,7 @@ def _train(args: argparse.Namespace, first: bool, distributed: bool) -> int:
         best = f"epoch {result.best.number} of {args.epochs}, F1 on dev {100 * result.best.dev_f1:.1f} %"
         facts |= {"coverage": str(result.coverage), "seed": str(args.seed), "kept": best}
         if first:
-            _save(result, args, facts)
+            _save(result, args, facts, dev)
         print(f"audit    {result.audit}")
         print(result.dev_score)
         if not result.finished:
@@ -176,7 +176,7 @@ def _load(name: str) -> Vectors:
     return vectors.load(path, member=member)
 
 
-def _save(result: TrainingRun, args: argparse.Namespace, facts: dict[str, str]) -> None:
+def _save(result: TrainingRun, args: argparse.Namespace, facts: dict[str, str], dev: Sentences) -> None:
     from frostline.tagger import saved
     from frostline.tagger.training.run_folder import write_run_folder
 
@@ -192,7 +192,7 @@ def _save(result: TrainingRun, args: argparse.Namespace, facts: dict[str, str]) 
         ) from None
     title = f"A tagger trained on {Path(args.train).name}" + (", so far" if unfinished else "")
     try:
-        write_run_folder(args.out, result, title=title, facts=facts)
+        write_run_folder(args.out, result, title=title, facts=facts, dev=dev)
     except RunFolderError as error:  # the tagger is there, and can be used
         print(f"warning  the tagger is saved, but not what a report needs: {error}")
 

@@ -117,7 +117,7 @@ class TrainingLoop:
             self._seconds += time.perf_counter() - began
             save(self, False)
             callback.batch(tokens)
-            if callback.stop:
+            if callback.stop and self._sampler.left:
                 return
         epoch = self._finish_epoch(dev, len(self.history) + 1)
         if len(self.history) == 1:  # else a run that is killed in the first minute would leave nothing
