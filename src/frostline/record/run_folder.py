@@ -3,6 +3,7 @@
 about.json                {"title": ..., "facts": {name: text}}                     what the run was
 plan.json                 Plan.to_dict()                                            what may learn
 explanation.json          fl.explain(...).to_dict()                                 what learns, and why
+path.json                 fl.explain(..., path_to=name).path.to_dict()              the way from the loss to a parameter
 audit.json                {"frozen_compared", "frozen_moved", "learned_rows", "learned_rows_moved"}
 confusion.json            {"types": [...], "rows": "gold", "columns": "predicted", "counts": [[...]]}
 scores.json               {"text": name, "types": {type: {"precision", "recall", "f1", "gold", "found"}}, "all": {...},
@@ -33,7 +34,7 @@ from torch import Tensor
 
 from frostline.errors import RunFolderError
 from frostline.files import replacing
-from frostline.record.valid import ABOUT, AUDIT, CONFUSION, EXPLANATION, HOLDS, PLAN, SCORES, is_valid
+from frostline.record.valid import ABOUT, AUDIT, CONFUSION, EXPLANATION, HOLDS, PATH, PLAN, SCORES, is_valid
 
 CURVES, ROW_CHANGES = "curves.jsonl", "row_changes.safetensors"
 _FORMAT = "frostline-row-changes-1"
@@ -110,6 +111,7 @@ class Run:
     audit: dict[str, Any] | None = None
     confusion: dict[str, Any] | None = None
     scores: dict[str, Any] | None = None
+    path: dict[str, Any] | None = None
     curves: tuple[dict[str, Any], ...] = ()
     row_changes: RowChanges | None = None
 
@@ -134,15 +136,15 @@ def describe_run(
         title: What the run was, in a few words.
         facts: More about the run: name -> text.
         plan: What `train_only` returned.
-        explanation: What `fl.explain` returned.
+        explanation: What `fl.explain` returned; with `path_to`, the way to that parameter is written too.
         audit: What was compared and what moved: `frozen_compared` and `frozen_moved` (values), `learned_rows` and
             `learned_rows_moved`.
         confusion: The confusion matrix of entity types: `types`, T names; `rows` and `columns`, the titles "gold" and
             "predicted"; `counts`, T + 1 rows of T + 1 counts, of which the last row counts what was invented (no gold
             partner) and the last column what was missed (no predicted partner).
         scores: How well entities were found: `text`, the name of what was tagged; `types` (type -> `precision`,
-            `recall` and `f1`, fractions, `gold` and `found`, counts) and `all`, the same of all; `errors`, the commonest
-            first, pairs of how often and what.
+            `recall` and `f1`, fractions, `gold` and `found`, counts) and `all`, the same of all; `errors`, the
+            commonest first, pairs of how often and what.
         row_changes: Rows before and after training.
 
     Raises:
@@ -163,6 +165,7 @@ def describe_run(
         ABOUT: about,
         PLAN: None if plan is None else plan.to_dict(),
         EXPLANATION: None if explanation is None else explanation.to_dict(),
+        PATH: None if (path := getattr(explanation, "path", None)) is None else path.to_dict(),
         AUDIT: None if audit is None else dict(audit),
         CONFUSION: None if confusion is None else dict(confusion),
         SCORES: None if scores is None else dict(scores),
@@ -201,6 +204,7 @@ def read_run(run_folder: str | os.PathLike[str]) -> Run:
         audit=_read_object(folder / AUDIT),
         confusion=_read_object(folder / CONFUSION),
         scores=_read_object(folder / SCORES),
+        path=_read_object(folder / PATH),
         curves=tuple(_read_curves(folder / CURVES)),
         row_changes=_read_row_changes(folder / ROW_CHANGES),
     )

@@ -7,12 +7,13 @@ from typing import Any
 from frostline.probe.explain.verdicts import VERDICTS
 
 ABOUT, PLAN, EXPLANATION, AUDIT = "about.json", "plan.json", "explanation.json", "audit.json"
-CONFUSION, SCORES = "confusion.json", "scores.json"
+CONFUSION, SCORES, PATH = "confusion.json", "scores.json", "path.json"
 HOLDS = {
     ABOUT: "a title and facts",
     PLAN: "what Plan.to_dict() gives",
     EXPLANATION: "what Explanation.to_dict() gives",
     AUDIT: "the counts frozen_compared, frozen_moved, learned_rows and learned_rows_moved",
+    PATH: "a name, its end, and calls with call, where, source and gradient",
     SCORES: "a text, types and all with precision, recall, f1, gold and found, and errors, pairs of (times, text)",
     CONFUSION: "types, the titles of rows and columns, and for T types T + 1 rows of T + 1 counts",
 }
@@ -30,6 +31,10 @@ def is_valid(name: str, value: Any) -> bool:
         return all(_is_finding(finding) for finding in value.values())
     if name == CONFUSION:
         return _is_confusion(value)
+    if name == PATH:
+        return (
+            isinstance(value.get("name"), str) and isinstance(value.get("end"), str) and _are_calls(value.get("calls"))
+        )
     if name == SCORES:
         return _are_scores(value)
     tensors = value.get("tensors")
@@ -83,6 +88,17 @@ def _are_scores(value: dict[str, Any]) -> bool:
         and all(map(_is_score, [*types.values(), value.get("all")]))
         and isinstance(errors, list)
         and all(isinstance(e, list) and len(e) == 2 and type(e[0]) is int and isinstance(e[1], str) for e in errors)
+    )
+
+
+def _are_calls(calls: Any) -> bool:
+    return isinstance(calls, list) and all(
+        isinstance(call, dict)
+        and isinstance(call.get("call"), str)
+        and isinstance(call.get("where") or "", str)
+        and isinstance(call.get("source"), str)
+        and isinstance(call.get("gradient"), bool)
+        for call in calls
     )
 
 

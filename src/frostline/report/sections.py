@@ -52,6 +52,7 @@ def body(contents: Contents) -> tuple[str, str]:
         ("What is found", _scores(contents, page)),
         ("Confusion", _confusion(contents, page)),
         ("What learns", _what_learns(contents)),
+        ("By what path it learns", _path(contents)),
         ("Curves", _curves(contents, page)),
         ("How far rows moved", _distances(contents, page)),
         ("Where they moved", _maps(contents, page)),
@@ -113,6 +114,23 @@ def _what_learns(contents: Contents) -> str:
     found = leaves(plan, explanation)
     source = "Found by <code>fl.explain</code>" if explanation is not None else "From the plan"
     return f'<p class="soft">{source}. Click a module to open it.</p>{legend(found)}{tree(found)}'
+
+
+def _path(contents: Contents) -> str:
+    path = contents.run.path
+    if path is None:
+        return ""
+    boxes = [("", "loss", "", "")]
+    boxes += [
+        ("" if call["gradient"] else "cut", call["call"], call["where"] or "", call["source"]) for call in path["calls"]
+    ]
+    boxes.append(("cut" if path["end"] else "", path["name"], path["end"], ""))
+    items = "".join(
+        f'<li class="{kind}"><b>{escape(name)}</b> <span>{escape(where)}</span><code>{escape(source)}</code></li>'
+        for kind, name, where, source in boxes
+    )
+    about = "The gradient runs from the loss down to the parameter; through a dashed box it does not come."
+    return f'<p class="soft">{about}</p><ol class="path">{items}</ol>'
 
 
 def _curves(contents: Contents, page: _Charts) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from frostline.printing import listed, text_table
+from frostline.probe.explain.path import Path
 from frostline.probe.explain.verdicts import (
     ALARMS,
     FROZEN,
@@ -72,9 +73,13 @@ class Explanation:
         findings: One `Finding` for each parameter, in the model's order, tied names together.
         buffers: Names of buffers that move although nothing in their module learns (BatchNorm's statistics).
         remarks: What else was seen, one line each.
+        path: The way from the loss to the parameter that `path_to` named; None if it named none.
     """
 
-    def __init__(self, findings: Sequence[Finding], buffers: Sequence[str], remarks: Sequence[str]) -> None:
+    def __init__(
+        self, findings: Sequence[Finding], buffers: Sequence[str], remarks: Sequence[str], path: Path | None = None
+    ) -> None:
+        self.path = path
         self.findings = tuple(findings)
         self.buffers = tuple(buffers)
         self.remarks = tuple(remarks)
@@ -114,6 +119,8 @@ class Explanation:
             remarks.insert(0, f"Buffers of frozen modules that move all the same: {names}.")
         if remarks:
             parts.append("\n".join(remarks))
+        if self.path is not None:
+            parts.append(str(self.path))
         return "\n\n".join(parts)
 
     __repr__ = __str__
