@@ -13,7 +13,7 @@ HOLDS = {
     PLAN: "what Plan.to_dict() gives",
     EXPLANATION: "what Explanation.to_dict() gives",
     AUDIT: "the counts frozen_compared, frozen_moved, learned_rows and learned_rows_moved",
-    PATH: "a name, its end, and calls with call, where, source and gradient",
+    PATH: "a name, its end, the index of the cut, and calls with call, where, source and gradient",
     SCORES: "a text, types and all with precision, recall, f1, gold and found, and errors, pairs of (times, text)",
     CONFUSION: "types, the titles of rows and columns, and for T types T + 1 rows of T + 1 counts",
 }
@@ -33,7 +33,10 @@ def is_valid(name: str, value: Any) -> bool:
         return _is_confusion(value)
     if name == PATH:
         return (
-            isinstance(value.get("name"), str) and isinstance(value.get("end"), str) and _are_calls(value.get("calls"))
+            isinstance(value.get("name"), str)
+            and isinstance(value.get("end"), str)
+            and (value.get("cut") is None or _are_counts(value, "cut"))
+            and _are_calls(value.get("calls"))
         )
     if name == SCORES:
         return _are_scores(value)

@@ -120,16 +120,17 @@ def _path(contents: Contents) -> str:
     path = contents.run.path
     if path is None:
         return ""
+    cut = len(path["calls"]) if path["cut"] is None else path["cut"]
     boxes = [("", "loss", "", "")]
-    boxes += [
-        ("" if call["gradient"] else "cut", call["call"], call["where"] or "", call["source"]) for call in path["calls"]
-    ]
-    boxes.append(("cut" if path["end"] else "", path["name"], path["end"], ""))
+    for index, call in enumerate(path["calls"]):
+        kind = "" if index < cut else "cut" if index == cut else "beyond"
+        boxes.append((kind, call["call"], call["where"] or "", call["source"]))
+    boxes.append(("beyond" if path["end"] else "", path["name"], path["end"], ""))
     items = "".join(
         f'<li class="{kind}"><b>{escape(name)}</b> <span>{escape(where)}</span><code>{escape(source)}</code></li>'
         for kind, name, where, source in boxes
     )
-    about = "The gradient runs from the loss down to the parameter; through a dashed box it does not come."
+    about = "The gradient runs from the loss down to the parameter, unless a call, in a dashed box, cuts it."
     return f'<p class="soft">{about}</p><ol class="path">{items}</ol>'
 
 
@@ -202,7 +203,11 @@ def _scores(contents: Contents, page: _Charts) -> str:
         for kind, of in rows
     )
     errors = "".join(f"<tr><td>{times:,}</td><td>{escape(text)}</td></tr>" for times, text in scores["errors"])
-    common = f"<h3>Commonest errors</h3><table><tr><th>times</th><th>error</th></tr>{errors}</table>" if errors else ""
+    common = (
+        f'<h3>Commonest errors</h3><table class="text"><tr><th>times</th><th>error</th></tr>{errors}</table>'
+        if errors
+        else ""
+    )
     return (
         f'<p class="soft">Entities in {escape(scores["text"])}, by type; one counts if type, first and last token are '
         f"right.</p>{page.add([charts.f1_by_type(scores['types'])], wide=True)}<table>{head}{table}</table>{common}"

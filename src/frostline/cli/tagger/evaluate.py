@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
+from frostline.printing import shortened
 
 if TYPE_CHECKING:
     from frostline.tagger import Errors, Score, Sentence
@@ -98,11 +99,7 @@ def _print_errors(errors: Errors, most: int) -> None:
     if kinds:
         print("\nmost frequent")
         for times, pair in errors.frequent(most):
-            print(_cut(f"{times:>6,}  {pair}"))
+            print(shortened(f"{times:>6,}  {pair}", _WIDTH))
         print("\nlongest (tokens)")
         for pair in errors.longest(most):
-            print(_cut(f"{pair.tokens:>6,}  {pair}"))
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+            print(shortened(f"{pair.tokens:>6,}  {pair}", _WIDTH))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frostline.printing import listed, text_table
+from frostline.printing import listed, shortened, text_table
 from frostline.probe.explain.path import Path
 from frostline.probe.explain.verdicts import (
     ALARMS,
@@ -22,7 +22,7 @@ from frostline.probe.explain.verdicts import (
 
 _MOST_NAMES = 3  # names that one line of the table shows
 _MOST_BUFFERS = 4
-_WIDEST = 60  # characters of a reason in the table
+_WIDEST = 60  # cells of a reason in the table
 _MOST_LINES = 8  # tensors that learn, each on a line of its own; more are summed up in one line
 
 
@@ -146,7 +146,7 @@ class Explanation:
         groups: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self._worst_first():
             notes = [note for note in finding.notes if note != TIED]
-            why = _shortened(finding.reason.partition(" (in ")[0]) + (f" ({'; '.join(notes)})" if notes else "")
+            why = shortened(finding.reason.partition(" (in ")[0], _WIDEST) + (f" ({'; '.join(notes)})" if notes else "")
             groups.setdefault((finding.verdict, why, finding.where or ""), []).append(finding)
         for (verdict, why, where), findings in groups.items():
             if len(findings) > _MOST_LINES or verdict in ALARMS or verdict in (FROZEN, FROZEN_BY_PLAN):
@@ -170,7 +170,3 @@ class Explanation:
 
 def _all_names(finding: Finding) -> str:
     return finding.name + (f" (= {', '.join(finding.tied)})" if finding.tied else "")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."

@@ -25,7 +25,7 @@ class Call:
         call: What was called, such as `linear`.
         where: The user's line, as `file:line`; None if all of the stack is torch's.
         source: The text of that line.
-        gradient: Whether the gradient of the parameter goes through it; at the first call without, it ends.
+        gradient: Whether what it returns has a gradient that reaches the parameter.
     """
 
     call: str
@@ -49,18 +49,26 @@ class Path:
     requires_grad: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for JSON: `name`, `calls`, and `end`, what there is to say of its end."""
-        return {"name": self.name, "calls": [asdict(call) for call in self.calls], "end": self.end}
+        """Return plain values for JSON: `name`, `calls`, `end` and `cut`."""
+        return {"name": self.name, "calls": [asdict(call) for call in self.calls], "end": self.end, "cut": self.cut}
+
+    @property
+    def cut(self) -> int | None:
+        """The index of the call at which the gradient ends on its way from the loss; None if none does."""
+        lost = [index for index, call in enumerate(self.calls) if not call.gradient]
+        return lost[-1] if lost and self.requires_grad else None
 
     @property
     def end(self) -> str:
         """Why no gradient comes along this way; empty if one does."""
-        cut = [call for call in self.calls if not call.gradient]
         if not self.calls:
             return "its value does not reach the loss"
         if not self.requires_grad:
             return "it requires no gradient"
-        return f"no gradient: {cut[-1].call} cuts it" + (f" in {cut[-1].where}" if cut[-1].where else "") if cut else ""
+        if self.cut is None:
+            return ""
+        call = self.calls[self.cut]
+        return f"no gradient: {call.call} cuts it" + (f" in {call.where}" if call.where else "")
 
     def __str__(self) -> str:
         rows = [("from the loss to " + self.name, "where", "line"), ("loss", "", "")]
