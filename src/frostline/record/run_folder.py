@@ -4,6 +4,7 @@ about.json                {"title": ..., "facts": {name: text}}                 
 plan.json                 Plan.to_dict()                                            what may learn
 explanation.json          fl.explain(...).to_dict()                                 what learns, and why
 path.json                 fl.explain(..., path_to=name).path.to_dict()              the way from the loss to a parameter
+graph.json                {"nodes": fl.explain(..., path_to=name).graph}             the calls from parameters to loss
 audit.json                {"frozen_compared", "frozen_moved", "learned_rows", "learned_rows_moved"}
 confusion.json            {"types": [...], "rows": "gold", "columns": "predicted", "counts": [[...]]}
 scores.json               {"text": name, "types": {type: {"precision", "recall", "f1", "gold", "found"}}, "all": {...},
@@ -34,7 +35,7 @@ from torch import Tensor
 
 from frostline.errors import RunFolderError
 from frostline.files import replacing
-from frostline.record.valid import ABOUT, AUDIT, CONFUSION, EXPLANATION, HOLDS, PATH, PLAN, SCORES, is_valid
+from frostline.record.valid import ABOUT, AUDIT, CONFUSION, EXPLANATION, GRAPH, HOLDS, PATH, PLAN, SCORES, is_valid
 
 CURVES, ROW_CHANGES = "curves.jsonl", "row_changes.safetensors"
 _FORMAT = "frostline-row-changes-1"
@@ -112,6 +113,7 @@ class Run:
     confusion: dict[str, Any] | None = None
     scores: dict[str, Any] | None = None
     path: dict[str, Any] | None = None
+    graph: dict[str, Any] | None = None
     curves: tuple[dict[str, Any], ...] = ()
     row_changes: RowChanges | None = None
 
@@ -165,6 +167,7 @@ def describe_run(
         ABOUT: about,
         PLAN: None if plan is None else plan.to_dict(),
         EXPLANATION: None if explanation is None else explanation.to_dict(),
+        GRAPH: {"nodes": list(graph)} if (graph := getattr(explanation, "graph", ())) else None,
         PATH: None if (path := getattr(explanation, "path", None)) is None else path.to_dict(),
         AUDIT: None if audit is None else dict(audit),
         CONFUSION: None if confusion is None else dict(confusion),
@@ -205,6 +208,7 @@ def read_run(run_folder: str | os.PathLike[str]) -> Run:
         confusion=_read_object(folder / CONFUSION),
         scores=_read_object(folder / SCORES),
         path=_read_object(folder / PATH),
+        graph=_read_object(folder / GRAPH),
         curves=tuple(_read_curves(folder / CURVES)),
         row_changes=_read_row_changes(folder / ROW_CHANGES),
     )

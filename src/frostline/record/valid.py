@@ -7,13 +7,14 @@ from typing import Any
 from frostline.probe.explain.verdicts import VERDICTS
 
 ABOUT, PLAN, EXPLANATION, AUDIT = "about.json", "plan.json", "explanation.json", "audit.json"
-CONFUSION, SCORES, PATH = "confusion.json", "scores.json", "path.json"
+CONFUSION, SCORES, PATH, GRAPH = "confusion.json", "scores.json", "path.json", "graph.json"
 HOLDS = {
     ABOUT: "a title and facts",
     PLAN: "what Plan.to_dict() gives",
     EXPLANATION: "what Explanation.to_dict() gives",
     AUDIT: "the counts frozen_compared, frozen_moved, learned_rows and learned_rows_moved",
     PATH: "a name, its end, the index of the cut, and calls with call, where, source and gradient",
+    GRAPH: "nodes, each with name, call, where and inputs, names of other nodes",
     SCORES: "a text, types and all with precision, recall, f1, gold and found, and errors, pairs of (times, text)",
     CONFUSION: "types, the titles of rows and columns, and for T types T + 1 rows of T + 1 counts",
 }
@@ -38,6 +39,8 @@ def is_valid(name: str, value: Any) -> bool:
             and (value.get("cut") is None or _are_counts(value, "cut"))
             and _are_calls(value.get("calls"))
         )
+    if name == GRAPH:
+        return _are_nodes(value.get("nodes"))
     if name == SCORES:
         return _are_scores(value)
     tensors = value.get("tensors")
@@ -102,6 +105,16 @@ def _are_calls(calls: Any) -> bool:
         and isinstance(call.get("source"), str)
         and isinstance(call.get("gradient"), bool)
         for call in calls
+    )
+
+
+def _are_nodes(nodes: Any) -> bool:
+    return isinstance(nodes, list) and all(
+        isinstance(node, dict)
+        and isinstance(node.get("inputs"), list)
+        and all(isinstance(text, str) for text in (node.get("name"), node.get("call"), *node["inputs"]))
+        and isinstance(node.get("where") or "", str)
+        for node in nodes
     )
 
 

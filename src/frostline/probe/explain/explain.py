@@ -20,6 +20,7 @@ from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.sharded import is_sharded
 from frostline.probe.explain.backward import WatchedPass, all_zero_and_all_finite
 from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.graph import graph_of
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.path import path_to as find_path
 from frostline.probe.explain.reasons import reason_for
@@ -113,7 +114,10 @@ def explain(
         buffers = dict(model.named_buffers())
         partial = {index for index, model_tensor in enumerate(found) if model_tensor.indices is not None}
         watched = WatchedPass(leaves, loss_fn, partial, note_calls=target is not None)
-        path = None if target is None else find_path(path_to or "", target, watched.loss, watched.trace.calls)
+        path, graph = None, []
+        if target is not None:
+            path = find_path(path_to or "", target, watched.loss, watched.trace.calls)
+            graph = graph_of(watched.loss, watched.trace.calls, [model_tensor.name for model_tensor in found])
         moving = written_buffers(model, buffers, snapshot)
         remarks += [] if watched.has_graph else [_NO_GRAPH]
         try:
@@ -132,7 +136,7 @@ def explain(
             for index, model_tensor in enumerate(found)
         ]
     remarks += groups.remarks(model, leaves, watched.other_leaves)
-    return Explanation(findings, _of_frozen_modules(model, moving), remarks, path)
+    return Explanation(findings, _of_frozen_modules(model, moving), remarks, path, graph)
 
 
 def _index_of(name: str | None, found: Sequence[ModelTensor]) -> int | None:

@@ -74,12 +74,18 @@ class Explanation:
         buffers: Names of buffers that move although nothing in their module learns (BatchNorm's statistics).
         remarks: What else was seen, one line each.
         path: The way from the loss to the parameter that `path_to` named; None if it named none.
+        graph: With `path_to`, every call between the parameters and the loss, which TensorBoard shows as a graph.
     """
 
     def __init__(
-        self, findings: Sequence[Finding], buffers: Sequence[str], remarks: Sequence[str], path: Path | None = None
+        self,
+        findings: Sequence[Finding],
+        buffers: Sequence[str],
+        remarks: Sequence[str],
+        path: Path | None = None,
+        graph: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        self.path = path
+        self.path, self.graph = path, tuple(graph)
         self.findings = tuple(findings)
         self.buffers = tuple(buffers)
         self.remarks = tuple(remarks)
