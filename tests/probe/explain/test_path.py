@@ -28,7 +28,7 @@ class Model(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Look up, scale, score."""
         words = self.embed(ids)
-        scale = float(self.factor)
+        scale = self.factor.item()
         detour = words.exp().log().sum()
         scores: Tensor = self.head(words.tanh() * scale)
         return scores + detour.detach()
@@ -65,10 +65,10 @@ def test_the_calls_are_those_from_the_loss_back_to_the_parameter(rows: bool) -> 
 def test_where_no_gradient_comes_the_way_of_the_value_is_shown_and_the_call_that_cuts() -> None:
     path = _explain("factor").path
     assert path is not None
-    assert [call.call for call in path.calls] == ["mean", "add", "linear", "mul", "float"]
+    assert [call.call for call in path.calls] == ["mean", "add", "linear", "mul", "item"]
     assert path.cut == 4
-    assert path.end.startswith("no gradient: float cuts it in ")
-    assert f"test_path.py:{_line('scale = float')}" in str(path)
+    assert path.end.startswith("no gradient: item cuts it in ")
+    assert f"test_path.py:{_line('scale = self')}" in str(path)
 
 
 def test_a_parameter_that_is_unused_or_frozen_is_said_to_be() -> None:

@@ -33,9 +33,9 @@ def graph_of(loss: Provenance, calls: Mapping[Provenance, SourceLine | None], na
     shown = {node: f"{number}_{line.call if line else 'call'}" for number, (node, line) in enumerate(calls.items())}
     shown = {node: name for node, name in shown.items() if node in reached}
     parameters = {node: names[node.value.bit_length() - 1].replace(".", "/") for node in reached if not node.parents}
-    parameters = {node: name for node, name in parameters.items() if node.value}
+    parameters = {node: name for node, name in parameters.items() if node.value and node not in calls}
     nodes: list[Node] = [
-        {"name": name, "call": "parameter", "where": None, "inputs": []} for name in sorted(parameters.values())
+        {"name": name, "call": "parameter", "where": None, "inputs": []} for name in sorted(set(parameters.values()))
     ]
     for node, name in shown.items():
         inputs = sorted({each for parent in node.parents for each in _named(parent, shown, parameters)})

@@ -87,19 +87,27 @@ def path_to(name: str, index: int, loss: Provenance, calls: Mapping[Provenance, 
         calls: The line of each call that made a provenance.
     """
     bit = 1 << index
-    way = _search(loss, bit, "gradient") or _search(loss, bit, "value")
+    ends: Sequence[Mapping[Provenance, SourceLine | None]] = (calls, {})
+    ways = (_search(loss, bit, mask, no_end) for mask in ("gradient", "value") for no_end in ends)
+    way = next(filter(None, ways), [])
     learns = bool(way) and bool(way[-1].gradient & bit)
     return Path(name, tuple(_call(calls[step], step, bit) for step in way if step in calls), learns or not way)
 
 
-def _search(loss: Provenance, bit: int, mask: str) -> Sequence[Provenance]:
-    """Return the nodes from the loss to the parameter along which `mask` holds it; empty if there is no way."""
+def _search(
+    loss: Provenance, bit: int, mask: str, no_end: Mapping[Provenance, SourceLine | None]
+) -> Sequence[Provenance]:
+    """Return the nodes from the loss to the parameter along which `mask` holds it; empty if there is no way.
+
+    A call without parents, one of `no_end`, is a guess of the trace (of a tensor that came unseen): it may end a way
+    only where no other does.
+    """
     came_from: dict[Provenance, Provenance | None] = {loss: None}
     waiting = deque([loss] if getattr(loss, mask) & bit else [])
     while waiting:
         node = waiting.popleft()
         parents = [parent for parent in node.parents if getattr(parent, mask) & bit]
-        if not parents and not node.parents:
+        if not node.parents and node not in no_end:
             way: list[Provenance] = []
             step: Provenance | None = node
             while step is not None:
