@@ -2,7 +2,7 @@
 
 import pytest
 
-from frostline.printing import listed, text_table
+from frostline.printing import cells, listed, shortened, text_table
 
 ROWS = [("name", "rows", "note"), ("embed", "3", ""), ("head.weight", "1,024", "tied")]
 
@@ -59,3 +59,18 @@ def test_rows_of_different_lengths_are_refused():
 )
 def test_a_list_longer_than_its_limit_ends_with_how_many_more_there_are(count, most, expected):
     assert listed((f"n{index}" for index in range(count)), most) == expected
+
+
+def test_columns_are_aligned_by_cells_where_letters_take_two_or_none():
+    lines = text_table(
+        [("type", "n"), ("\u5730\u540d", "1"), ("caf\u0065\u0301", "22"), ("\U0001f600", "3")], right=[1]
+    ).splitlines()
+    assert {cells(line) for line in lines} == {len("type   n")}
+    assert lines[2] == "\u5730\u540d   1"  # two letters, four cells
+    assert lines[3] == "cafe\u0301  22"  # five letters, four cells
+
+
+def test_a_text_is_shortened_by_cells():
+    assert shortened("\u5730" * 10, 20) == "\u5730" * 10
+    assert shortened("\u5730" * 11, 20) == "\u5730" * 8 + "..."
+    assert cells(shortened("a" + "\u5730" * 11, 20)) == 20

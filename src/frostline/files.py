@@ -7,12 +7,16 @@ a folder for this user alone, and `is_private` says of a file that is open wheth
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h>
 
 
 def cache_folder(kind: str) -> Path:
@@ -107,6 +111,50 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Give the folder `new` the name `target`; what had that name is removed.
+
+    On Linux the two names are exchanged in one step, so a process that is killed leaves either the old folder or the
+    new one under `target`. Elsewhere there is a moment in which neither has the name; an error undoes it.
+
+    Raises:
+        OSError: It cannot be renamed; `target` is as it was.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("new", "old"):
+        ...     (folder / name).mkdir()
+        ...     (folder / name / name).touch()
+        >>> replace_folder(folder / "new", folder / "old")
+        >>> [str(path.relative_to(folder)) for path in folder.rglob("*")]
+        ['old', 'old/new']
+    """
+    if not target.exists():
+        new.rename(target)
+    elif _exchange(new, target):
+        shutil.rmtree(new, ignore_errors=True)
+    else:
+        old = new.with_name(f"{new.name}.old")
+        target.rename(old)
+        try:
+            new.rename(target)
+        except BaseException:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; return False where the system or the file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    names = os.fsencode(first.absolute()), os.fsencode(second.absolute())
+    return bool(renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0)
 
 
 def _flush_folder(folder: Path) -> None:

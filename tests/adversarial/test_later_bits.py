@@ -100,7 +100,7 @@ class Tagger(Run):
 
         torch.manual_seed(0)
         tags = ["O", "B-a", "I-a"]
-        self.model = LSTMTagger(torch.randn(20, 6), tags, 8, 4, dropout=0.3, recurrent_dropout=0.2)
+        self.model = LSTMTagger(torch.randn(20, 6), tags, 8, 4, dropout=0.3, dropout_state=0.2)
         fl.train_only(self.model, {"*": fl.everything, "embed.weight": fl.rows([1, 2, 3, 8])})
         self.table = self.model.embed
         super().__init__()

@@ -71,7 +71,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     run = tagger.train(sentences, sentences, vectors, epochs=3, config=tagger.TaggerConfig(hidden=8, unk_dropout=0.0))
     run.tagger.save(folder)
-    write_run_folder(folder, run, title="A tagger", facts={"sentences": "4"})
+    write_run_folder(folder, run, title="A tagger", facts={"sentences": "4"}, dev=sentences)
     return folder
 
 

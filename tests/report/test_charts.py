@@ -34,7 +34,7 @@ def test_of_a_very_long_curve_evenly_spread_points_are_drawn_and_the_last():
 
 def test_entries_are_lines_named_by_their_index():
     recorded = Recorded("tensor", [0, 5], torch.tensor([[[1.0, 2.0]], [[3.0, 4.0]]]))
-    figure = charts.entries("bias", recorded)
+    figure = charts.entries({"bias": recorded})
     assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
         ("[0, 0]", [0, 5], [1.0, 3.0]),
         ("[0, 1]", [0, 5], [2.0, 4.0]),
@@ -44,7 +44,7 @@ def test_entries_are_lines_named_by_their_index():
 def test_of_many_entries_those_that_moved_furthest_are_drawn_though_they_came_back():
     values = torch.zeros(3, 100)
     values[1, 60:] = torch.arange(40.0) + 1
-    figure = charts.entries("big", Recorded("tensor", [0, 1, 2], values))
+    figure = charts.entries({"big": Recorded("tensor", [0, 1, 2], values)})
     assert [line.name for line in figure.data] == [f"[{index}]" for index in range(60, 100)]
     assert "40 entries that moved furthest of 100" in figure.layout.title.text
 
@@ -69,7 +69,7 @@ def test_a_histogram_counts_every_row_that_has_a_finite_distance():
 def test_on_the_map_frozen_rows_are_grey_and_moved_rows_have_a_start_and_an_end():
     before, after = torch.zeros(3, 3), torch.tensor([[2.0, 0, 0], [0, 1, 0], [0, 0, 0]])
     changes = RowChanges.from_tables(["a", "b", "c"], before, after, torch.tensor([0, 1]), [2])
-    frozen, paths, start, end = charts.map_of_changes(changes).data
+    frozen, paths, start, end = charts.map_of_changes(changes)[0].data
     assert (frozen.name, list(frozen.text)) == ("frozen", ["c"])
     assert len(paths.x) == 2 * 3
     assert np.isnan(paths.x[2])
@@ -79,9 +79,10 @@ def test_on_the_map_frozen_rows_are_grey_and_moved_rows_have_a_start_and_an_end(
 
 
 def test_recorded_rows_that_never_moved_are_grey_on_the_map():
-    figure = charts.map_of_recorded(
+    figure, share = charts.map_of_recorded(
         rows([[[0, 0], [1, 1], [5, 0]], [[3, 4], [1, 1], [5, 1]]], ["far", "still", "near"])
     )
+    assert share == pytest.approx(1)  # a map of two numbers shows all of them
     frozen, _, start, end = figure.data
     assert (list(frozen.text), list(end.customdata)) == (["still"], ["far", "near"])
     assert len(start.x) == 2
@@ -93,7 +94,11 @@ def test_any_recorded_rows_have_charts(shape, fill):
     values = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     values[-1, 0] = fill
     recorded = Recorded("rows", list(range(shape[0])), values, ["word"] * shape[1])
-    for figure in (charts.map_of_recorded(recorded), charts.distances("w", recorded), charts.entries("w", recorded)):
+    for figure in (
+        charts.map_of_recorded(recorded)[0],
+        charts.distances("w", recorded),
+        charts.entries({"w": recorded}),
+    ):
         assert len(figure.data) >= 1
         assert "NaN" not in figure.to_json()
 
@@ -103,10 +108,10 @@ def test_words_are_shown_literally_and_no_tag_takes_effect():
     recorded = rows([[[0, 0]], [[1, 1]]], [hostile])
     far = np.array([1.0])
     figures = [
-        charts.map_of_recorded(recorded),
+        charts.map_of_recorded(recorded)[0],
         charts.distances("w", recorded),
         charts.furthest([hostile], far),
-        charts.entries(hostile, recorded),
+        charts.entries({hostile: recorded}),
         charts.confusion([hostile], "gold", "predicted", [[1, 0], [0, 0]]),
     ]
     figures.append(charts.curves([Curve(hostile, hostile, "step", [1, 2], [1.0, 2.0])]))
@@ -144,3 +149,47 @@ def test_the_confusion_chart_shows_each_count_and_the_share_of_its_row():
 def test_words_on_the_map_do_not_touch():
     ends = np.array([[0.5, 0.5], [0.51, 0.5], [0.5, 0.9], [0.0, 0.5]])
     assert charts._without_overlap(ends, ["first", "near", "far", "outside"]) == {0, 2}
+
+
+def test_the_range_of_a_map_covers_frozen_rows_too():
+    before = torch.zeros(3, 2)
+    before[2] = torch.tensor([90.0, -70.0])
+    after = before.clone()
+    after[0, 0], after[1, 1] = 1, 1
+    figure, _ = charts.map_of_changes(
+        RowChanges.from_tables(["a", "b", "frozen"], before, after, torch.tensor([0, 1]), [2])
+    )
+    for points in figure.data:
+        for axis, values in (("xaxis", points.x), ("yaxis", points.y)):
+            low, high = figure.layout[axis].range
+            assert all(low <= value <= high for value in values if value is not None and not np.isnan(value))
+
+
+def test_a_map_says_how_much_of_the_movement_it_shows():
+    before, after = torch.zeros(10, 10), torch.eye(10)
+    _, share = charts.map_of_changes(RowChanges.from_tables(list("abcdefghij"), before, after, torch.arange(10)))
+    assert share == pytest.approx(0.2)  # ten directions, of which a map has two
+
+
+def test_curves_of_one_unit_share_a_panel_and_keep_their_names():
+    lines = [
+        Curve("w1 [weight]", "", "step", [0, 1], [1.0, 2.0]),
+        Curve("w2*w3 [weight]", "", "step", [0, 1], [2.0, 2.0]),
+    ]
+    figure = charts.curves(lines)
+    assert figure.layout.title.text == "weight"
+    assert [line.name for line in figure.data] == ["w1 [weight]", "w2*w3 [weight]"]
+    recorded = {name: Recorded("tensor", [0, 1], torch.randn(2, 2)) for name in ("w1 [weight]", "w2*w3 [weight]")}
+    figure = charts.entries(recorded)
+    assert [line.name for line in figure.data] == [f"{name} [{index}]" for name in recorded for index in (0, 1)]
+    assert figure.layout.title.text == "weight"
+
+
+def test_f1_by_type_has_the_commonest_type_first():
+    types = {
+        "a": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "gold": 1, "found": 2},
+        "<b>": {"precision": 1.0, "recall": 0.5, "f1": 2 / 3, "gold": 7, "found": 3},
+    }
+    figure = charts.f1_by_type(types)
+    assert figure.layout.xaxis.ticktext == ("&lt;b&gt;", "a")
+    assert {bars.name: list(bars.y) for bars in figure.data}["recall"] == [50, 25]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import frostline as fl
-from frostline.record import describe_run
+from frostline.record import RowChanges, describe_run
 from frostline.report import write_page
 
 pytest.importorskip("plotly", reason="the page's charts need plotly, of the extra report")
@@ -178,3 +178,32 @@ def test_a_run_of_a_recorder_alone_has_the_name_of_its_folder(tmp_path):
     text = words_of(write_page(tmp_path / "first", tmp_path / "page.html"))
     assert "The run in first" in text
     assert "Recorded tensors" in text
+
+
+def test_a_tagger_shows_what_it_finds_by_type_and_its_commonest_errors(tmp_path):
+    scores = {
+        "text": "dev <1>",
+        "types": {"<i>town": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "gold": 4, "found": 2}},
+        "all": {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "gold": 4, "found": 2},
+        "errors": [[3, "missed <i>town: 'Oz'"]],
+    }
+    describe_run(tmp_path / "run", title="t", scores=scores)
+    text = write_page(tmp_path / "run", tmp_path / "page.html").read_text("utf-8")
+    assert "<td>&lt;i&gt;town</td><td>50.0%</td><td>25.0%</td><td>33.3%</td><td>4</td><td>2</td>" in text
+    assert "<td>3</td><td>missed &lt;i&gt;town: &#x27;Oz&#x27;</td>" in text
+    assert "<b>33.3 %</b><span>F1 in dev &lt;1&gt;</span>" in text
+    with pytest.raises(ValueError, match="scores: does not hold"):
+        describe_run(tmp_path / "run", scores=scores | {"all": {}})
+
+
+def test_a_map_that_would_be_a_tangle_is_one_line(tmp_path):
+    words = [f"w{row}" for row in range(20)]
+    for name, after in {
+        "tangle": torch.eye(20),
+        "plane": torch.eye(20)[:, :2].repeat(1, 10) * torch.arange(20)[:, None],
+    }.items():
+        changes = RowChanges.from_tables(words, torch.zeros(20, 20), after, torch.arange(20))
+        describe_run(tmp_path / name, row_changes=changes)
+        text = write_page(tmp_path / name, tmp_path / "page.html").read_text("utf-8")
+        assert ("the two main directions hold 10% of how rows moved" in text) == (name == "tangle")
+        assert ("A ring is a row before training" in text) == (name == "plane")

@@ -24,7 +24,7 @@ from frostline.tagger import TaggerConfig
         ({"max_grad_norm": -1.0}, "max_grad_norm: -1.0 is out of range. Pass 0 or more."),
         ({"unk_dropout": -1}, "unk_dropout: -1 is out of range. Pass 0 or more."),
         ({"dropout": 1.1}, "dropout: 1.1 is out of range. Pass 0 to 1."),
-        ({"recurrent_dropout": -0.1}, "recurrent_dropout: -0.1 is out of range. Pass 0 to 1."),
+        ({"dropout_state": -0.1}, "dropout_state: -0.1 is out of range. Pass 0 to 1."),
         ({"ema_decay": 2}, "ema_decay: 2 is out of range. Pass 0 to 1."),
     ],
 )
@@ -36,7 +36,7 @@ def test_a_value_out_of_range_is_named_with_its_range(given: dict[str, Any], say
 def test_values_at_the_edge_of_their_range_train(toy: Any) -> None:
     edges = [
         {"hidden": 1, "batch_size": 1, "shape_width": 0},
-        {"dropout": 1.0, "recurrent_dropout": 1.0, "ema_decay": 1.0},
+        {"dropout": 1.0, "dropout_state": 1.0, "ema_decay": 1.0},
         {"dropout": 0.0, "weight_decay": 0.0, "unk_dropout": 0.0, "ema_decay": 0.0},
     ]
     for edge in edges:

@@ -212,9 +212,22 @@ def test_a_failure_between_the_two_renames_restores_the_old_tagger(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail_to_arrive)
+    monkeypatch.setattr("frostline.files._exchange", lambda first, second: False)  # as where the system cannot
     with pytest.raises(fl.ModelFolderError, match="Permission denied"):
         trained.save(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs renameat2, of Linux")
+def test_a_folder_is_replaced_in_one_step(trained: Tagger, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (saved / "report.html").write_text("old", encoding="utf-8")
+    renamed: list[Path] = []
+    monkeypatch.setattr(Path, "rename", lambda self, target: renamed.append(self))
+    trained.save(saved)
+    assert not renamed  # there was no moment in which nothing had the name
+    assert not (saved / "report.html").exists()
+    assert Tagger.load(saved).tags == trained.tags
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 

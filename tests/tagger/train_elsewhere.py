@@ -50,7 +50,7 @@ def train(**given: Any) -> tagger.TrainingRun:
         [(line, [tag if word < "w3" else "O" for word in line]) for line in TOKENS] for tag in ("B-x", "B-y")
     )
     config = tagger.TaggerConfig(
-        hidden=8, batch_size=4, dropout=0.3, recurrent_dropout=0.2, char_filters=3, learning_rate=0.03, o_bias=0.0
+        hidden=8, batch_size=4, dropout=0.3, dropout_state=0.2, char_filters=3, learning_rate=0.03, o_bias=0.0
     )
     return tagger.train(first, first, vectors, auxiliary=[second], epochs=3, config=config, **given)
 

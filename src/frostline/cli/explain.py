@@ -21,13 +21,13 @@ HELP = "what trains in a model, what does not, and the line that says why; fails
 _EXAMPLES = """\
 examples:
   frostline explain mypackage.train:make
+  frostline explain train.py:make --path-to embed.weight --run-folder run && frostline report run
   frostline explain train.py:make --json > plan.json
   frostline explain train.py:make --expect plan.json
 
 `make` takes nothing and returns model, loss_fn and optimizer (or model and loss_fn). Modules are looked for in the
 current folder too. The expected file maps names or patterns to verdicts, {"embed.*": "frozen", "*": "learns"}: an exact
 name beats a pattern, and of the patterns that match a name the last one counts. The output of --json is such a file.
-For a page, send that output to explanation.json in a run folder: frostline report --help.
 Exit codes: 0 as it should be; 1 an alarm or, with --expect, a difference; 2 cannot run."""
 
 
@@ -37,6 +37,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "make", metavar="MODULE:MAKE", help="where the function is: package.module:make or file.py:make"
     )
+    parser.add_argument(
+        "--path-to", metavar="NAME", help="print the way from the loss to this parameter too, call by call"
+    )
+    parser.add_argument("--run-folder", metavar="DIR", help="write what was found there as well, for frostline report")
     parser.add_argument("--expect", metavar="FILE", type=Path, help="JSON: name or pattern -> expected verdict")
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object: name -> verdict, reason, where, ..."
@@ -52,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     sys.path.insert(0, str(Path.cwd()))
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints must not get into --json
-            explanation = _explain(load_function(args.make), args.make)
+            explanation = _explain(load_function(args.make), args.make, args.path_to)
     except FrostlineError:
         raise
     except SystemExit as stop:
@@ -63,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
     finally:
         sys.path[:] = search_path
     found = explanation.to_dict()
+    if args.run_folder is not None:
+        from frostline.record import describe_run
+
+        describe_run(args.run_folder, title=f"What learns in {args.make}", explanation=explanation)
     print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else explanation)
     if expected is None:
         return 1 if explanation.alarms else 0
@@ -102,7 +110,7 @@ def load_function(text: str) -> Callable[[], Any]:
     return make  # type: ignore[no-any-return]
 
 
-def _explain(make: Callable[[], Any], text: str) -> Explanation:
+def _explain(make: Callable[[], Any], text: str, path_to: str | None) -> Explanation:
     from torch import nn
 
     from frostline.probe import explain
@@ -119,4 +127,4 @@ def _explain(make: Callable[[], Any], text: str) -> Explanation:
         check_optimizers(parts[2] if len(parts) == 3 and parts[2] is not None else [])
     except TypeError as error:
         raise ProbeError(f"{text}: {error}") from None
-    return explain(*parts)
+    return explain(*parts, path_to=path_to)

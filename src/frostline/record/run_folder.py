@@ -3,8 +3,12 @@
 about.json                {"title": ..., "facts": {name: text}}                     what the run was
 plan.json                 Plan.to_dict()                                            what may learn
 explanation.json          fl.explain(...).to_dict()                                 what learns, and why
+path.json                 fl.explain(..., path_to=name).path.to_dict()              the way from the loss to a parameter
+graph.json                {"nodes": fl.explain(..., path_to=name).graph}             the calls from parameters to loss
 audit.json                {"frozen_compared", "frozen_moved", "learned_rows", "learned_rows_moved"}
 confusion.json            {"types": [...], "rows": "gold", "columns": "predicted", "counts": [[...]]}
+scores.json               {"text": name, "types": {type: {"precision", "recall", "f1", "gold", "found"}}, "all": {...},
+                           "errors": [[times, text], ...]}
 curves.jsonl              {"run": name, "epoch" or "step": n, "loss": x, ...}       one line per point, "run" optional
 row_changes.safetensors   rows of a table before and after training, with their words
 record.safetensors        what fl.Recorder saw (see record_file.py)
@@ -31,17 +35,9 @@ from torch import Tensor
 
 from frostline.errors import RunFolderError
 from frostline.files import replacing
-from frostline.probe.explain.verdicts import VERDICTS
+from frostline.record.valid import ABOUT, AUDIT, CONFUSION, EXPLANATION, GRAPH, HOLDS, PATH, PLAN, SCORES, is_valid
 
-ABOUT, PLAN, EXPLANATION, AUDIT = "about.json", "plan.json", "explanation.json", "audit.json"
-CONFUSION, CURVES, ROW_CHANGES = "confusion.json", "curves.jsonl", "row_changes.safetensors"
-_HOLDS = {
-    ABOUT: "a title and facts",
-    PLAN: "what Plan.to_dict() gives",
-    EXPLANATION: "what Explanation.to_dict() gives",
-    AUDIT: "the counts frozen_compared, frozen_moved, learned_rows and learned_rows_moved",
-    CONFUSION: "types, the titles of rows and columns, and for T types T + 1 rows of T + 1 counts",
-}
+CURVES, ROW_CHANGES = "curves.jsonl", "row_changes.safetensors"
 _FORMAT = "frostline-row-changes-1"
 _TENSORS = ("learns", "before", "after", "distances")
 _MOST_LEARNED, _MOST_FROZEN = 1000, 300  # rows that are written
@@ -115,6 +111,9 @@ class Run:
     explanation: dict[str, Any] | None = None
     audit: dict[str, Any] | None = None
     confusion: dict[str, Any] | None = None
+    scores: dict[str, Any] | None = None
+    path: dict[str, Any] | None = None
+    graph: dict[str, Any] | None = None
     curves: tuple[dict[str, Any], ...] = ()
     row_changes: RowChanges | None = None
 
@@ -128,6 +127,7 @@ def describe_run(
     explanation: HasDict | None = None,
     audit: Mapping[str, int] | None = None,
     confusion: Mapping[str, Any] | None = None,
+    scores: Mapping[str, Any] | None = None,
     curves: Iterable[Mapping[str, Any]] = (),
     row_changes: RowChanges | None = None,
 ) -> None:
@@ -138,13 +138,15 @@ def describe_run(
         title: What the run was, in a few words.
         facts: More about the run: name -> text.
         plan: What `train_only` returned.
-        explanation: What `fl.explain` returned.
+        explanation: What `fl.explain` returned; with `path_to`, the way to that parameter is written too.
         audit: What was compared and what moved: `frozen_compared` and `frozen_moved` (values), `learned_rows` and
             `learned_rows_moved`.
         confusion: The confusion matrix of entity types: `types`, T names; `rows` and `columns`, the titles "gold" and
             "predicted"; `counts`, T + 1 rows of T + 1 counts, of which the last row counts what was invented (no gold
             partner) and the last column what was missed (no predicted partner).
-        curves: Points: `epoch` or `step`, values under their names, and `run` where there are several runs.
+        scores: How well entities were found: `text`, the name of what was tagged; `types` (type -> `precision`,
+            `recall` and `f1`, fractions, `gold` and `found`, counts) and `all`, the same of all; `errors`, the
+            commonest first, pairs of how often and what.
         row_changes: Rows before and after training.
 
     Raises:
@@ -165,15 +167,18 @@ def describe_run(
         ABOUT: about,
         PLAN: None if plan is None else plan.to_dict(),
         EXPLANATION: None if explanation is None else explanation.to_dict(),
+        GRAPH: {"nodes": list(graph)} if (graph := getattr(explanation, "graph", ())) else None,
+        PATH: None if (path := getattr(explanation, "path", None)) is None else path.to_dict(),
         AUDIT: None if audit is None else dict(audit),
         CONFUSION: None if confusion is None else dict(confusion),
+        SCORES: None if scores is None else dict(scores),
     }
     lines = [json.dumps(point) + "\n" for point in curves]
     files: dict[str, bytes] = {CURVES: "".join(lines).encode()} if lines else {}
     for name, values in described.items():
         if values is not None:
-            if not _is_valid(name, values):
-                raise ValueError(f"{name.removesuffix('.json')}: does not hold {_HOLDS[name]}.")
+            if not is_valid(name, values):
+                raise ValueError(f"{name.removesuffix('.json')}: does not hold {HOLDS[name]}.")
             files[name] = (json.dumps(values, indent=1) + "\n").encode()
     if row_changes is not None:
         files[ROW_CHANGES] = row_changes.to_bytes()
@@ -201,6 +206,9 @@ def read_run(run_folder: str | os.PathLike[str]) -> Run:
         explanation=_read_object(folder / EXPLANATION),
         audit=_read_object(folder / AUDIT),
         confusion=_read_object(folder / CONFUSION),
+        scores=_read_object(folder / SCORES),
+        path=_read_object(folder / PATH),
+        graph=_read_object(folder / GRAPH),
         curves=tuple(_read_curves(folder / CURVES)),
         row_changes=_read_row_changes(folder / ROW_CHANGES),
     )
@@ -210,71 +218,10 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     value = _parse_json(path, path.read_bytes(), 1)
-    if not _is_valid(path.name, value):
-        raise RunFolderError(f"{path}:1: does not hold {_HOLDS[path.name]}. Delete it, or write it again.")
+    if not is_valid(path.name, value):
+        raise RunFolderError(f"{path}:1: does not hold {HOLDS[path.name]}. Delete it, or write it again.")
     found: dict[str, Any] = value
     return found
-
-
-def _is_valid(name: str, value: Any) -> bool:
-    """Return whether `value` is valid content of the file `name`, as far as the report reads it."""
-    if not isinstance(value, dict):
-        return False
-    if name == ABOUT:
-        return isinstance(value.get("facts", {}), dict)
-    if name == AUDIT:
-        return _are_counts(value, "frozen_compared", "frozen_moved", "learned_rows", "learned_rows_moved")
-    if name == EXPLANATION:
-        return all(_is_finding(finding) for finding in value.values())
-    if name == CONFUSION:
-        return _is_confusion(value)
-    tensors = value.get("tensors")
-    return (
-        isinstance(tensors, dict)
-        and _are_counts(value, "learned", "total")
-        and all(_is_planned(tensor) for tensor in tensors.values())
-    )
-
-
-def _is_finding(finding: Any) -> bool:
-    return (
-        isinstance(finding, dict)
-        and finding.get("verdict") in VERDICTS
-        and isinstance(finding.get("notes") or [], list)
-        and isinstance(finding.get("tied") or [], list)
-        and isinstance(finding.get("groups") or {}, dict)
-        and _are_counts(finding.get("groups") or {})
-    )
-
-
-def _is_planned(tensor: Any) -> bool:
-    return (
-        isinstance(tensor, dict)
-        and _are_counts(tensor, "learned", "total")
-        and isinstance(tensor.get("shape"), list)
-        and _are_counts(dict(enumerate(tensor["shape"])))
-        and (tensor.get("count") is None or _are_counts(tensor, "count"))
-        and isinstance(tensor.get("tied") or [], list)
-    )
-
-
-def _is_confusion(value: dict[str, Any]) -> bool:
-    types, counts = value.get("types"), value.get("counts")
-    return (
-        isinstance(types, list)
-        and all(isinstance(text, str) for text in [*types, value.get("rows"), value.get("columns")])
-        and isinstance(counts, list)
-        and len(counts) == len(types) + 1
-        and all(
-            isinstance(row, list) and len(row) == len(counts) and _are_counts(dict(enumerate(row))) for row in counts
-        )
-    )
-
-
-def _are_counts(values: dict[Any, Any], *names: str) -> bool:
-    """Return whether the values of `names`, of all keys if no name is given, are integers, 0 or more."""
-    found = [values.get(name) for name in names] if names else list(values.values())
-    return all(type(value) is int and value >= 0 for value in found)
 
 
 def _read_curves(path: Path) -> Iterable[dict[str, Any]]:

@@ -11,7 +11,7 @@ vision, visible on light and on dark.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -35,14 +35,15 @@ _MOST_MAPPED, _MOST_LABELS = 150, 40  # rows on a map, words written on it
 
 
 def curves(lines: Sequence[Curve]) -> Figure:
-    """Draw one quantity over epochs or steps, a line per run; of more than 2,000 points evenly spread ones."""
-    figure = _figure(lines[0].quantity)
+    """Draw one quantity, or several of one unit, over epochs or steps, a line per run; at most 2,000 points of each."""
+    shared = len({line.quantity for line in lines}) > 1
+    figure = _figure(unit(lines[0].quantity) if shared else lines[0].quantity)
     for line, colour in zip(lines, _colours(len(lines)), strict=True):
         every = -(-len(line.x) // _MOST_POINTS)
         figure.add_scatter(
             x=line.x[::-every][::-1], y=line.y[::-every][::-1], mode="lines" if len(line.x) > 1 else "markers",
-            name=_text(line.run or line.quantity), line={"color": colour, "width": 2},
-            hovertemplate=f"{line.axis} %{{x}}: %{{y:.4g}}",
+            name=_text(f"{line.run} {line.quantity if shared or not line.run else ''}".strip()),
+            line={"color": colour, "width": 2}, hovertemplate=f"{line.axis} %{{x}}: %{{y:.4g}}",
         )  # fmt: skip
     figure.update_layout(showlegend=len(lines) > 1, xaxis_title=lines[0].axis)
     if max(line.x[-1] - line.x[0] for line in lines) <= 10:
@@ -50,19 +51,37 @@ def curves(lines: Sequence[Curve]) -> Figure:
     return figure
 
 
-def entries(name: str, recorded: Recorded) -> Figure:
-    """Draw the entries of a small tensor over steps; of more than 40, those that moved furthest."""
-    values = _finite(recorded.values.flatten(1))  # (P, n)
-    drawn = np.sort(np.argsort(-_ranges(values), kind="stable")[:_MOST_LINES])
-    left_out = values.shape[1] - len(drawn)
-    figure = _figure(
-        name + (f": the {len(drawn)} entries that moved furthest of {values.shape[1]:,}" if left_out else "")
-    )
-    for entry, colour in zip(drawn.tolist(), _colours(len(drawn)), strict=True):
-        index = ", ".join(str(int(part)) for part in np.unravel_index(entry, recorded.values.shape[1:]))
+def unit(name: str) -> str:
+    """Return the unit that a name ends with in brackets; curves of one unit share a chart.
+
+    Example:
+        >>> unit("w1 [weight]"), unit("loss")
+        ('weight', '')
+    """
+    head, bracket, tail = name.rpartition(" [")
+    return tail[:-1] if head and bracket and tail.endswith("]") else ""
+
+
+def entries(tensors: Mapping[str, Recorded]) -> Figure:
+    """Draw the entries of small tensors over steps, in one chart; of more than 40, those that moved furthest."""
+    lines = [
+        (name, recorded, values[:, entry], np.unravel_index(entry, recorded.values.shape[1:]))
+        for name, recorded in tensors.items()
+        for values in [_finite(recorded.values.flatten(1))]  # (P, n)
+        for entry in range(values.shape[1])
+    ]
+    ranges = np.array([_ranges(values[:, None])[0] for _, _, values, _ in lines])
+    drawn = np.sort(np.argsort(-ranges, kind="stable")[:_MOST_LINES])
+    first = next(iter(tensors))
+    title = unit(first) if len(tensors) > 1 else first
+    left_out = len(lines) - len(drawn)
+    figure = _figure(title + (f": the {len(drawn)} entries that moved furthest of {len(lines):,}" if left_out else ""))
+    for index, colour in zip(drawn.tolist(), _colours(len(drawn)), strict=True):
+        name, recorded, values, place = lines[index]
+        label = f"[{', '.join(str(int(part)) for part in place)}]"
         figure.add_scatter(
-            x=recorded.steps, y=values[:, entry], name=f"[{index}]", mode="lines", line={"color": colour, "width": 2},
-            hovertemplate="step %{x}: %{y:.6g}",
+            x=recorded.steps, y=values, name=_text(f"{name} {label}" if len(tensors) > 1 else label), mode="lines",
+            line={"color": colour, "width": 2}, hovertemplate="step %{x}: %{y:.6g}",
         )  # fmt: skip
     figure.update_layout(showlegend=1 < len(drawn) <= 12, xaxis_title="step")
     return figure
@@ -119,16 +138,19 @@ def histogram(far: Floats) -> Figure:
     return figure
 
 
-def map_of_changes(changes: RowChanges) -> Figure:
-    """Draw the map of rows before (rings) and after training (dots), and of frozen rows."""
+def map_of_changes(changes: RowChanges) -> tuple[Figure, float]:
+    """Return the map of rows before (rings) and after training (dots) and of frozen rows, and how much it shows."""
     learns = np.flatnonzero(changes.learns.numpy())[:_MOST_MAPPED]
     rows = np.concatenate([learns, np.flatnonzero(~changes.learns.numpy())])
     values = np.stack([_finite(changes.before)[rows], _finite(changes.after)[rows]])
     return _map([changes.words[row] for row in rows.tolist()], values, len(learns))
 
 
-def map_of_recorded(recorded: Recorded) -> Figure:
-    """Draw the map of recorded rows: the path of each that moved; of many, the 150 that ended furthest."""
+def map_of_recorded(recorded: Recorded) -> tuple[Figure, float]:
+    """Return the map of recorded rows, the path of each that moved (of many, the 150 that moved most), and its share.
+
+    The share is how much the map shows: of the squared distances between start and end, what lies in its plane.
+    """
     values, far = _rows(recorded), distance(recorded)
     order = np.argsort(-far[-1], kind="stable")[:_MOST_MAPPED]
     unmoved = (far[:, order] == 0).all(axis=0)
@@ -190,10 +212,31 @@ def confusion(types: Sequence[str], rows: str, columns: str, counts: Sequence[Se
     return figure
 
 
-def _map(words: Sequence[str], values: Floats, moved: int) -> Figure:
+def f1_by_type(types: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw F1, and precision and recall, of each type, the commonest first; fractions as percent."""
+    names = sorted(types, key=lambda kind: -types[kind]["gold"])[:_MOST_BARS]
+    figure = _figure("")
+    for value, colour in (("precision", COLOURS[5]), ("recall", ORANGE), ("f1", BLUE)):
+        figure.add_bar(
+            x=np.arange(len(names)), y=[100 * types[kind][value] for kind in names], name=value.upper() if value == "f1"
+            else value, marker={"color": colour, "line": {"width": 0}}, text=[_text(kind) for kind in names],
+            textposition="none", hovertemplate="%{text}: %{y:.1f} %",
+        )  # fmt: skip
+    ticks = [_text(_short(kind)) for kind in names]
+    figure.update_xaxes(tickvals=list(range(len(names))), ticktext=ticks, showgrid=False)
+    figure.update_yaxes(range=[0, 100], title="%")
+    figure.update_layout(barmode="group", bargap=0.3, showlegend=True)
+    return figure
+
+
+def _map(words: Sequence[str], values: Floats, moved: int) -> tuple[Figure, float]:
     """Draw the map of N rows at P times, `values` (P, N, D): the first `moved` of them in colour, the others grey."""
     figure = _figure("")
-    points = values @ plane_of_movement(values[0, :moved], values[-1, :moved])  # (P, N, 2)
+    plane = plane_of_movement(values[0, :moved], values[-1, :moved])
+    points = values @ plane  # (P, N, 2)
+    steps = values[-1, :moved] - values[0, :moved]
+    whole = np.nansum(steps**2)
+    share = float(np.nansum((steps @ plane) ** 2) / whole) if whole else 1.0
     paths, still = points[:, :moved], points[0, moved:]
     if len(still):
         figure.add_scatter(
@@ -206,7 +249,7 @@ def _map(words: Sequence[str], values: Floats, moved: int) -> Figure:
         x=lines[:, 0], y=lines[:, 1], mode="lines", line={"color": BLUE, "width": 1.2}, opacity=0.5, hoverinfo="skip",
         showlegend=False,
     )  # fmt: skip
-    low, high = _bounds(paths)
+    low, high = _bounds(np.concatenate([paths, points[:, moved:]], axis=1))
     labelled = _without_overlap((paths[-1] - low) / (high - low), [_short(word) for word in words[:moved]])
     for time, name, symbol, colour in ((0, "before", "circle-open", ORANGE), (-1, "after", "circle", BLUE)):
         figure.add_scatter(
@@ -218,11 +261,11 @@ def _map(words: Sequence[str], values: Floats, moved: int) -> Figure:
     figure.update_layout(height=600, showlegend=True, hovermode="closest", legend_y=-0.02)
     figure.update_xaxes(range=[low[0], high[0]], showticklabels=False, showgrid=False, mirror=True, showline=True)
     figure.update_yaxes(range=[low[1], high[1]], showticklabels=False, showgrid=False, mirror=True, showline=True)
-    return figure
+    return figure, share
 
 
 def _bounds(paths: Floats) -> tuple[Floats, Floats]:
-    """Return the lower left and upper right corner of a map that fits `paths` (P, R, 2) and their words."""
+    """Return the lower left and upper right corner of a map that fits `paths` (P, N, 2) and their words."""
     points = paths.reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
     low, high = (points.min(axis=0), points.max(axis=0)) if len(points) else (np.zeros(2), np.ones(2))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _MOST_CHARTS = 24  # of one section
+_LEAST_SHOWN = 0.5  # of how rows moved: a map that shows less is a tangle of lines
 
 
 class _Charts:
@@ -48,12 +49,14 @@ def body(contents: Contents) -> tuple[str, str]:
     """Return the text of the page as HTML, and the data of its charts as JSON."""
     page = _Charts()
     sections = [
+        ("What is found", _scores(contents, page)),
+        ("Confusion", _confusion(contents, page)),
         ("What learns", _what_learns(contents)),
+        ("By what path it learns", _path(contents)),
         ("Curves", _curves(contents, page)),
         ("How far rows moved", _distances(contents, page)),
         ("Where they moved", _maps(contents, page)),
         ("Recorded tensors", _tensors(contents, page)),
-        ("Confusion", _confusion(contents, page)),
         ("Audit", _audit(contents)),
     ]
     parts = [
@@ -69,7 +72,9 @@ def body(contents: Contents) -> tuple[str, str]:
 
 def _key_figures(contents: Contents) -> str:
     cells: list[tuple[str, str, str]] = []  # kind, figure, label
-    audit, changes = contents.run.audit, contents.run.row_changes
+    audit, changes, scores = contents.run.audit, contents.run.row_changes, contents.run.scores
+    if scores is not None:
+        cells.append(("", f"{100 * scores['all']['f1']:.1f} %", f"F1 in {scores['text']}"))
     found = leaves(contents.run.plan, contents.run.explanation)
     if audit is not None:
         moved, compared = audit.get("frozen_moved", 0), audit.get("frozen_compared", 0)
@@ -111,10 +116,28 @@ def _what_learns(contents: Contents) -> str:
     return f'<p class="soft">{source}. Click a module to open it.</p>{legend(found)}{tree(found)}'
 
 
+def _path(contents: Contents) -> str:
+    path = contents.run.path
+    if path is None:
+        return ""
+    cut = len(path["calls"]) if path["cut"] is None else path["cut"]
+    boxes = [("", "loss", "", "")]
+    for index, call in enumerate(path["calls"]):
+        kind = "" if index < cut else "cut" if index == cut else "beyond"
+        boxes.append((kind, call["call"], call["where"] or "", call["source"]))
+    boxes.append(("beyond" if path["end"] else "", path["name"], path["end"], ""))
+    items = "".join(
+        f'<li class="{kind}"><b>{escape(name)}</b> <span>{escape(where)}</span><code>{escape(source)}</code></li>'
+        for kind, name, where, source in boxes
+    )
+    about = "The gradient runs from the loss down to the parameter, unless a call, in a dashed box, cuts it."
+    return f'<p class="soft">{about}</p><ol class="path">{items}</ol>'
+
+
 def _curves(contents: Contents, page: _Charts) -> str:
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in contents.curves():
-        groups.setdefault((curve.quantity, curve.axis), []).append(curve)
+        groups.setdefault((charts.unit(curve.quantity) or curve.quantity, curve.axis), []).append(curve)
     if not groups:
         return _missing("No curves here. Record one: recorder(loss=loss) at each step.")
     return page.add(charts.curves(lines) for lines in list(groups.values())[:_MOST_CHARTS]) + _rest(len(groups))
@@ -133,24 +156,62 @@ def _distances(contents: Contents, page: _Charts) -> str:
 
 
 def _maps(contents: Contents, page: _Charts) -> str:
-    parts, changes = [], contents.run.row_changes
+    parts, changes, left_out = [], contents.run.row_changes, []
     if changes is not None and changes.distances.any():
-        parts.append(page.add([charts.map_of_changes(changes)], wide=True))
+        figure, share = charts.map_of_changes(changes)
+        parts += [page.add([figure], wide=True)] if share >= _LEAST_SHOWN else []
+        left_out += [] if share >= _LEAST_SHOWN else [("the rows that learn", share)]
     for name, recorded in _rows(contents):
         if charts.distance(recorded).any():  # if no row moved, the map has no direction
-            parts.append(f"<h3>{escape(name)}</h3>{page.add([charts.map_of_recorded(recorded)], wide=True)}")
+            figure, share = charts.map_of_recorded(recorded)
+            if share < _LEAST_SHOWN:
+                left_out.append((name, share))
+            else:
+                parts.append(f"<h3>{escape(name)}</h3>{page.add([figure], wide=True)}")
+    words = "".join(
+        _missing(
+            f"No map of {name}: the two main directions hold {share:.0%} of how rows moved, so it would be a tangle."
+        )
+        for name, share in left_out
+    )
     if not parts:
-        return ""
+        return words
     about = (
         "The two axes are the directions in which rows moved most. A ring is a row before training, a dot after it; "
         "frozen rows are grey. Point at one to read its word."
     )
-    return f'<p class="soft">{about}</p>{"".join(parts)}'
+    return f'<p class="soft">{about}</p>{"".join(parts)}{words}'
 
 
 def _tensors(contents: Contents, page: _Charts) -> str:
-    found = [(name, recorded) for name, recorded in contents.record.items() if recorded.kind == "tensor"]
-    return page.add(charts.entries(name, recorded) for name, recorded in found[:_MOST_CHARTS]) + _rest(len(found))
+    groups: dict[str, dict[str, Recorded]] = {}
+    for name, recorded in contents.record.items():
+        if recorded.kind == "tensor":
+            groups.setdefault(charts.unit(name) or name, {})[name] = recorded
+    return page.add(charts.entries(group) for group in list(groups.values())[:_MOST_CHARTS]) + _rest(len(groups))
+
+
+def _scores(contents: Contents, page: _Charts) -> str:
+    scores = contents.run.scores
+    if scores is None:
+        return ""
+    rows = [*sorted(scores["types"].items(), key=lambda pair: -pair[1]["gold"]), ("all", scores["all"])]
+    head = "<tr><th>type</th><th>precision</th><th>recall</th><th>F1</th><th>gold</th><th>found</th></tr>"
+    table = "".join(
+        f"<tr><td>{escape(kind)}</td><td>{of['precision']:.1%}</td><td>{of['recall']:.1%}</td><td>{of['f1']:.1%}</td>"
+        f"<td>{of['gold']:,}</td><td>{of['found']:,}</td></tr>"
+        for kind, of in rows
+    )
+    errors = "".join(f"<tr><td>{times:,}</td><td>{escape(text)}</td></tr>" for times, text in scores["errors"])
+    common = (
+        f'<h3>Commonest errors</h3><table class="text"><tr><th>times</th><th>error</th></tr>{errors}</table>'
+        if errors
+        else ""
+    )
+    return (
+        f'<p class="soft">Entities in {escape(scores["text"])}, by type; one counts if type, first and last token are '
+        f"right.</p>{page.add([charts.f1_by_type(scores['types'])], wide=True)}<table>{head}{table}</table>{common}"
+    )
 
 
 def _confusion(contents: Contents, page: _Charts) -> str:

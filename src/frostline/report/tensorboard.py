@@ -2,6 +2,7 @@
 
 scalars      every curve (a run of curves.jsonl is a run of TensorBoard's), every scalar of the record
 histograms   every tensor and all rows of the record, at each point
+graph        the calls of a pass, where `fl.explain(..., path_to=...)` has left them
 projector    rows before and after training, with their words
 """
 
@@ -55,6 +56,7 @@ def write_tensorboard(run_folder: str | os.PathLike[str], path: str | os.PathLik
     writer = writers.get("") or writers.setdefault("", SummaryWriter(path))
     _histograms(writer, contents)
     _projector(writer, contents)
+    _graph(writer, contents)
     for open_writer in writers.values():
         open_writer.close()
     return path
@@ -78,6 +80,21 @@ def _projector(writer: SummaryWriter, contents: Contents) -> None:
         if recorded.words is not None:
             for tag, point in (("before", 0), ("after", -1)):
                 _embedding(writer, name, tag, recorded.words, recorded.values[point], recorded.steps[point])
+
+
+def _graph(writer: SummaryWriter, contents: Contents) -> None:
+    if contents.run.graph is None:
+        return
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.graph_pb2 import GraphDef
+    from tensorboard.compat.proto.node_def_pb2 import NodeDef
+
+    nodes = [
+        NodeDef(name=node["name"], op=node["call"], input=node["inputs"], device=node["where"] or "")
+        for node in contents.run.graph["nodes"]
+    ]
+    graph = GraphDef(node=nodes).SerializeToString()
+    writer._get_file_writer().event_writer.add_event(Event(graph_def=graph))
 
 
 def _embedding(writer: SummaryWriter, name: str, tag: str, words: list[str], rows: Tensor, step: int = 0) -> None:

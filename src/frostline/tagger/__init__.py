@@ -15,7 +15,8 @@ the command line: `frostline tagger train | evaluate | predict | score`. docs/ta
 from __future__ import annotations
 
 from frostline.tagger.config import ORIGINAL, TaggerConfig
-from frostline.tagger.data.conll import Columns, Sentence, read_conll
+from frostline.tagger.data.columns import CONLLU, Columns
+from frostline.tagger.data.conll import Sentence, read_conll
 from frostline.tagger.data.tagged_text import Entity, Tagged
 from frostline.tagger.data.tags import Span, spans
 from frostline.tagger.data.tokenizer import Token, tokenize
@@ -30,6 +31,7 @@ from frostline.tagger.training.initial_table import Audit
 from frostline.tagger.training.train import TrainingRun, train
 
 __all__ = [
+    "CONLLU",
     "ORIGINAL",
     "Audit",
     "Callback",

@@ -14,10 +14,10 @@ import torch
 
 from frostline.errors import FrostlineError
 
-_LEAST = {"hidden": 1, "batch_size": 1} | dict.fromkeys(
-    ("shape_width", "char_filters", "learning_rate", "weight_decay", "max_grad_norm", "unk_dropout", "adversarial"), 0
+_LEAST = {"hidden": 1, "dimension": 1, "batch_size": 1, "char_filters": 0} | dict.fromkeys(
+    ("shape_width", "learning_rate", "weight_decay", "max_grad_norm", "unk_dropout", "adversarial"), 0
 )
-_FRACTIONS = ("dropout", "recurrent_dropout", "ema_decay")
+_FRACTIONS = ("dropout", "dropout_input", "dropout_output", "dropout_state", "ema_decay", "final_rate")
 _REASON_LENGTH = 100  # characters of torch's message that are quoted
 
 
@@ -35,17 +35,21 @@ class TaggerConfig:
     """
 
     hidden: int = 200  # units of the LSTM in each direction
+    dimension: int = 100  # numbers of a word's vector, where `train` gets no vectors
     shape_width: int = 16  # width of the embedding of a word's shape
     char_filters: int = 0  # filters of the convolution over a word's bytes; 0: no convolution
     dropout: float = 0.2  # of the LSTM's inputs and outputs, one mask for all tokens of a sentence
-    recurrent_dropout: float = 0.0  # of the recurrent weights, one mask for a batch
+    dropout_input: float | None = None  # of the inputs, in place of `dropout`
+    dropout_output: float | None = None  # of the outputs, in place of `dropout`
+    dropout_state: float = 0.0  # of the recurrent weights, one mask for a batch
     crf: bool = True  # a CRF scores the tags of a sentence together; False: a softmax for each token
     batch_size: int = 16
-    learning_rate: float = 3e-3  # at the start; falls linearly to a tenth
+    learning_rate: float = 3e-3  # at the start; falls linearly
+    final_rate: float = 0.1  # to this fraction of it
     weight_decay: float = 1e-2
     max_grad_norm: float = 1.0
     unk_dropout: float = 0.5  # a missing word seen n times is read as <unk> with probability u / (u + n)
-    o_bias: float = 0.75  # subtracted from the O logit after training: higher recall, lower precision
+    o_bias: float = 0.0  # subtracted from the O logit after training: higher recall, lower precision
     ema_decay: float = 0.998  # of the exponential moving average, which is evaluated and saved; 0: no average
     forget_bias: float | None = None  # initial bias of the forget gate; if given, one bias a gate, as in TensorFlow
     adversarial: float = 0.0  # epsilon of the FGM passes that are trained on as well, in the unit of vectors; 0: none
@@ -56,13 +60,21 @@ class TaggerConfig:
             if not (value := getattr(self, name)) >= least:  # "not >=" instead of "<": NaN is refused as well
                 raise ValueError(f"{name}: {value} is out of range. Pass {least} or more.")
         for name in _FRACTIONS:
-            if not 0 <= (value := getattr(self, name)) <= 1:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name}: {value} is out of range. Pass 0 to 1.")
+
+    @property
+    def input_and_output_dropout(self) -> tuple[float, float]:
+        """The dropout of the LSTM's inputs and that of its outputs."""
+        first, second = (self.dropout if own is None else own for own in (self.dropout_input, self.dropout_output))
+        return first, second
 
 
 ORIGINAL = TaggerConfig(
     shape_width=0,
     crf=False,
+    final_rate=1.0,
     weight_decay=0.0,
     unk_dropout=0.0,
     o_bias=0.0,

@@ -13,6 +13,7 @@ Sizes are read from the tensors themselves, so that a file can claim no more mem
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,17 +32,24 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from frostline.errors import ModelFolderError
-from frostline.record.run_folder import ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES
+from frostline.files import replace_folder
+from frostline.record.run_folder import CURVES, ROW_CHANGES
+from frostline.record.valid import HOLDS
 from frostline.tagger.data.tags import is_iob2_tag
 from frostline.tagger.data.vocabulary import Vocabulary
 from frostline.tagger.network.model import LSTMTagger
 
+if TYPE_CHECKING:
+    from frostline.partial import Plan
+
 KIND, FORMAT = "frostline tagger", 3
 CONFIG, WORDS, TENSORS = "config.json", "words.json", "model.safetensors"
 CHECKPOINT = "training.safetensors"  # of an unfinished training run; the saved tagger replaces it
+_CHECKPOINT_COPIES = 10  # of what learns: five in each checkpoint, and the next is written before the last is removed
+_RUN_FILES = 100_000  # bytes, about, of the files of a run folder
 _BLOCK = 10_000  # words or rows of a tensor in memory at a time
 _CHAR_CNN = "char_cnn.weight"  # of a tagger that reads characters
-_OURS = {CONFIG, WORDS, TENSORS, ABOUT, AUDIT, CONFUSION, CURVES, EXPLANATION, PLAN, ROW_CHANGES, "report.html"}
+_OURS = {CONFIG, WORDS, TENSORS, CURVES, ROW_CHANGES, *HOLDS, "report.html"}
 # Left by a process that was killed while it wrote: by `files.replacing`, and by safetensors under a name of its choice.
 _UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part|\.tmp[A-Za-z0-9]{6}")
 
@@ -69,8 +77,38 @@ def check_free(path: str | os.PathLike[str]) -> None:
         raise ModelFolderError(f"{target}: cannot be written, because {above} is not a folder that you may write to.")
 
 
-def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary, tags: list[str]) -> None:
+def check_space(path: str | os.PathLike[str], plan: Plan, word_bytes: int) -> None:
+    """Raise ModelFolderError unless a training can write its checkpoints and its tagger next to what is at `path` now.
+
+    Args:
+        path: The folder.
+        plan: What the model has, and what of it learns.
+        word_bytes: Bytes of the words of the vectors.
+
+    Room that a quota or a limit on the size of files takes away is not seen here.
+    """
+    learned = sum(line.learned for line in plan.lines)
+    size = 4 * sum(line.total for line in plan.lines) + 4 * _CHECKPOINT_COPIES * learned + word_bytes + _RUN_FILES
+    above = next(folder for folder in (Path(path).absolute(), *Path(path).absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(above).free
+    if free < size:
+        raise ModelFolderError(
+            f"{path}: {size / 1e6:,.1f} MB will be written there, and {free / 1e6:,.1f} MB are free. Make room, or "
+            f"name another folder."
+        )
+
+
+def save(
+    path: str | os.PathLike[str],
+    model: LSTMTagger,
+    vocabulary: Vocabulary,
+    tags: list[str],
+    *,
+    keep_checkpoint: bool = False,
+) -> None:
     """Write a tagger to the folder `path`: first next to it under another name, then renamed.
+
+    With `keep_checkpoint` the checkpoint that is in the folder stays there, for the run to be resumed.
 
     Raises:
         ModelFolderError: Something else is there, or it cannot be written.
@@ -78,7 +116,7 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
     check_free(path)
     target = Path(path).resolve()
     written = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    old = written.with_name(f"{written.name}.old")
+    _remove_unfinished(target)
     try:
         written.mkdir(parents=True)
         crf = model.head.crf is not None
@@ -89,18 +127,30 @@ def save(path: str | os.PathLike[str], model: LSTMTagger, vocabulary: Vocabulary
         tensors = {name: tensor.detach().float().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, written / TENSORS)
         (written / TENSORS).chmod((written / WORDS).stat().st_mode)  # safetensors lets only the owner read
-        if target.exists():
-            target.rename(old)
-        written.rename(target)
+        if keep_checkpoint and (target / CHECKPOINT).exists():
+            _link(target / CHECKPOINT, written / CHECKPOINT)
+        replace_folder(written, target)
     except BaseException as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
         if not isinstance(error, OSError | SafetensorError):
             raise
         raise ModelFolderError(f"{target}: cannot be written: {error}. Make room, or name another folder.") from None
     finally:
         shutil.rmtree(written, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_unfinished(target: Path) -> None:
+    """Remove what processes that were killed left beside `target` while they replaced it."""
+    for folder in target.parent.glob(f".{glob.escape(target.name)}.????????"):
+        if re.fullmatch(r"[0-9a-f]{8}", folder.name[-8:]) and folder.is_dir() and not _foreign(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _link(file: Path, name: Path) -> None:
+    """Give a file a second name, or copy it where that cannot be."""
+    try:
+        name.hardlink_to(file)
+    except OSError:
+        shutil.copy2(file, name)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[LSTMTagger, Vocabulary, list[str]]:

@@ -109,9 +109,9 @@ def test_a_dropped_feature_is_dropped_for_all_tokens_of_its_sentence_and_of_no_o
     assert dropout.eval()(features) is features
 
 
-def test_recurrent_dropout_is_drawn_once_per_batch_and_is_off_in_eval() -> None:
+def test_dropout_state_is_drawn_once_per_batch_and_is_off_in_eval() -> None:
     torch.manual_seed(0)
-    model = LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.0, recurrent_dropout=0.5)
+    model = LSTMTagger(torch.randn(10, 4), TAGS, hidden=6, shape_width=2, dropout=0.0, dropout_state=0.5)
     batch = _batch()
     plain = model.eval().read(*batch)
     state = torch.get_rng_state()

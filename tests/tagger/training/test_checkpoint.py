@@ -138,7 +138,7 @@ def test_a_process_killed_while_writing_a_checkpoint_leaves_nothing_that_trainin
         assert run(_KILLED_IN_WRITING, tmp_path / "killed") == -signal.SIGKILL
         assert len(list((tmp_path / "killed").iterdir())) > 1
         check_free(tmp_path / "killed")
-    assert _steps(tmp_path / "killed" / CHECKPOINT) == 19 + 19
+    assert _steps(tmp_path / "killed" / CHECKPOINT) == 19 + 18  # one write more than steps: after the first epoch
     assert run("", tmp_path / "killed") == run("", tmp_path / "whole") == 0
     for file in ("model.safetensors", "config.json", "words.json"):
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
@@ -170,9 +170,20 @@ def _steps(path: Path) -> int:
     return found
 
 
-def test_a_checkpoint_is_written_every_few_seconds_and_leaves_no_other_file(toy: Any, tmp_path: Path) -> None:
-    _train(toy, checkpoint=tmp_path / "rare", checkpoint_every=1e6)
-    assert not list(tmp_path.iterdir())
+def test_a_checkpoint_is_written_every_few_seconds_after_the_first_epoch_and_at_the_end_and_leaves_no_other_file(
+    toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def noted(tensors: Any, path: Path, header: Any) -> None:
+        save_file(tensors, path, header)
+        written.append(json.loads(header["frostline training"])["progress"]["history"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("frostline.tagger.training.checkpoint.save_file", noted)
+        _train(toy, checkpoint=tmp_path / "rare", checkpoint_every=1e6)
+    assert [len(history) for history in written] == [1, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["rare"]
     _train(toy, checkpoint=tmp_path / "new" / "folder" / "often", checkpoint_every=0)
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["often"]
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
+from frostline.printing import shortened
 
 if TYPE_CHECKING:
-    from frostline.tagger import Errors, Score
+    from frostline.tagger import Errors, Score, Sentence
 
 _EXAMPLES = """\
 examples:
@@ -35,7 +36,9 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     shown.add_argument("--json", action="store_true", help="print one JSON object (fractions, not percent)")
     shown.add_argument("--errors", metavar="N", type=at_least(1), help="the N most frequent errors, and the N longest")
     evaluate.add_argument(
-        "--run-folder", metavar="DIR", help="write the confusion of types into this run folder, for frostline report"
+        "--run-folder",
+        metavar="DIR",
+        help="write scores by type, errors and confusion into this run folder, for frostline report",
     )
     add_device(evaluate)
     add_columns(evaluate)
@@ -58,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"warning: {times:,} of type {kind!r}, which this tagger does not know; all are missed", file=sys.stderr)
     errors = tagger.analyse(tokens, gold, predicted)
     if args.run_folder is not None:  # before anything is printed, so that a folder that is not writable is one line
-        _write_confusion(args, errors, found)
+        _write_scores(args, sentences, predicted, found)
     if args.json:
         surface_shares = {f"surface_{name}": getattr(surface, name) for name in ("precision", "recall", "f1")}
         print(json.dumps(found.to_dict() | surface_shares, ensure_ascii=False))
@@ -73,9 +76,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _write_confusion(args: argparse.Namespace, errors: Errors, score: Score) -> None:
+def _write_scores(
+    args: argparse.Namespace, sentences: list[Sentence], predicted: list[list[str]], score: Score
+) -> None:
     from frostline.record import describe_run
-    from frostline.record.run_folder import PLAN
+    from frostline.record.valid import PLAN
+    from frostline.tagger.scoring.score_table import scored
 
     name = Path(args.file).name
     about: dict[str, Any] = {
@@ -84,7 +90,7 @@ def _write_confusion(args: argparse.Namespace, errors: Errors, score: Score) -> 
     }
     if (Path(args.run_folder) / PLAN).exists():  # the folder of a training, whose own title and facts stay
         about = {}
-    describe_run(args.run_folder, confusion=errors.confusion_table() | {"rows": f"gold in {name}"}, **about)
+    describe_run(args.run_folder, **scored(name, sentences, predicted), **about)
 
 
 def _print_errors(errors: Errors, most: int) -> None:
@@ -93,11 +99,7 @@ def _print_errors(errors: Errors, most: int) -> None:
     if kinds:
         print("\nmost frequent")
         for times, pair in errors.frequent(most):
-            print(_cut(f"{times:>6,}  {pair}"))
+            print(shortened(f"{times:>6,}  {pair}", _WIDTH))
         print("\nlongest (tokens)")
         for pair in errors.longest(most):
-            print(_cut(f"{pair.tokens:>6,}  {pair}"))
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _WIDTH else line[: _WIDTH - 3] + "..."
+            print(shortened(f"{pair.tokens:>6,}  {pair}", _WIDTH))

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -58,16 +59,20 @@ def device(args: argparse.Namespace) -> torch.device:
     return check_device(f"cuda:{local_rank}" if args.device == "cuda" else args.device)
 
 
-def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:
-    """Add the options that say where a file keeps tokens and, unless `tag` is False, tags."""
+def add_columns(parser: argparse.ArgumentParser, *, tag: str | None = "likewise (default -1)") -> None:
+    """Add the options that say where a file keeps tokens and tags; `tag` is the help of the latter, None: no tags."""
     group = parser.add_argument_group("columns")
     group.add_argument(
-        "--token-column", metavar="N", type=_column, default=1, help="1 is the first, -1 the last (default 1)"
+        "--format",
+        choices=("columns", "conllu"),
+        help="conllu: CoNLL-U or Universal NER's IOB2, with ids, comments and the token second; the tag is third, or "
+        "NER= in the last of ten columns (default: found by the first sentence)",
     )
-    if not tag:
-        parser.set_defaults(tag_column=-1)
+    group.add_argument("--token-column", metavar="N", type=_column, help="1 is the first, -1 the last (default 1)")
+    if tag is None:
+        parser.set_defaults(tag_column=None)
     else:
-        group.add_argument("--tag-column", metavar="N", type=_column, default=-1, help="likewise (default -1)")
+        group.add_argument("--tag-column", metavar="N", type=_column, help=tag)
     group.add_argument(
         "--separator",
         metavar="S",
@@ -79,11 +84,18 @@ def add_columns(parser: argparse.ArgumentParser, *, tag: bool = True) -> None:
     )
 
 
-def columns(args: argparse.Namespace) -> Columns:
-    """Return the columns that the options of `add_columns` name."""
-    from frostline.tagger import Columns
+def columns(args: argparse.Namespace, tag: int = -1) -> Columns | None:
+    """Return the columns that the options of `add_columns` name; None if there are none, and the file is to tell.
 
-    return Columns(args.token_column, args.tag_column, args.separator, args.comments)
+    `tag` is the column of the tag where none is named.
+    """
+    from frostline.tagger import CONLLU, Columns
+
+    given = {"token": args.token_column, "tag": args.tag_column, "separator": args.separator, "comments": args.comments}
+    named = {name: value for name, value in given.items() if value is not None}
+    if args.format is None and not named:
+        return None
+    return replace(CONLLU if args.format == "conllu" else Columns(tag=tag), **named)
 
 
 def _column(text: str) -> int:

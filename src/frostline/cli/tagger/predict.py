@@ -47,7 +47,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     shown.add_argument("--json", action="store_true", help="print JSON lines, one object for each line of text")
     shown.add_argument("--color", action="store_true", help="print the text, its entities in colour")
     add_device(predict)
-    add_columns(predict, tag=False)
+    add_columns(predict, tag=None)
     predict.set_defaults(action=run)
 
 
@@ -55,9 +55,12 @@ def run(args: argparse.Namespace) -> int:
     """Tag and print."""
     from frostline import tagger
     from frostline.tagger.data.conll import decode_lines, read_tokens
+    from frostline.tagger.data.layout import check_text
 
-    if not args.tokens and columns(args) != tagger.Columns():
-        raise FrostlineError("--token-column, --separator and --comments are for --tokens: plain text has no columns.")
+    if not args.tokens and columns(args) is not None:
+        raise FrostlineError(
+            "--format, --token-column, --separator and --comments are for --tokens: plain text has no columns."
+        )
     loaded = tagger.Tagger.load(args.folder)
     loaded.model.to(device(args))
     use_utf8_stdout()
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             sentences = read_tokens(lines, name, columns(args))
             answers = (_tag_columns(loaded, batch) for batch in _batches(sentences, size))
         else:
-            answers = (_tag_text(loaded, batch) for batch in _batches(lines, size))
+            answers = (_tag_text(loaded, batch) for batch in _batches(check_text(lines, name), size))
         for answer in answers:
             for prefixes, sentence in answer:
                 _print(prefixes, sentence, types, args)

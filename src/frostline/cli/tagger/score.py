@@ -6,15 +6,17 @@ import argparse
 import json
 from typing import Any
 
-from frostline.cli.tagger.options import use_utf8_stdout
+from frostline.cli.tagger.options import add_columns, columns, use_utf8_stdout
 
 _EXAMPLES = """\
 examples:
   frostline tagger score output.conll
   frostline tagger score output.conll --json
+  frostline tagger score output.conll --tag-column 3
 
-The gold tag and the predicted one are the last two columns, separated by TABs or by single spaces; an empty line ends a
-sentence. Tags are B-type, I-type and O; others (E-, S-, invalid sequences) count as they do in conlleval."""
+The predicted tag is the last column, the gold one the last but one or that of --tag-column, separated by TABs or by
+single spaces; an empty line ends a sentence. Tags are B-type, I-type and O; others (E-, S-, invalid sequences) count as
+they do in conlleval. A column of which most are no tags is refused."""
 
 
 def configure(actions: argparse._SubParsersAction[Any]) -> None:
@@ -25,6 +27,7 @@ def configure(actions: argparse._SubParsersAction[Any]) -> None:
     )
     score.add_argument("file", metavar="F", help="columns: token, ..., gold tag, predicted tag")
     score.add_argument("--json", action="store_true", help="print one JSON object, in the terms of the metric seqeval")
+    add_columns(score, tag="of the gold tag (default -2, the last but one; the last is the prediction)")
     score.set_defaults(action=run)
 
 
@@ -33,6 +36,6 @@ def run(args: argparse.Namespace) -> int:
     from frostline import tagger
 
     use_utf8_stdout()
-    found = tagger.score_file(args.file)
+    found = tagger.score_file(args.file, columns(args, tag=-2))
     print(json.dumps(found.to_dict(), ensure_ascii=False) if args.json else found.conlleval())
     return 0

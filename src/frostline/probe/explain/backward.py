@@ -44,19 +44,27 @@ class WatchedPass:
         tensors: Leaf tensors to watch.
         loss_fn: Runs the forward pass and returns the loss.
         partial: Indices of the tensors whose rows with a gradient are counted.
+        note_calls: Note the line of every call of the forward.
 
     Attributes:
         gradients: The GradientStatus of each tensor.
         trace: The trace of the forward.
+        loss: The provenance of the loss.
         reaching_loss: Mask of the tensors whose value reaches the loss.
         cuts: Index of a tensor -> the lines at which its gradient was lost.
         other_leaves: Leaves that got a gradient and are not among the tensors.
         has_graph: Whether the loss requires a gradient at all.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], loss_fn: Callable[[], Tensor], partial: Container[int] = ()) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        loss_fn: Callable[[], Tensor],
+        partial: Container[int] = (),
+        note_calls: bool = False,
+    ) -> None:
         start = next_sequence_number()
-        with compile_stance("force_eager"), Trace(tensors) as self.trace:
+        with compile_stance("force_eager"), Trace(tensors, note_calls) as self.trace:
             loss = run_pass(loss_fn)
         finite = _is_finite_loss(loss)
         self.other_leaves: list[Tensor] = []
@@ -75,7 +83,8 @@ class WatchedPass:
                 for status in self.gradients
             ]
         missing = sum(1 << index for index, status in enumerate(self.gradients) if status.kind == "none")
-        self.reaching_loss = self.trace.provenance(loss).value
+        self.loss = self.trace.provenance(loss)
+        self.reaching_loss = self.loss.value
         self.cuts: dict[int, list[SourceLine]] = self.trace.cuts(loss, missing)
 
     def reaches_loss(self, index: int) -> bool:

@@ -8,17 +8,21 @@ what moves: "rounds away" and "moves without gradient" are seen, not computed. A
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from frostline.errors import PatternError
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.sharded import is_sharded
 from frostline.probe.explain.backward import WatchedPass, all_zero_and_all_finite
 from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.graph import graph_of
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
+from frostline.probe.explain.path import path_to as find_path
 from frostline.probe.explain.reasons import reason_for
 from frostline.probe.explain.verdicts import (
     FROZEN_BY_PLAN,
@@ -40,7 +44,9 @@ _COMPILED = "The model is compiled; its eager module is explained."
 _NO_GRAPH = "The loss requires no gradient: nothing can learn from it."
 
 
-def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = None) -> Explanation:
+def explain(
+    model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = None, *, path_to: str | None = None
+) -> Explanation:
     """Explain for every parameter whether it moves at the next step, and if not, why not and where.
 
     One forward and backward and one step really run, and are undone: weights, `.grad`, buffers, RNG state, optimizer
@@ -51,6 +57,8 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         loss_fn: Takes no arguments, runs the forward pass, returns the loss: one number.
         optimizer: What steps the model: an object with `param_groups` and `step`, or a list of them. None: what only
             an optimizer can tell (membership, learning rates, rounding) is not judged.
+        path_to: The name of a parameter: the result then has its `path`, the calls on the shortest way from the loss
+            back to it, with their lines in your code, and where its gradient ends if it does not arrive.
 
     Returns:
         An Explanation: print it; `.alarms` is empty if all is well; `.to_dict()` is for programs. Every parameter has
@@ -71,6 +79,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
         A frozen tensor that moves all the same is "moves without gradient".
 
     Raises:
+        PatternError: `path_to` is not the name of a parameter.
         ProbeError: The loss is not one number, or the pass cannot be run without changing something.
         TypeError: `model` is not a module, `loss_fn` not a function, or `optimizer` not an optimizer.
 
@@ -92,6 +101,7 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
     outer, model = model, unwrapped(model)
     remarks = [_COMPILED] if any("_orig_mod" in module._modules for module in outer.modules()) else []
     found = find_tensors(model)
+    target = _index_of(path_to, found)
     leaves = [model_tensor.tensor if model_tensor.learned is None else model_tensor.learned for model_tensor in found]
     stale = {tensor: tensor.grad for tensor in (*leaves, *groups.tensors) if tensor.grad is not None}
     hooked = any(getattr(leaf, "_post_accumulate_grad_hooks", None) for leaf in leaves)
@@ -103,7 +113,11 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
     ):
         buffers = dict(model.named_buffers())
         partial = {index for index, model_tensor in enumerate(found) if model_tensor.indices is not None}
-        watched = WatchedPass(leaves, loss_fn, partial)
+        watched = WatchedPass(leaves, loss_fn, partial, note_calls=target is not None)
+        path, graph = None, []
+        if target is not None:
+            path = find_path(path_to or "", target, watched.loss, watched.trace.calls)
+            graph = graph_of(watched.loss, watched.trace.calls, [model_tensor.name for model_tensor in found])
         moving = written_buffers(model, buffers, snapshot)
         remarks += [] if watched.has_graph else [_NO_GRAPH]
         try:
@@ -122,7 +136,18 @@ def explain(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any = No
             for index, model_tensor in enumerate(found)
         ]
     remarks += groups.remarks(model, leaves, watched.other_leaves)
-    return Explanation(findings, _of_frozen_modules(model, moving), remarks)
+    return Explanation(findings, _of_frozen_modules(model, moving), remarks, path, graph)
+
+
+def _index_of(name: str | None, found: Sequence[ModelTensor]) -> int | None:
+    """Return the index of the tensor of this name; None for None."""
+    if name is None:
+        return None
+    names = {each: index for index, model_tensor in enumerate(found) for each in model_tensor.names}
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or list(names)[:3]
+        raise PatternError(f"path_to: the model has no parameter {name!r}. Pass one of its names, such as {near}.")
+    return names[name]
 
 
 class _Step:

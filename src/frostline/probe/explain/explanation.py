@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from frostline.printing import listed, text_table
+from frostline.printing import listed, shortened, text_table
+from frostline.probe.explain.path import Path
 from frostline.probe.explain.verdicts import (
     ALARMS,
     FROZEN,
@@ -21,7 +22,7 @@ from frostline.probe.explain.verdicts import (
 
 _MOST_NAMES = 3  # names that one line of the table shows
 _MOST_BUFFERS = 4
-_WIDEST = 60  # characters of a reason in the table
+_WIDEST = 60  # cells of a reason in the table
 _MOST_LINES = 8  # tensors that learn, each on a line of its own; more are summed up in one line
 
 
@@ -72,9 +73,19 @@ class Explanation:
         findings: One `Finding` for each parameter, in the model's order, tied names together.
         buffers: Names of buffers that move although nothing in their module learns (BatchNorm's statistics).
         remarks: What else was seen, one line each.
+        path: The way from the loss to the parameter that `path_to` named; None if it named none.
+        graph: With `path_to`, every call between the parameters and the loss, which TensorBoard shows as a graph.
     """
 
-    def __init__(self, findings: Sequence[Finding], buffers: Sequence[str], remarks: Sequence[str]) -> None:
+    def __init__(
+        self,
+        findings: Sequence[Finding],
+        buffers: Sequence[str],
+        remarks: Sequence[str],
+        path: Path | None = None,
+        graph: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        self.path, self.graph = path, tuple(graph)
         self.findings = tuple(findings)
         self.buffers = tuple(buffers)
         self.remarks = tuple(remarks)
@@ -114,6 +125,8 @@ class Explanation:
             remarks.insert(0, f"Buffers of frozen modules that move all the same: {names}.")
         if remarks:
             parts.append("\n".join(remarks))
+        if self.path is not None:
+            parts.append(str(self.path))
         return "\n\n".join(parts)
 
     __repr__ = __str__
@@ -139,7 +152,7 @@ class Explanation:
         groups: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self._worst_first():
             notes = [note for note in finding.notes if note != TIED]
-            why = _shortened(finding.reason.partition(" (in ")[0]) + (f" ({'; '.join(notes)})" if notes else "")
+            why = shortened(finding.reason.partition(" (in ")[0], _WIDEST) + (f" ({'; '.join(notes)})" if notes else "")
             groups.setdefault((finding.verdict, why, finding.where or ""), []).append(finding)
         for (verdict, why, where), findings in groups.items():
             if len(findings) > _MOST_LINES or verdict in ALARMS or verdict in (FROZEN, FROZEN_BY_PLAN):
@@ -163,7 +176,3 @@ class Explanation:
 
 def _all_names(finding: Finding) -> str:
     return finding.name + (f" (= {', '.join(finding.tied)})" if finding.tied else "")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."

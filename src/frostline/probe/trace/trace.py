@@ -52,15 +52,19 @@ class Trace(TorchFunctionMode):
 
     Args:
         parameters: Leaf tensors; those that do not require a gradient are followed by value alone.
+        note_calls: Note the line of every call, not only of those that lose a gradient; it costs a walk of the stack.
 
     Attributes:
         used: Mask of the parameters that any call has used.
         branched_on: Mask of those whose truth a Python `if` has asked for.
         escaped: The numbers that left torch.
+        calls: With `note_calls`, the line of the call that made each provenance, in the order in which they ran.
     """
 
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
+    def __init__(self, parameters: Sequence[Tensor], note_calls: bool = False) -> None:
         super().__init__()
+        self.calls: dict[Provenance, SourceLine | None] = {}
+        self._note_calls = note_calls
         self.used = self.branched_on = 0
         self.escaped = EscapedNumbers()
         self._parameters = parameters  # held, so that no id is used twice
@@ -198,7 +202,10 @@ class Trace(TorchFunctionMode):
     def _after_call(self, name: str, inputs: Provenance, gradient: int, parents: Sequence[Provenance]) -> Provenance:
         """Return the provenance of what a call made of `inputs`, of which `gradient` came through."""
         lost = inputs.gradient & ~gradient
-        return Provenance(inputs.value, gradient, lost, self._line(name) if lost else None, tuple(parents))
+        made = Provenance(inputs.value, gradient, lost, self._line(name) if lost else None, tuple(parents))
+        if self._note_calls:
+            self.calls[made] = current_line(name, len(self.calls))
+        return made
 
     def _line(self, call: str) -> SourceLine | None:
         self._lines += 1

@@ -1,28 +1,23 @@
 """Labelled text in CoNLL columns: one token a line, its tag in another column, a blank line between sentences.
 
-The idea: only LF ends a line (a CR before it is dropped, a CR elsewhere is an error), and only TAB and SPACE separate,
-so every other character, Unicode spaces included, belongs to a token. Where a line holds a TAB, only TABs separate: a
-token may then hold spaces, or be empty, as happens in real files. Tags of any scheme are returned in IOB2.
+The idea: only LF ends a line (a CR before it is dropped, a CR elsewhere is an error); `columns.py` cuts a line, and
+`layout.py` refuses what cannot be what it is read as. Tags of any scheme are returned in IOB2.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import reprlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from frostline.errors import DataFileError
+from frostline.tagger.data.columns import Columns
+from frostline.tagger.data.layout import ColumnCheck, find_columns
 from frostline.tagger.data.tags import Scheme, detect_scheme, read_tags, write_tags
 
-_TAG = re.compile(r"O|[BIESLU]-.+")
 _WHITESPACE = " \t\r"
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = 80  # in a message: a binary file may be one line of megabytes
-quoted = _SHORT.repr
 Parsed = TypeVar("Parsed")
 
 
@@ -34,104 +29,10 @@ class Sentence(NamedTuple):
 
 
 class Sentences(list[Sentence]):
-    """The sentences of a file; `scheme` is the one their tags were written in."""
+    """The sentences of a file; `scheme` is the one their tags were written in, `columns` where they were read."""
 
     scheme: Scheme = "IOB2"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a file hold tokens and tags.
-
-    Args:
-        token: Column of the token: 1 is the first, -1 the last.
-        tag: Column of the tag.
-        separator: The characters between columns. Every line must then have the same number of columns, since a
-            separator inside a token looks like any other. None: TAB in a line that has one, else spaces.
-        comments: A line that begins with this is skipped. None: no line is, since `#` is a token like any other.
-
-    Raises:
-        ValueError: column 0, or an empty separator or prefix.
-    """
-
-    token: int = 1
-    tag: int = -1
-    separator: str | None = None
-    comments: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("token", "tag"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name}: columns are counted from 1 (the first) or -1 (the last), got 0.")
-        for name in ("separator", "comments"):
-            if getattr(self, name) == "":
-                raise ValueError(f"{name}: empty. Pass at least one character, or None.")
-
-    def parse(self, line: str) -> tuple[str, str]:
-        """Return token and tag of a line.
-
-        Raises:
-            ValueError: the line has no valid token and tag.
-        """
-        fields = self._fields(line)
-        if len(fields) < 2:
-            raise ValueError(
-                f"no tag beside {quoted(fields[0])}. Write token, TAB, tag; leave a line empty to end a sentence."
-            )
-        token, tag = self.parse_token(line), _field(fields, self.tag, line)
-        if _index(self.token) % len(fields) == _index(self.tag) % len(fields):
-            raise ValueError(f"column {self.token} is the token's and the tag's. Choose two columns.")
-        if not _TAG.fullmatch(tag) or not tag.isprintable():
-            raise ValueError(
-                f"tag {quoted(tag)} of {quoted(token)} is not O, B-type or I-type (nor E-, S-, L- or U-type), in "
-                f"printable characters. Say which column holds the tag, and what begins a comment."
-            )
-        return token, tag
-
-    def parse_token(self, line: str) -> str:
-        """Return the token of a line, which need not have a tag.
-
-        Raises:
-            ValueError: the line has no token.
-        """
-        token = _field(self._fields(line), self.token, line)
-        if not token and self.separator is None and "\t" not in line:
-            raise ValueError(
-                f"no token before {quoted(line.strip(_WHITESPACE))}. Begin the line with it, or separate by TABs."
-            )
-        return token
-
-    def is_comment(self, line: str) -> bool:
-        """Return whether a line is a comment.
-
-        Raises:
-            ValueError: the line could be a token as well, which must not be lost.
-        """
-        if self.comments is None or not line.startswith(self.comments):
-            return False
-        try:
-            token, _ = self.parse(line)
-        except ValueError:
-            return True
-        raise ValueError(
-            f"{quoted(line)} begins as a comment, {self.comments!r}, and reads as the token {quoted(token)} with its "
-            f"tag. Pass a prefix that only comments have."
-        )
-
-    def _fields(self, line: str) -> list[str]:
-        if self.separator is not None:
-            return [field.strip(" ") for field in line.split(self.separator)]
-        line = line.rstrip(_WHITESPACE)
-        return [field.strip(" ") for field in line.split("\t")] if "\t" in line else re.split(" +", line)
-
-    def end_with_separator(self, line: str) -> str:
-        """Return a line with a separator at its end, ready for one more column."""
-        if self.separator is not None:
-            return line + self.separator
-        if "\t" in line:
-            return line + "\t"
-        line = line.rstrip(_WHITESPACE)
-        return line + (" " if " " in line else "\t")
+    columns: Columns = Columns()
 
 
 def decode_lines(lines: Iterable[bytes], path: str) -> Iterator[str]:
@@ -156,17 +57,18 @@ def read_conll(path: str | os.PathLike[str], columns: Columns | None = None) -> 
 
     Args:
         path: A UTF-8 file with at least two columns.
-        columns: Where tokens and tags are; by default the token is in the first column and the tag in the last.
+        columns: Where tokens and tags are. None: as in CoNLL-U where the first sentence is plainly that, with ids and
+            TABs (see `CONLLU`); else the token is in the first column and the tag in the last.
 
     Returns:
         The sentences in file order, none of them empty, their tags in IOB2: a list with the attribute `scheme`, the
-        one the file is written in (IOB1, IOB2, BIOES or BILOU), detected from all tags. `-DOCSTART-` lines separate
-        sentences and are not tokens.
+        one the file is written in (IOB1, IOB2, BIOES or BILOU), detected from all tags, and `columns`, those that were
+        read. `-DOCSTART-` lines separate sentences and are not tokens.
 
     Raises:
         DataFileError: a line without a tag, an invalid tag, BIOES beside BILOU, a BIOES or BILOU tag that contradicts
-            the one before, a line that could be a comment and a token, a CR inside a line, bytes that are not UTF-8,
-            or no sentence at all. The message names path:line.
+            the one before, a line that could be a comment and a token, tokens that can only be numbers of tokens, a CR
+            inside a line, bytes that are not UTF-8, or no sentence at all. The message names path:line.
         OSError: the file cannot be opened.
 
     Cost: one pass over the lines.
@@ -182,12 +84,16 @@ def read_conll(path: str | os.PathLike[str], columns: Columns | None = None) -> 
 
     Source: the column format of the CoNLL-2003 shared task.
     """
-    columns = columns or Columns()
     with Path(path).open("rb") as file:
-        blocks = list(_blocks(decode_lines(file, str(path)), str(path), columns, columns.parse))
+        lines: Iterable[str] = decode_lines(file, str(path))
+        if columns is None:
+            columns, lines = find_columns(lines)
+        check = ColumnCheck(columns)
+        blocks = list(_blocks(lines, str(path), columns, columns.parse, check, lambda parsed: parsed[0]))
     if not blocks:
         raise DataFileError(f"{path}: no labelled token in it. Expected one 'token<TAB>tag' a line.")
     sentences = Sentences()
+    sentences.columns = columns
     try:
         sentences.scheme = detect_scheme([tag for _, _, (_, tag) in block] for block in blocks)
     except ValueError as error:
@@ -205,40 +111,49 @@ def read_conll(path: str | os.PathLike[str], columns: Columns | None = None) -> 
     return sentences
 
 
-def read_tokens(lines: Iterable[str], path: str, columns: Columns) -> Iterator[list[tuple[str, str]]]:
+def read_tokens(lines: Iterable[str], path: str, columns: Columns | None) -> Iterator[list[tuple[str, str]]]:
     """Yield the sentences of a file in columns, which need not have tags.
 
     Args:
         lines: Its lines, without their ends.
         path: Its name, for messages.
-        columns: Where the tokens are.
+        columns: Where the tokens are. None: as for `read_conll`.
 
     Yields:
         For each token its line, which ends with a separator so that a column can be added, and the token itself.
 
     Raises:
-        DataFileError: a line without a token; the message names path:line.
+        DataFileError: a line without a token, or tokens that can only be numbers; the message names path:line.
     """
-    for block in _blocks(lines, path, columns, columns.parse_token):
+    if columns is None:
+        columns, lines = find_columns(lines)
+    check = ColumnCheck(columns)
+    for block in _blocks(lines, path, columns, columns.parse_token, check, lambda token: token):
         yield [(columns.end_with_separator(line), token) for _, line, token in block]
 
 
 def _blocks(
-    lines: Iterable[str], path: str, columns: Columns, parse: Callable[[str], Parsed]
+    lines: Iterable[str],
+    path: str,
+    columns: Columns,
+    parse: Callable[[str], Parsed],
+    check: ColumnCheck,
+    token_of: Callable[[Parsed], str],
 ) -> Iterator[list[tuple[int, str, Parsed]]]:
     """Yield the sentences: for each token its line's number, the line, and the result of `parse`."""
     block: list[tuple[int, str, Parsed]] = []
     separators = None  # in the first line
-    for line_number, line in enumerate(lines, start=1):
+    for line_number, line in enumerate(chain(lines, [""]), start=1):
         if not line.strip(_WHITESPACE) or line.startswith("-DOCSTART-"):
             if block:
+                _check(block, path, check, token_of)
                 yield block
             block = []
             continue
         if "\r" in line:
             raise DataFileError(f"{path}:{line_number}: a CR inside the line. End lines with LF, or with CR and LF.")
         try:
-            if columns.is_comment(line):
+            if columns.is_skipped(line):
                 continue
             parsed = parse(line)
         except ValueError as error:
@@ -252,8 +167,16 @@ def _blocks(
                     f"Choose a separator that no token holds, such as TAB."
                 )
         block.append((line_number, line, parsed))
-    if block:
-        yield block
+
+
+def _check(
+    block: list[tuple[int, str, Parsed]], path: str, check: ColumnCheck, token_of: Callable[[Parsed], str]
+) -> None:
+    try:
+        check.sentence([line for _, line, _ in block], [token_of(parsed) for _, _, parsed in block])
+    except ValueError as error:
+        index, wrong = error.args
+        raise DataFileError(f"{path}:{block[index][0]}: {wrong}") from None
 
 
 def _mixed(blocks: Iterable[list[tuple[int, str, tuple[str, str]]]]) -> int:
@@ -263,15 +186,3 @@ def _mixed(blocks: Iterable[list[tuple[int, str, tuple[str, str]]]]) -> int:
         for line_number, _, (_, tag) in block:
             first.setdefault(tag[0], line_number)
     return max(min(first[letter] for letter in letters if letter in first) for letters in ("ES", "LU"))
-
-
-def _field(fields: list[str], column: int, line: str) -> str:
-    if len(fields) < abs(column):
-        raise ValueError(
-            f"{len(fields)} columns in {quoted(line)}, {abs(column)} needed. Choose other columns or a separator."
-        )
-    return fields[_index(column)]
-
-
-def _index(column: int) -> int:
-    return column - (column > 0)

@@ -37,8 +37,9 @@ class LSTMTagger(nn.Module):
         tags: K names in the BIO scheme.
         hidden: H.
         shape_width: Width of the embedding of a token's word shape.
-        dropout: Fraction of the inputs and outputs of the LSTM that is zeroed in training, 0 to 1.
-        recurrent_dropout: Fraction of the LSTM's recurrent weights that is zeroed in training, 0 to 1.
+        dropout: Fractions of the inputs and of the outputs of the LSTM that are zeroed in training, 0 to 1; one number
+            is both.
+        dropout_state: Fraction of the LSTM's recurrent weights that is zeroed in training, 0 to 1.
         crf: Score the tags of a sentence together (see `CRF`), or each token's alone.
         char_filters: Filters over the bytes of a token (see `CharCNN`); 0: none.
     """
@@ -49,8 +50,8 @@ class LSTMTagger(nn.Module):
         tags: Sequence[str],
         hidden: int,
         shape_width: int,
-        dropout: float,
-        recurrent_dropout: float = 0.0,
+        dropout: float | tuple[float, float],
+        dropout_state: float = 0.0,
         crf: bool = True,
         char_filters: int = 0,
     ) -> None:
@@ -60,8 +61,9 @@ class LSTMTagger(nn.Module):
         self.embed = nn.Embedding(rows, dimension, padding_idx=PADDING, _weight=table)
         self.shape = nn.Embedding(WORD_SHAPES, shape_width, padding_idx=PADDING, device=table.device)
         self.char_cnn = CharCNN(char_filters, device=table.device) if char_filters else None
-        self.dropout = LockedDropout(dropout)
-        self.recurrent_dropout = recurrent_dropout
+        of_input, of_output = dropout if isinstance(dropout, tuple) else (dropout, dropout)
+        self.dropout_input, self.dropout_output = LockedDropout(of_input), LockedDropout(of_output)
+        self.dropout_state = dropout_state
         self.forwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)
         self.backwards = nn.LSTM(width, hidden, batch_first=True, device=table.device)
         self.head = Head(2 * hidden, tags, crf, device=table.device)
@@ -88,19 +90,19 @@ class LSTMTagger(nn.Module):
             if spellings is None:
                 raise ValueError("spellings: None, but the network reads characters. Pass the bytes of each token.")
             features.append(self.char_cnn(spellings))
-        inputs = self.dropout(torch.cat(features, dim=-1))  # (B, T, D + shape_width + char_filters)
+        inputs = self.dropout_input(torch.cat(features, dim=-1))  # (B, T, D + shape_width + char_filters)
         reversal = _reversal_index(lengths, rows.shape[1])  # (B T)
         ahead = self._run(self.forwards, inputs)
         back = self._run(self.backwards, _gather(inputs, reversal))
-        both: Tensor = self.dropout(torch.cat([ahead, _gather(back, reversal)], dim=-1))
+        both: Tensor = self.dropout_output(torch.cat([ahead, _gather(back, reversal)], dim=-1))
         return both
 
     def _run(self, lstm: nn.LSTM, inputs: Tensor) -> Tensor:
         """Return the states, shape (B, T, H); in training with recurrent dropout, which is the same for all steps."""
-        if not self.training or not self.recurrent_dropout:
+        if not self.training or not self.dropout_state:
             return packed_lstm.states(lstm, inputs)
         input_weight, recurrent_weight, *biases = lstm.all_weights[0]
-        mask = _dropout_mask(recurrent_weight, recurrent_weight.shape, self.recurrent_dropout)
+        mask = _dropout_mask(recurrent_weight, recurrent_weight.shape, self.dropout_state)
         zeros = inputs.new_zeros(1, len(inputs), lstm.hidden_size)
         weights = [input_weight, recurrent_weight * mask, *biases]
         states, _, _ = torch.lstm(inputs, (zeros, zeros), weights, True, 1, 0.0, True, False, True)

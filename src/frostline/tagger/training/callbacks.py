@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from frostline.tagger.config import auxiliary_fraction
 if TYPE_CHECKING:
     import rich.progress
 
+    from frostline.errors import RunFolderError
     from frostline.partial import Plan
     from frostline.vectors import Coverage
 
@@ -30,7 +31,14 @@ class Epoch:
 
 
 class Callback:
-    """Training callback. Override any method."""
+    """Training callback. Override any method.
+
+    Attributes:
+        stop: Set it to True, and training ends after this step: the best epoch so far is returned, the checkpoint is
+            written, and a later run can resume from it. Not with `distributed`, where all would have to stop at once.
+    """
+
+    stop = False
 
     def start(self, plan: Plan, coverage: Coverage) -> None:
         """Do something before training begins."""
@@ -44,6 +52,10 @@ class Callback:
     def epoch(self, epoch: Epoch) -> None:
         """Do something after each epoch."""
 
+    def not_saved(self, error: RunFolderError) -> None:
+        """Do something when a checkpoint could not be written; by default the error is raised, which ends training."""
+        raise error
+
 
 class Progress(Callback):
     """Print the coverage, the plan and one line per epoch; between them, on a terminal, a bar.
@@ -55,9 +67,17 @@ class Progress(Callback):
         epochs: How many epochs there will be.
         tokens: Tokens of the main corpus, which every epoch reads whole.
         auxiliary_tokens: Tokens of the auxiliary corpora, of which each epoch reads less (see `auxiliary_fraction`).
+        before: Called with the plan before training begins; an error that it raises prevents it.
     """
 
-    def __init__(self, epochs: int, tokens: int, auxiliary_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        epochs: int,
+        tokens: int,
+        auxiliary_tokens: int = 0,
+        before: Callable[[Plan], object] = lambda plan: None,
+    ) -> None:
+        self._before = before
         self._tokens = [  # of each epoch, estimated: batches are whole
             tokens + round(auxiliary_tokens * auxiliary_fraction(done, epochs)) for done in range(epochs)
         ]
@@ -65,6 +85,7 @@ class Progress(Callback):
         self._done_before = 0  # tokens of the run that this one resumes
         self._done = 0
         self._bar: rich.progress.Progress | None = None
+        self._warned = False
 
     def __enter__(self) -> Progress:
         self._bar = _bar() if sys.stdout.isatty() else None
@@ -81,6 +102,7 @@ class Progress(Callback):
 
     def start(self, plan: Plan, coverage: Coverage) -> None:
         """Print what the vectors cover and what learns."""
+        self._before(plan)
         self._began = time.perf_counter()
         print(f"coverage {coverage}\n\n{plan}\n", flush=True)
 
@@ -111,6 +133,12 @@ class Progress(Callback):
             f"dev F1 {100 * epoch.dev_f1:4.1f}%  {epoch.tokens / epoch.seconds:,.0f} tokens/s  {left:.0f} s left",
             flush=True,
         )
+
+    def not_saved(self, error: RunFolderError) -> None:
+        """Print a warning, once: there may be room again, and the tagger can still be saved."""
+        if not self._warned:
+            print(f"warning  {error} Training goes on.", flush=True)
+        self._warned = True
 
 
 def _bar() -> rich.progress.Progress | None:

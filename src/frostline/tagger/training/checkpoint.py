@@ -43,14 +43,15 @@ class Checkpoint:
         self._every = every
         self._due = time.monotonic() + every
 
-    def write(self, loop: TrainingLoop) -> None:
-        """Write the state of `loop`, if it is time.
+    def write(self, loop: TrainingLoop, now: bool = False) -> None:
+        """Write the state of `loop`, if it is time or `now`.
 
         Raises:
             RunFolderError: The file cannot be written.
         """
-        if time.monotonic() < self._due:
+        if time.monotonic() < self._due and not now:
             return
+        self._due = time.monotonic() + self._every
         header = {_KEY: json.dumps({"arguments": self._arguments, "progress": loop.progress()})}
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,36 +59,37 @@ class Checkpoint:
                 save_file({name: value.contiguous() for name, value in loop.tensors().items()}, unfinished, header)
         except (OSError, SafetensorError) as error:
             raise RunFolderError(f"{self._path}: cannot be written: {error}. Make room, or name another.") from None
-        self._due = time.monotonic() + self._every
 
-    def read(self, loop: TrainingLoop) -> None:
-        """Restore `loop` to the state that was written last.
+    def read(self, loop: TrainingLoop, path: str | os.PathLike[str] | None = None) -> None:
+        """Restore `loop` to the state that was written last, here or to another `path`.
 
         Raises:
             RunFolderError: The file is missing, damaged, or of a training with other arguments.
         """
+        path = self._path if path is None else Path(path)
         try:
-            with safe_open(self._path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 header = json.loads((file.metadata() or {})[_KEY])
             arguments, progress = dict(header["arguments"]), header["progress"]
-            tensors = load_file(self._path)
+            tensors = load_file(path)
         except FileNotFoundError:
-            raise RunFolderError(f"{self._path}: no such file, so nothing to resume. Train from the start.") from None
+            raise RunFolderError(f"{path}: no such file, so nothing to resume. Train from the start.") from None
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise self._damaged(error) from None
+            raise _damaged(path, error) from None
         for name, value in self._arguments.items():
             if arguments.get(name) != value:
                 raise RunFolderError(
-                    f"{self._path}: written by a training with {name} {arguments.get(name)!r}, and here it is "
+                    f"{path}: written by a training with {name} {arguments.get(name)!r}, and here it is "
                     f"{value!r}. Pass the same, or train from the start."
                 )
         try:
             loop.restore(tensors, progress)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
-            raise self._damaged(error) from None
+            raise _damaged(path, error) from None
 
-    def _damaged(self, error: Exception) -> RunFolderError:
-        return RunFolderError(f"{self._path}: damaged: {' '.join(str(error).split())}. Train from the start.")
+
+def _damaged(path: Path, error: Exception) -> RunFolderError:
+    return RunFolderError(f"{path}: damaged: {' '.join(str(error).split())}. Train from the start.")
 
 
 def digest(parts: Iterable[Any]) -> str:

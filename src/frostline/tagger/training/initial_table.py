@@ -46,14 +46,27 @@ class InitialTable:
             pretrained: Matrix of the pretrained words, float32, shape (V, D).
             missing: How many missing words there are.
             generator: Draws <unk> and the missing words from a normal distribution, with the mean and the standard
-                deviation of each pretrained column.
+                deviation of each pretrained column; without pretrained words, mean 0 and deviation D ** -0.5.
 
         Cost: one pass over the pretrained matrix, with a copy of some columns at a time.
         """
+        if not len(pretrained):
+            return cls._from_normal(0.0, pretrained.shape[1] ** -0.5, pretrained, missing, generator)
         columns = np.array_split(pretrained, max(1, pretrained.shape[1] // _COLUMNS), axis=1)
         mean = np.concatenate([some.mean(axis=0) for some in columns])
         deviation = np.concatenate([some.std(axis=0) for some in columns])
         release_pages(pretrained)
+        return cls._from_normal(mean, deviation, pretrained, missing, generator)
+
+    @classmethod
+    def _from_normal(
+        cls,
+        mean: float | npt.NDArray[np.float32],
+        deviation: float | npt.NDArray[np.float32],
+        pretrained: npt.NDArray[np.float32],
+        missing: int,
+        generator: np.random.Generator,
+    ) -> InitialTable:
         random = generator.normal(mean, deviation, size=(FIRST_WORD + missing, pretrained.shape[1])).astype(np.float32)
         random[PADDING] = 0
         return cls(torch.from_numpy(random), pretrained)

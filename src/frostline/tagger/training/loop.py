@@ -68,30 +68,38 @@ class TrainingLoop:
         dev: Sequence[Labelled],
         callback: Callback,
         patience: int | None = None,
-        after_step: Callable[[TrainingLoop], object] | None = None,
-    ) -> Epoch:
-        """Train to the end, or until `patience` epochs in a row were not better than the best.
+        save: Callable[[TrainingLoop, bool], object] = lambda loop, now: None,
+    ) -> tuple[Epoch, bool]:
+        """Train to the end, or until `patience` epochs in a row were not better than the best, or `callback.stop`.
+
+        Args:
+            dev: Sentences to score on.
+            callback: Its methods are called.
+            patience: Epochs; None never stops early.
+            save: Called after each step with False, after the first epoch and at the end with True: save now.
 
         Returns:
-            The best epoch, whose weights the model then has.
+            The best epoch, whose weights the model then has, and whether training came to its end. Where not even one
+            epoch did, the "best epoch" is what there is of the first, number 0.
         """
-        while len(self.history) < self._sampler.epochs and not self._stalled(patience):
-            self._epoch(dev, callback, after_step)
+        while not (ended := len(self.history) == self._sampler.epochs or self._stalled(patience)) and not callback.stop:
+            self._epoch(dev, callback, save)
+        save(self, True)
+        if not self.history:
+            self._finish_epoch(dev, number=0)
         with torch.no_grad():
             for parameter, value in zip(self._optimizer.parameters, self._best_values, strict=True):
                 parameter.copy_(value)
         self._subtract_o_bias()
         self._tagger.model.eval()
-        return _best(self.history)
+        return _best(self.history), ended
 
     def _stalled(self, patience: int | None) -> bool:
         if patience is None or not self.history:
             return False
         return len(self.history) - _best(self.history).number >= patience
 
-    def _epoch(
-        self, dev: Sequence[Labelled], callback: Callback, after_step: Callable[[TrainingLoop], object] | None
-    ) -> None:
+    def _epoch(self, dev: Sequence[Labelled], callback: Callback, save: Callable[[TrainingLoop, bool], object]) -> None:
         self._tagger.model.train()
         if not self.tokens:  # else this epoch was interrupted, and the rest of its batches is left
             self._sampler.start_epoch(len(self.history))
@@ -107,18 +115,25 @@ class TrainingLoop:
             self._loss_sum += loss * tokens
             self.tokens += tokens
             self._seconds += time.perf_counter() - began
-            if after_step is not None:
-                after_step(self)
+            save(self, False)
             callback.batch(tokens)
+            if callback.stop and self._sampler.left:
+                return
+        epoch = self._finish_epoch(dev, len(self.history) + 1)
+        if len(self.history) == 1:  # else a run that is killed in the first minute would leave nothing
+            save(self, True)
+        callback.epoch(epoch)
+
+    def _finish_epoch(self, dev: Sequence[Labelled], number: int) -> Epoch:
         with self._optimizer.ema.applied():
             self._subtract_o_bias()
             score = self._tagger.evaluate(dev)
-        epoch = Epoch(len(self.history) + 1, self._loss_sum / self.tokens, score.f1, self._seconds, self.tokens)
+        epoch = Epoch(number, self._loss_sum / max(1, self.tokens), score.f1, self._seconds, self.tokens)
         self.history.append(epoch)
         self._loss_sum, self.tokens, self._seconds = 0.0, 0, 0.0
         if epoch is _best(self.history):
             self._best_values, self.best_score = [value.clone() for value in self._optimizer.ema.values], score
-        callback.epoch(epoch)
+        return epoch
 
     @torch.no_grad()
     def _subtract_o_bias(self) -> None:

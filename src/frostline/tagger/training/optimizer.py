@@ -65,11 +65,11 @@ class EMA:
 
 
 class Optimizer:
-    """Steps of AdamW: gradients clipped, learning rate falling linearly to a tenth, parameters averaged.
+    """Steps of AdamW: gradients clipped, learning rate falling linearly, parameters averaged.
 
     Args:
         parameters: What learns. A step leaves those without a gradient alone, weight decay included.
-        config: Learning rate, weight decay, largest gradient norm and decay of the average.
+        config: Learning rate and how far it falls, weight decay, largest gradient norm and decay of the average.
         steps: Steps of the whole training.
 
     Attributes:
@@ -97,7 +97,8 @@ class Optimizer:
     def step(self, parameters: Sequence[nn.Parameter]) -> None:
         """Clip the gradients of `parameters`, those that this step trains, and update them and the average."""
         torch.nn.utils.clip_grad_norm_(parameters, self._config.max_grad_norm)
-        self._adamw.param_groups[0]["lr"] = self._config.learning_rate * (1 - 0.9 * self.steps_done / self.steps)
+        fallen = (1 - self._config.final_rate) * self.steps_done / self.steps
+        self._adamw.param_groups[0]["lr"] = self._config.learning_rate * (1 - fallen)
         self._adamw.step()
         self.ema.step()
 

@@ -7,7 +7,7 @@ so the files stay small whatever the size of the table.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 
 from frostline.record import RowChanges, describe_run
 from frostline.tagger.data.vocabulary import FIRST_WORD, UNKNOWN
+from frostline.tagger.scoring.score_table import scored
+from frostline.tagger.tagger import Labelled
 from frostline.tagger.training.train import TrainingRun
 
 _FROZEN = 300  # frozen rows that are written, those of the first words of the vectors
@@ -27,6 +29,7 @@ def write_run_folder(
     title: str,
     facts: Mapping[str, str],
     curves: Iterable[Mapping[str, Any]] | None = None,
+    dev: Sequence[Labelled] | None = None,
 ) -> None:
     """Write the files of a run folder (see `frostline.record.run_folder`), next to what is already there.
 
@@ -36,11 +39,12 @@ def write_run_folder(
         title: What the run was, in a few words.
         facts: What else to say of it: name -> text.
         curves: Points to draw; by default loss and F1 on dev of this run.
+        dev: Sentences of which to say what is found by type and what goes wrong; named dev.
 
     Raises:
         RunFolderError: The folder cannot be written to.
 
-    Cost: one pass over the rows that learned.
+    Cost: one pass over the rows that learned, and one prediction of `dev`.
     """
     points = ({"epoch": epoch.number, "loss": epoch.loss, "F1 on dev": epoch.dev_f1} for epoch in run.history)
     describe_run(
@@ -51,6 +55,7 @@ def write_run_folder(
         audit=asdict(run.audit),
         curves=points if curves is None else curves,
         row_changes=_row_changes(run),
+        **({} if dev is None else scored("dev", dev, run.tagger.predict([tokens for tokens, _ in dev]))),
     )
 
 

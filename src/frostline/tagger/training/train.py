@@ -45,6 +45,7 @@ class TrainingRun:
         history: Every epoch.
         best: The epoch whose weights the tagger has.
         dev_score: Score of the tagger on dev.
+        finished: Whether training came to its end; False after `Callback.stop`.
         audit: The table after training compared with `initial_table`.
         initial_table: The table before training; its pretrained rows are read from the vectors that were passed.
     """
@@ -54,6 +55,7 @@ class TrainingRun:
     coverage: Coverage
     history: list[Epoch]
     best: Epoch
+    finished: bool
     dev_score: Score
     audit: Audit
     initial_table: InitialTable
@@ -62,7 +64,7 @@ class TrainingRun:
 def train(
     train: Sequence[Labelled],
     dev: Sequence[Labelled],
-    vectors: Source,
+    vectors: Source | None,
     *,
     auxiliary: Sequence[Sequence[Labelled]] = (),
     learn: Learn = "missing",
@@ -73,7 +75,7 @@ def train(
     callback: Callback | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 30.0,
-    resume: bool = False,
+    resume: bool | str | os.PathLike[str] = False,
     distributed: bool = False,
     device: str | torch.device = "cpu",
     bf16: bool = False,
@@ -85,7 +87,8 @@ def train(
             is learned as B-type.
         dev: Sentences that choose the epoch to keep.
         vectors: Pretrained words and their matrix, float32, shape (V, D), or a path, a dict or gensim's KeyedVectors.
-            Never written to: the table is a copy, and the audit compares it with them at the end.
+            Never written to: the table is a copy, and the audit compares it with them at the end. None: every training
+            word starts at random, with `config.dimension` numbers, and learns.
         auxiliary: More labelled corpora to learn from, each with a tag set of its own. They share the whole network but
             its last layer; theirs are dropped when training ends.
         learn: Rows of the table that learn: "missing" (training words without a vector, and <unk>), "none", or "all".
@@ -96,10 +99,12 @@ def train(
         config: Sizes and rates.
         callback: Its methods are called at every step and epoch.
         checkpoint: File for the state of training, from which a run that was killed can be resumed.
-        checkpoint_every: Seconds between two writes of `checkpoint`; 0 writes it after every step.
-        resume: Continue from `checkpoint`, which a run with the same arguments wrote: the result is, bit for bit,
-            that of a run that was never interrupted. `patience`, `callback` and `checkpoint_every` may differ. Of
-            several processes the first writes the file, and all read it; their number has to be the same.
+        checkpoint_every: Seconds between two writes of `checkpoint`; 0 writes it after every step. It is also written
+            after the first epoch and at the end.
+        resume: Continue from `checkpoint`, or from the file of this name, which a run with the same arguments wrote:
+            the result is, bit for bit, that of a run that was never interrupted. `patience`, `callback` and
+            `checkpoint_every` may differ. Of several processes the first writes the file, and all read it; their number
+            has to be the same.
         distributed: Share each batch with the other processes of torch.distributed's default group, whose backend
             reduces tensors of the CPU, such as gloo. All must pass the same arguments; all get the same tagger.
         device: Where to compute, such as "cuda". Everything is drawn on the CPU, so the draws are the same everywhere.
@@ -121,12 +126,17 @@ def train(
         unless `learn` is "all". Of mapped vectors (those of `vectors.load`) little is in memory at a time.
     """
     config, callback, corpora = config or TaggerConfig(), callback or Callback(), [train, *auxiliary]
-    _check_arguments(epochs, seed, patience, learn, resume and checkpoint is None)
-    device, vectors = check_device(device), as_vectors(vectors)
+    _check_arguments(epochs, seed, patience, learn, resume is not False and checkpoint is None)
+    if vectors is None and learn == "none":
+        raise ValueError("learn: 'none' without vectors leaves random words. Pass vectors, or learn='missing'.")
+    device = check_device(device)
+    pretrained = vectors is not None
+    vectors = Vectors([], np.empty((0, config.dimension))) if vectors is None else as_vectors(vectors)
     precision(device, bf16)  # raises now instead of at the first step
     _check_corpora({"train": train, "dev": dev} | {f"auxiliary[{i}]": corpus for i, corpus in enumerate(auxiliary)})
     coverage = cover((token for corpus in corpora for tokens, _ in corpus for token in tokens), vectors, lowercase=True)
-    _check_coverage(coverage, len(vectors.words))
+    if pretrained:
+        _check_coverage(coverage, len(vectors.words))
     # Gradients are needed even under the caller's no_grad; the caller's generator and threads are left as they were.
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]), one_thread():
         torch.manual_seed(seed)
@@ -155,15 +165,23 @@ def train(
             arguments |= {"processes": group.size, **asdict(config)}
             arguments |= _digests(corpora, dev, vectors, initial_table)
             file = Checkpoint(checkpoint, arguments, checkpoint_every)
-            if resume:
-                file.read(loop)
+            if resume is not False:
+                file.read(loop, None if resume is True else resume)
                 _check_same_progress(loop, group, checkpoint)
                 callback.resumed(loop.history, loop.tokens)
-        best = loop.run(dev, callback, patience, after_step=None if file is None or group.rank else file.write)
+
+        def save(loop: TrainingLoop, now: bool) -> None:
+            try:
+                if file is not None and not group.rank:
+                    file.write(loop, now)
+            except RunFolderError as error:
+                callback.not_saved(error)
+
+        best, finished = loop.run(dev, callback, patience, save)
         model.to("cpu")
     audit = compare(initial_table.rows, model.embed, _rows_that_learn(learn, vocabulary))
     dev_score = loop.best_score or tagger.evaluate(dev)  # scored again only where the best epoch was before resuming
-    return TrainingRun(tagger, plan, coverage, loop.history, best, dev_score, audit, initial_table)
+    return TrainingRun(tagger, plan, coverage, loop.history, best, finished, dev_score, audit, initial_table)
 
 
 def _check_arguments(epochs: int, seed: int, patience: int | None, learn: str, nothing_to_resume: bool) -> None:
@@ -205,8 +223,8 @@ def _network(table: Tensor, tags: Sequence[str], config: TaggerConfig) -> tuple[
         tags,
         hidden=config.hidden,
         shape_width=config.shape_width,
-        dropout=config.dropout,
-        recurrent_dropout=config.recurrent_dropout,
+        dropout=config.input_and_output_dropout,
+        dropout_state=config.dropout_state,
         crf=config.crf,
         char_filters=config.char_filters,
     )
