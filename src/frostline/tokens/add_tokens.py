@@ -57,8 +57,8 @@ def add_tokens(
             bias, a second embedding of the same size (an encoder's and a decoder's), `final_logits_bias`, and every
             `vocab_size` of the configuration.
         tokenizer: The model's tokenizer. Tokens that it does not know are added to it. Tokens that it knows and
-            that are not listed, for which the model has no row, get one that starts in the same way and is frozen; the plan says
-            so. (If `init` is a mapping or a tensor, it starts from subwords.)
+            that are not listed, for which the model has no row, get one that starts in the same way and is frozen; the
+            plan says so. (If `init` is a mapping or a tensor, it starts from subwords.)
         tokens: The tokens that learn, each once: strings or `AddedToken` objects. A token that tokenizer and model
             already have starts from its present row.
         init: How the rows of new tokens start, in float32, then rounded to the table's dtype:
