@@ -342,6 +342,20 @@ def test_a_merged_model_goes_through_save_and_from_pretrained(
     assert known.convert_tokens_to_ids(NEW) == tokenizer.convert_tokens_to_ids(NEW)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_shards_load_as_a_plain_model(tokenizer: Any, tied: bool, tmp_path: Path) -> None:
+    model = make("llama" if tied else "llama-untied", len(tokenizer))
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    train(model, plan, batch_of(tokenizer))
+    fl.merge(model)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(value, tensors(opened)[name]) for name, value in tensors(model).items())
+    with torch.no_grad():
+        assert torch.equal(opened(**batch_of(tokenizer)).logits, model(**batch_of(tokenizer)).logits)
+
+
 def test_a_partial_model_saves_what_a_plain_one_would(plain: Any, tokenizer: Any, tmp_path: Path) -> None:
     plan = fl.add_tokens(plain, tokenizer, NEW)
     train(plain, plan, batch_of(tokenizer))

@@ -18,7 +18,9 @@ peft = pytest.importorskip("peft")
 from .cases import NEW, batch_of, make_gptj, make_llama, make_tokenizer, table, train  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::FutureWarning", "ignore:Model has `tie_word_embeddings=True`:UserWarning"
+    "ignore::FutureWarning",
+    "ignore:Model has `tie_word_embeddings=True`:UserWarning",
+    "ignore:fan_in_fan_out:UserWarning",
 )
 
 SMALL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -118,7 +120,10 @@ def test_float32_rows_of_a_bfloat16_table_are_kept_in_float32(tmp_path: Path) ->
     tokenizer = make_tokenizer()
     model = trained(make_llama(len(tokenizer)).bfloat16(), tokenizer, None)
     fl.export_peft(model, tmp_path)
-    (rows,) = load_file(tmp_path / "adapter_model.safetensors").values()
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert [name.split(".")[-2] for name in saved] == ["lm_head", "embed_tokens"]  # tied: the same under each name
+    rows, again = saved.values()
+    assert torch.equal(rows, again)
     assert torch.equal(rows, model.get_input_embeddings().weight.learned)
     assert rows.dtype == torch.float32
     assert not torch.equal(rows, rows.bfloat16().float())
