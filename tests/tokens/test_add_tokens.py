@@ -349,7 +349,7 @@ def test_merged_shards_load_as_a_plain_model(tokenizer: Any, tied: bool, tmp_pat
     train(model, plan, batch_of(tokenizer))
     fl.merge(model)
     model.save_pretrained(tmp_path, max_shard_size="10KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
     opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(value, tensors(opened)[name]) for name, value in tensors(model).items())
     with torch.no_grad():
