@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
 from frostline.partial.model_tensors import ModelTensor, find_tensors
-from frostline.partial.quantized import is_wrapper
+from frostline.partial.quantized import count_rows, is_quantized, is_wrapper
 from frostline.partial.rollback import model_restored_on_error, values_restored_on_error
 from frostline.partial.tensor.memory import writable
 
@@ -29,7 +29,7 @@ def find_tables(model: Any) -> list[ModelTensor]:
     """Return the input embedding, then other embeddings and heads of the model that are not tied to it, and biases.
 
     Other embeddings and heads are those that parts of the model call theirs, if they have as many rows: an encoder and
-    a decoder may each have one.
+    a decoder may each have one. Quantized ones are left out: see `find_quantized`.
     """
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"model: a {type(model).__name__} has no get_input_embeddings(). Pass a language model.")
@@ -40,6 +40,8 @@ def find_tables(model: Any) -> list[ModelTensor]:
     tables: dict[int, ModelTensor] = {}  # by id: a tied head is the embedding's tensor again
     model_tensors = find_tensors(model)
     for owner in wanted:
+        if is_quantized(owner[0]):
+            continue
         table = next((table for table in model_tensors if owner in table.owners), None)
         if table is None or not _is_plain(table.tensor):
             module, name = owner
@@ -51,9 +53,16 @@ def find_tables(model: Any) -> list[ModelTensor]:
     return list(tables.values())
 
 
-def is_head(model: Any, table: ModelTensor) -> bool:
-    """Return whether a table of `find_tables` is the weight or the bias of a head that is not tied to an embedding."""
-    return not any(module is owner for module in _asked(model, "get_input_embeddings") for owner, _ in table.owners)
+def find_quantized(model: Any) -> dict[str, Any]:
+    """Return the embeddings and heads of the model that are quantized, by name, embeddings first."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [*_asked(model, "get_input_embeddings"), *_asked(model, "get_output_embeddings")]
+    return {names[id(module)]: module for module in found if is_quantized(module)}
+
+
+def is_head(model: Any, owners: Collection[Any]) -> bool:
+    """Return whether none of the modules that own a table is an embedding: they are a head that is not tied to one."""
+    return not any(module is owner for module in _asked(model, "get_input_embeddings") for owner in owners)
 
 
 def _asked(model: Any, question: str) -> list[Any]:
@@ -62,14 +71,14 @@ def _asked(model: Any, question: str) -> list[Any]:
     for part in model.modules():
         with contextlib.suppress(NotImplementedError, AttributeError):  # of a part for images, say
             module = getattr(part, question)()
-            rows = len(module.weight)
+            rows = count_rows(module)
             if not found or (not any(module is each for each in found) and _is_like(module, found[0], rows)):
                 found.append(module)
     return found
 
 
 def _is_like(module: Any, first: Any, rows: int) -> bool:
-    return isinstance(module, nn.Embedding) == isinstance(first, nn.Embedding) and rows == len(first.weight)
+    return isinstance(module, nn.Embedding) == isinstance(first, nn.Embedding) and rows == count_rows(first)
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -85,8 +94,15 @@ def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int, also
         size: How many rows they need; tables that have as many are fine.
         also: Names or patterns; an embedding that they name may stay as it is, if the tables do.
     """
-    before = len(tables[0].tensor)
-    grows = any(len(table.tensor) < size for table in tables)
+    quantized = find_quantized(model)
+    before = count_rows(model.get_input_embeddings())  # type: ignore[operator]
+    grows = before < size or any(len(table.tensor) < size for table in tables)
+    for name, module in quantized.items():
+        if count_rows(module) != before:
+            raise PartialTensorError(
+                f"model: {name} has {count_rows(module):,} rows and the embedding {before:,}. Resize one to the other's"
+                " rows before quantization."
+            )
     for table in tables if grows else ():
         if table.indices is not None or table.mapped:
             raise PartialTensorError(
@@ -95,10 +111,10 @@ def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int, also
             )
         if len(table.tensor) != before:
             raise PartialTensorError(
-                f"model: {table.name} has {len(table.tensor):,} rows and {tables[0].name} {before:,}, so one "
+                f"model: {table.name} has {len(table.tensor):,} rows and {_embedding_name(model)} {before:,}, so one "
                 "vocab_size cannot fit both after they have grown. Resize one to the other's rows first."
             )
-    resized = {module for table in tables for module, _ in table.owners}
+    resized = {module for table in tables for module, _ in table.owners} | set(quantized.values())
     for name, module in model.named_modules():
         if not isinstance(module, nn.Embedding) or module.num_embeddings != before or module in resized:
             continue
@@ -113,6 +129,11 @@ def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int, also
                 f"model: {name} has a row for each token too, and none of them would learn. Say so in `also`: "
                 f"{{{weight!r}: fl.rows(ids)}}, or fl.nothing."
             )
+
+
+def _embedding_name(model: Any) -> str:
+    embedding = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
 
 
 def full_tensor(table: ModelTensor) -> Tensor:

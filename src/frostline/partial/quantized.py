@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from frostline.partial.sharded import is_sharded
 
@@ -33,3 +33,20 @@ def why_it_cannot_learn(tensor: Tensor) -> str:
     packed = getattr(tensor, "quant_state", None)
     kind = getattr(packed, "quant_type", None)
     return f"quantized ({kind}): cannot learn" if kind else f"{tensor.dtype} cannot learn"
+
+
+def is_quantized(module: Any) -> bool:
+    """Return whether `module` is an embedding or a linear layer whose weight is quantized."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(module, nn.Embedding | nn.Linear) or not isinstance(weight, Tensor) or weight.is_meta:
+        return False
+    return bool(why_it_cannot_learn(weight))
+
+
+def count_rows(module: Any) -> int:
+    """Return how many rows an embedding or a head has, of a packed weight too, and those that stand beside it."""
+    if (beside := getattr(module, "new_token_slots", None)) is not None:
+        return len(beside)
+    if is_quantized(module):
+        return int(module.num_embeddings if isinstance(module, nn.Embedding) else module.out_features)
+    return len(module.weight)

@@ -10,20 +10,22 @@ choose them. transformers is not imported; any model with `get_input_embeddings(
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import SelectionError
 from frostline.partial import Plan, Selection, rows, train_only
 from frostline.partial.checks import check_not_wrapped
-from frostline.partial.model_tensors import ModelTensor, State, state_of
+from frostline.partial.model_tensors import State, state_of
+from frostline.partial.quantized import count_rows
 from frostline.printing import listed
 from frostline.resize_embeddings import (
     check_resizable,
+    find_quantized,
     find_tables,
     full_tensor,
     is_head,
@@ -33,7 +35,15 @@ from frostline.resize_embeddings import (
     update_configs,
     write_rows,
 )
-from frostline.tokens.starts import Init, check_values, mean_row, random_state_restored_on_error, starts_of
+from frostline.tokens.beside import (
+    beside_restored_on_error,
+    check_usable,
+    dequantized,
+    note_tokens,
+    put_beside,
+    share_beside,
+)
+from frostline.tokens.starts import Init, Start, check_values, mean_row, random_state_restored_on_error, starts_of
 from frostline.tokens.tokenizer import ids_of, texts_of, tokenizer_restored_on_error, vocabulary_of
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -115,48 +125,81 @@ def add_tokens(
     """
     texts = texts_of(tokens)
     check_not_wrapped(model)
-    tables, known = find_tables(model), vocabulary_of(tokenizer)
-    before = len(tables[0].tensor)
+    tables, quantized, known = find_tables(model), find_quantized(model), vocabulary_of(tokenizer)
+    before = count_rows(model.get_input_embeddings())  # type: ignore[operator]
     others = sorted((text for text, id in known.items() if id >= before and text not in texts), key=known.__getitem__)
-    embedding, head = starts_of(init, texts, others, tokenizer, tables[0].tensor)
-    starts = [head if is_head(model, table) else embedding for table in tables]
-    if isinstance(init, tuple) and head not in starts:
+    width = tables[0].tensor.shape[1] if tables else next(iter(quantized.values())).embedding_dim
+    embedding, head = starts_of(init, texts, others, tokenizer, before, width)
+    starts = [head if is_head(model, [module for module, _ in table.owners]) else embedding for table in tables]
+    quantized_starts = [head if is_head(model, [module]) else embedding for module in quantized.values()]
+    if isinstance(init, tuple) and head not in starts + quantized_starts:
         raise SelectionError("init: two starts, but the model has no head of its own: none, or a tied one. Pass one.")
     for table, start in zip(tables, starts, strict=True):
         if table.tensor.ndim > 1:
-            check_values(start, table.tensor, table.name)
+            check_values(start, table.tensor.shape, table.tensor.dtype, table.name)
     _check_not_padding(texts, known, model.get_input_embeddings())  # type: ignore[operator]
     new = [token for token, text in zip(tokens, texts, strict=True) if text not in known]
     # Everything that may fail is checked before the tokenizer changes.
     size = _rounded_up(max(before, len(tokenizer) + len(new)), pad_to_multiple_of)
     check_resizable(model, tables, size, also or {})
+    dtype = tables[0].tensor.dtype if tables else None
+    rows_now = {}
+    for (name, module), start in zip(quantized.items(), quantized_starts, strict=True):
+        check_usable(module, name)
+        rows_now[name] = dequantized(module, name, dtype)
+        check_values(start, rows_now[name].shape, rows_now[name].dtype, name)
 
-    with tokenizer_restored_on_error(tokenizer), sizes_restored_on_error(model), random_state_restored_on_error():
+    with (
+        tokenizer_restored_on_error(tokenizer),
+        beside_restored_on_error(quantized.values()),
+        sizes_restored_on_error(model),
+        random_state_restored_on_error(),
+    ):
         tokenizer.add_tokens(new, special_tokens=special)
         ids = dict(zip(texts, ids_of(vocabulary_of(tokenizer), texts), strict=True))
         rows_needed = 1 + max([*ids.values(), *(known[text] for text in others)])
         size = _rounded_up(max(before, len(tokenizer), rows_needed), pad_to_multiple_of)
         without_row = [text for text in texts if text not in known or ids[text] >= before]
+
+        def start_rows(start: Start, full: Tensor, mean: Tensor) -> dict[int, Tensor]:
+            started = (texts if start.overwrites else without_row) + others
+            values = start.rows_of(full, started, mean) if started else ()
+            return {(ids | known)[text]: row for text, row in zip(started, values, strict=True)}
+
         with rows_restored_on_error(tables, list(ids.values())), torch.no_grad():
             for table, start in zip(tables, starts, strict=True):
                 full = full_tensor(table)
-                mean, started = mean_row(full), (texts if start.overwrites else without_row) + others
-                values: Any = start.rows_of(full, started, mean) if started else ()
+                mean = mean_row(full)
+                values = start_rows(start, full, mean)
                 resize_(table, size, mean)
-                write_rows(table, {(ids | known)[text]: row for text, row in zip(started, values, strict=True)})
+                write_rows(table, values)
+            grown: list[Any] = []
+            for (name, module), start in zip(quantized.items(), quantized_starts, strict=True):
+                if tied := [each for each in grown if each.weight is module.weight]:
+                    share_beside(module, tied[0])
+                    continue
+                full = rows_now[name]
+                mean = mean_row(full)
+                put_beside(module, size, full, mean, start_rows(start, full, mean), ids.values())
+                grown.append(module)
             update_configs(model, before, size)
-            selections: dict[str, Selection] = {table.name: _rows_of(table, ids) for table in tables}
+            selections = {table.name: _rows_of(table.tensor, ids.values()) for table in tables}
+            for name, module in quantized.items():
+                slots = module.new_token_slots[list(ids.values())].tolist()
+                selections[f"{name}.new_tokens.weight"] = _rows_of(module.new_tokens.weight, slots)
             plan = train_only(model, {**selections, **(also or {})})
-            for module, name in [owner for table in tables for owner in table.owners]:  # for save_learned
-                cast(State, state_of(module)).tokens[name] = dict(ids)
+            for owner, name in [owner for table in tables for owner in table.owners]:  # for save_learned
+                cast(State, state_of(owner)).tokens[name] = dict(ids)
+            for module in quantized.values():
+                note_tokens(module.new_tokens, {text: int(module.new_token_slots[id]) for text, id in ids.items()})
             if others:
                 note = f"{listed(map(repr, others), most=4)} had no row; frozen now"
                 plan.lines = tuple(replace(line, note=note) if line.name in selections else line for line in plan.lines)
             return plan
 
 
-def _rows_of(table: ModelTensor, ids: Mapping[str, int]) -> Selection:
-    return rows(list(ids.values()), dtype=torch.float32 if table.tensor.dtype in _HALF else None)
+def _rows_of(table: Tensor, ids: Iterable[int]) -> Selection:
+    return rows(list(ids), dtype=torch.float32 if table.dtype in _HALF else None)
 
 
 def _check_not_padding(texts: list[str], known: dict[str, int], embedding: nn.Module) -> None:

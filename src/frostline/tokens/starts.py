@@ -63,7 +63,9 @@ class Start:
         return table[ids].mean(0, dtype=mean.dtype) if ids else mean
 
 
-def starts_of(init: Any, texts: list[str], others: list[str], tokenizer: Any, table: Tensor) -> tuple[Start, Start]:
+def starts_of(
+    init: Any, texts: list[str], others: list[str], tokenizer: Any, rows: int, width: int
+) -> tuple[Start, Start]:
     """Return how embeddings start, and how heads do that are not tied to one.
 
     Args:
@@ -71,26 +73,29 @@ def starts_of(init: Any, texts: list[str], others: list[str], tokenizer: Any, ta
         texts: The listed tokens.
         others: Tokens that are not listed and have no row.
         tokenizer: The tokenizer, to which nothing has been added.
-        table: The embedding's weight.
+        rows: How many rows the embedding has.
+        width: Of its rows, D.
     """
     if not isinstance(init, tuple):
-        embedding = _start(init, texts, others, tokenizer, table)
-        return embedding, _start("subwords", texts, others, tokenizer, table) if isinstance(init, Tensor) else embedding
+        embedding = _start(init, texts, others, tokenizer, rows, width)
+        return embedding, _start("subwords", texts, others, tokenizer, rows, width) if isinstance(
+            init, Tensor
+        ) else embedding
     if len(init) != 2:
         raise SelectionError(f"init: a tuple of {len(init)}. Pass two: for the embedding, and for an untied head.")
-    embedding, head = (_start(each, texts, others, tokenizer, table) for each in init)
+    embedding, head = (_start(each, texts, others, tokenizer, rows, width) for each in init)
     return embedding, head
 
 
-def check_values(start: Start, table: Tensor, name: str) -> None:
-    """Raise unless the values of `start`, if it has any, are rows of `table`."""
+def check_values(start: Start, shape: tuple[int, ...], dtype: torch.dtype, name: str) -> None:
+    """Raise unless the values of `start`, if it has any, are rows of a table of this shape and dtype."""
     for value in start.values.values():
-        if value.shape != table.shape[1:]:
-            given, expected = ((len(start.values), *shape) for shape in (value.shape, table.shape[1:]))
+        if value.shape != shape[1:]:
+            given, expected = ((len(start.values), *shape) for shape in (value.shape, shape[1:]))
             raise _wrong_shape(given, expected, f" for {name}")
-        if not value.to(table.dtype).isfinite().all():
+        if not value.to(dtype).isfinite().all():
             raise SelectionError(
-                f"init: holds NaN or Inf in {table.dtype}, which every logit would show. Pass values in its range."
+                f"init: holds NaN or Inf in {dtype}, which every logit would show. Pass values in its range."
             )
 
 
@@ -118,16 +123,16 @@ def random_state_restored_on_error() -> Iterator[None]:
         raise
 
 
-def _start(init: Any, texts: list[str], others: list[str], tokenizer: Any, table: Tensor) -> Start:
+def _start(init: Any, texts: list[str], others: list[str], tokenizer: Any, rows: int, width: int) -> Start:
     def split(wanted: list[str]) -> dict[str, list[int]]:
         return {text: pieces_of_token(tokenizer, text) for text in wanted}
 
     if isinstance(init, Tensor):
         if init.ndim != 2 or len(init) != len(texts):
-            raise _wrong_shape(tuple(init.shape), (len(texts), table.shape[1]))
+            raise _wrong_shape(tuple(init.shape), (len(texts), width))
         return Start("values", split(texts + others), dict(zip(texts, init.detach(), strict=True)), True)
     if isinstance(init, Mapping):
-        return Start("pieces", split(others) | _described(init, texts, tokenizer, table), {}, True)
+        return Start("pieces", split(others) | _described(init, texts, tokenizer, rows), {}, True)
     if not isinstance(init, str) or init not in _NAMED:
         raise SelectionError(
             f"init: {init!r} is not known. Pass {', '.join(map(repr, _NAMED))}, a mapping of each token to a text, a "
@@ -138,7 +143,7 @@ def _start(init: Any, texts: list[str], others: list[str], tokenizer: Any, table
     return Start("normal" if init == "normal" else "zeros" if init == "zeros" else "pieces", {}, {}, False)
 
 
-def _described(init: Mapping[Any, Any], texts: list[str], tokenizer: Any, table: Tensor) -> dict[str, list[int]]:
+def _described(init: Mapping[Any, Any], texts: list[str], tokenizer: Any, rows: int) -> dict[str, list[int]]:
     """Return token -> ids of the tokens of its text."""
     if missing := [text for text in texts if text not in init]:
         raise SelectionError(f"init: has no text for {listed(map(repr, missing), most=8)}. Give each listed token one.")
@@ -148,7 +153,7 @@ def _described(init: Mapping[Any, Any], texts: list[str], tokenizer: Any, table:
     for token, text in init.items():
         if not isinstance(text, str):
             raise TypeError(f"init: expected a text for {token!r}, such as 'search tool', got {text!r}.")
-        pieces[token] = [i for i in pieces_of_text(tokenizer, text) if i < len(table)]
+        pieces[token] = [i for i in pieces_of_text(tokenizer, text) if i < rows]
         if not pieces[token]:
             raise SelectionError(f"init: no token of {text!r}, given for {token!r}, has a row. Give another text.")
     return pieces
