@@ -20,6 +20,7 @@ MAY_BE_SKIPPED = (
     "needs the reference files",
     "huge pages",
     "needs CUDA",
+    "a library that quantizes",
 )
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 
 def bitsandbytes_4bit(model: Any, names: list[str]) -> None:
-    library = pytest.importorskip("bitsandbytes").nn
+    library = _library("bitsandbytes").nn
     _replace(
         model,
         names,
@@ -21,7 +21,7 @@ def bitsandbytes_4bit(model: Any, names: list[str]) -> None:
 
 
 def bitsandbytes_8bit(model: Any, names: list[str]) -> None:
-    library = pytest.importorskip("bitsandbytes").nn
+    library = _library("bitsandbytes").nn
     _replace(
         model,
         names,
@@ -31,22 +31,52 @@ def bitsandbytes_8bit(model: Any, names: list[str]) -> None:
 
 
 def torchao_int8(model: Any, names: list[str]) -> None:
-    library = pytest.importorskip("torchao.quantization")
+    library = _library("torchao.quantization")
     library.quantize_(model, library.Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in names)
 
 
 def quanto_int8(model: Any, names: list[str]) -> None:
-    library = pytest.importorskip("optimum.quanto")
+    library = _library("optimum.quanto")
     library.quantize(model, weights=library.qint8, include=names)
     library.freeze(model)
 
 
+class Int8Linear(nn.Linear):
+    """As plain as it can be: a whole number for each value, and a scale for each row."""
+
+    scale: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) * self.scale)
+
+
+class Int8Embedding(nn.Embedding):
+    scale: torch.Tensor
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.weight[ids] * self.scale[ids]
+
+
+def own_int8(model: Any, names: list[str]) -> None:
+    for name in names:
+        module = model.get_submodule(name)
+        weight = module.weight.detach()
+        module.__class__ = Int8Embedding if isinstance(module, nn.Embedding) else Int8Linear
+        module.register_buffer("scale", weight.abs().amax(1, keepdim=True).clamp(min=1e-6) / 127)
+        module.weight = nn.Parameter((weight / module.scale).round().to(torch.int8), requires_grad=False)
+
+
 QUANTIZERS: dict[str, Callable[[Any, list[str]], None]] = {
+    "own int8": own_int8,
     "bitsandbytes 4 bit": bitsandbytes_4bit,
     "bitsandbytes 8 bit": bitsandbytes_8bit,
     "torchao int8": torchao_int8,
     "quanto int8": quanto_int8,
 }
+
+
+def _library(name: str) -> Any:
+    return pytest.importorskip(name, reason=f"needs {name}, a library that quantizes")
 
 
 def _replace(model: Any, names: list[str], linear: Callable[[Any], Any], embedding: Callable[[Any], Any]) -> None:

@@ -84,8 +84,9 @@ def dequantized(module: Any, name: str, dtype: torch.dtype | None) -> Tensor:
             scale = getattr(module, "embed_scale", None)
             return found if scale is None else found / torch.as_tensor(scale).to(found)
         # A product with the identity: each column of the weight times one, and the others times zero.
-        unit = torch.eye(module.in_features, dtype=dtype)
-        return torch.cat([module(block.to(device)) for block in unit.split(_BLOCK)]).T.contiguous()
+        with torch.enable_grad():  # as in training: without, bitsandbytes changes to a layout for inference, and rounds
+            unit = torch.eye(module.in_features, dtype=dtype, requires_grad=True)
+            return torch.cat([module(block.to(device)).detach() for block in unit.split(_BLOCK)]).T.contiguous()
     except (RuntimeError, NotImplementedError, TypeError) as error:
         why = str(error).splitlines()[0]
         raise PartialTensorError(
