@@ -50,18 +50,14 @@ def export_peft(model: nn.Module, folder: str | os.PathLike[str]) -> None:
 
     Example:
         >>> import frostline as fl, tempfile
-        >>> from peft import PeftModel
         >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> sizes = {"n_embd": 2, "n_layer": 1, "n_head": 1, "n_positions": 8, "bos_token_id": 1, "eos_token_id": 1}
-        >>> config = GPT2Config(vocab_size=4, **sizes)
-        >>> model, base = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
+        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=4, **sizes))
         >>> plan = fl.train_only(model, {"transformer.wte.weight": fl.rows([3, 1])})
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     fl.export_peft(model, folder)
-        ...     adapted = PeftModel.from_pretrained(base, folder)
-        >>> merged = adapted.merge_and_unload()
-        >>> torch.equal(merged.transformer.wte.weight[[3, 1]], model.transformer.wte.weight[[3, 1]])
-        True
+        ...     fl.export_peft(model, folder)  # then PeftModel.from_pretrained(base, folder)
+        ...     sorted(file.name for file in Path(folder).iterdir())
+        ['adapter_config.json', 'adapter_model.safetensors']
     """
     try:
         import peft
