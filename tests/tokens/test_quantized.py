@@ -21,6 +21,7 @@ pytest.importorskip("transformers")
 from . import cases
 from .cases import NEW, batch_of, make_llama, table, train
 from .quantizers import QUANTIZERS, linears, storage
+from .test_add_tokens import assert_same_state, interrupted, whole_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the libraries
 EACH = pytest.mark.parametrize("library", QUANTIZERS)
@@ -119,6 +120,8 @@ def test_rows_beside_a_quantized_table_learn_as_in_a_plain_model(
     bits = {name: storage(module) for name in names if is_quantized(module := model.get_submodule(name))}
     assert len(tokenizer) == model.config.vocab_size == v + (1 if spare else 2)
     assert plan.learned == 2 * 2 * 64
+    notes = {line.name: line.note for line in plan.lines if line.learned}
+    assert {notes[f"{name}.new_tokens.weight"] for name in bits} == {"beside a quantized table, also after fl.merge"}
 
     embed, lm_head = untouched.model.embed_tokens, untouched.lm_head
     rows, head_rows = (nn.Parameter(p.detach().clone()) for p in plan.parameters())
@@ -304,3 +307,15 @@ def test_after_an_error_nothing_stands_beside(library: str, names: list[str]) ->
         assert torch.equal(model(**batch).logits, before)
     fl.add_tokens(model, tokenizer, NEW)
     assert model(**batch_of(tokenizer)).logits.shape[-1] == size + 2
+
+
+@pytest.mark.parametrize("library", ["own int8"])
+def test_interrupted_at_any_line_a_quantized_model_is_as_it_was(library: str) -> None:
+    tokenizer = make_tokenizer()
+    model = make(library, TABLES["both"])
+    before, line = whole_state(model, tokenizer), 1
+    while interrupted(lambda: fl.add_tokens(model, tokenizer, NEW), line):
+        assert_same_state(whole_state(model, tokenizer), before)
+        line += 131  # every call is traced, and slow
+    assert line > 500
+    assert len(model.lm_head.new_token_slots) == 322

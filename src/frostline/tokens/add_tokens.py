@@ -47,6 +47,8 @@ from frostline.tokens.starts import Init, Start, check_values, mean_row, random_
 from frostline.tokens.tokenizer import ids_of, texts_of, tokenizer_restored_on_error, vocabulary_of
 
 _HALF = (torch.bfloat16, torch.float16)
+_NAME = ".new_tokens.weight"
+_BESIDE = "beside a quantized table, also after fl.merge"
 
 
 def add_tokens(
@@ -186,15 +188,19 @@ def add_tokens(
             selections = {table.name: _rows_of(table.tensor, ids.values()) for table in tables}
             for name, module in quantized.items():
                 slots = module.new_token_slots[list(ids.values())].tolist()
-                selections[f"{name}.new_tokens.weight"] = _rows_of(module.new_tokens.weight, slots)
+                selections[name + _NAME] = _rows_of(module.new_tokens.weight, slots)
             plan = train_only(model, {**selections, **(also or {})})
             for owner, name in [owner for table in tables for owner in table.owners]:  # for save_learned
                 cast(State, state_of(owner)).tokens[name] = dict(ids)
             for module in quantized.values():
                 note_tokens(module.new_tokens, {text: int(module.new_token_slots[id]) for text, id in ids.items()})
-            if others:
-                note = f"{listed(map(repr, others), most=4)} had no row; frozen now"
-                plan.lines = tuple(replace(line, note=note) if line.name in selections else line for line in plan.lines)
+            without = f"{listed(map(repr, others), most=4)} had no row; frozen now" if others else ""
+            plan.lines = tuple(
+                replace(line, note="; ".join(filter(None, [_BESIDE * line.name.endswith(_NAME), without])))
+                if line.name in selections
+                else line
+                for line in plan.lines
+            )
             return plan
 
 
