@@ -67,7 +67,8 @@ def add_tokens(
         model: A model with `get_input_embeddings()` and, if it has a head, `get_output_embeddings()`: a transformers
             model, plain or inside a PeftModel. The embedding grows in place, as do a tied or untied head, the head's
             bias, a second embedding of the same size (an encoder's and a decoder's), `final_logits_bias`, and every
-            `vocab_size` of the configuration.
+            `vocab_size` of the configuration. Beside a quantized embedding or head the rows get a small float table,
+            `new_tokens`, which stays there when merged; what is quantized keeps every bit.
         tokenizer: The model's tokenizer. Tokens that it does not know are added to it. Tokens that it knows and
             that are not listed, for which the model has no row, get one that starts in the same way and is frozen; the
             plan says so. (If `init` is a mapping or a tensor, it starts from subwords.)
@@ -98,12 +99,13 @@ def add_tokens(
 
     Raises:
         SelectionError: `tokens`, `init` or `pad_to_multiple_of` is invalid.
-        PartialTensorError: The model's table cannot be enlarged in place.
+        PartialTensorError: The model's table cannot be enlarged in place; or a table that it would leave out has a row
+            for each token.
         PatternError: A name in `also` matches no parameter.
             Whatever is raised, Ctrl-C included, model, configuration and tokenizer are as they were before.
 
-    Cost: one copy of the table, and of an untied head, when they grow, beside the old ones until it returns; one of the
-        tokenizer's vocabulary; then that of `train_only`.
+    Cost: one copy of the table, and of an untied head, when they grow, beside the old ones until it returns (of a
+        quantized one a float copy); one of the tokenizer's vocabulary; then that of `train_only`.
 
     Example:
         >>> import frostline as fl
