@@ -1,7 +1,7 @@
 """Where should the row of a new token start?
 
-A small Llama, tied, is trained on Python's own library, whose names are cut into pieces. Then the 40 commonest names that
-have three pieces or more become tokens, each start in turn, and only their rows learn. Printed: the loss on files that
+A small Llama, tied, is trained on Python's own library, whose names are cut into pieces. Then the 40 commonest names of
+three pieces or more become tokens, each start in turn, and only their rows learn. Printed: the loss on files that
 were not trained on, over the lines with a new token, in bits for each byte (so that it can be compared with no new
 tokens at all), before the first step, after 50 and after 200.
 
@@ -41,9 +41,7 @@ def make_tokenizer(lines: list[str]) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     plain.train_from_iterator(
         lines,
-        trainers.BpeTrainer(
-            vocab_size=1000, initial_alphabet=alphabet, special_tokens=["<pad>"], show_progress=False
-        ),
+        trainers.BpeTrainer(vocab_size=1000, initial_alphabet=alphabet, special_tokens=["<pad>"], show_progress=False),
     )
     make: Any = PreTrainedTokenizerFast
     return make(tokenizer_object=plain, pad_token="<pad>")
@@ -116,7 +114,7 @@ def main() -> None:
         "normal": "normal",
         "zeros": "zeros",
     }
-    rows = [("start", "0 steps", "50 steps", "200 steps")]
+    rows: list[tuple[str, ...]] = [("start", "0 steps", "50 steps", "200 steps")]
     rows.append(("(no new tokens)", f"{bits(model, tokenizer, test):.3f}", "", ""))
     for name, init in starts.items():
         torch.manual_seed(0)
