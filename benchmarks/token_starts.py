@@ -3,9 +3,9 @@
 A small Llama, tied, is trained on Python's own library, whose names are cut into pieces. Then the 40 commonest names of
 three pieces or more become tokens, each start in turn, and only their rows learn. Printed: the loss on files that
 were not trained on, over the lines with a new token, in bits for each byte (so that it can be compared with no new
-tokens at all), before the first step, after 50 and after 200.
+tokens at all), before the first step, after 25 and after 100.
 
-Run:    python benchmarks/token_starts.py          (3 minutes on one core; needs transformers)
+Run:    python benchmarks/token_starts.py          (a minute on one core; needs transformers)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import frostline as fl
 from frostline.printing import text_table
 
-TOKENS, LENGTH, BATCH = 40, 48, 16
+TOKENS, LENGTH, BATCH = 40, 32, 16
 
 
 def read() -> tuple[list[str], list[str]]:
@@ -89,8 +89,8 @@ def main() -> None:
     tokenizer = make_tokenizer(lines)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=96,
-        intermediate_size=192,
+        hidden_size=64,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         tie_word_embeddings=True,
@@ -99,13 +99,13 @@ def main() -> None:
         pad_token_id=0,
     )
     model: Any = LlamaForCausalLM(config)
-    steps(model, list(model.parameters()), batches(tokenizer, lines, 1500, 1), 2e-3)
+    steps(model, list(model.parameters()), batches(tokenizer, lines, 600, 1), 2e-3)
 
     names = collections.Counter(name for line in lines for name in re.findall(r"\b[A-Za-z_]{8,}\b", line))
     chosen = [n for n, _ in names.most_common() if len(tokenizer(n, add_special_tokens=False).input_ids) > 2][:TOKENS]
     has_one = re.compile("|".join(map(re.escape, chosen)))
     train, test = ([line for line in part if has_one.search(line)] for part in (lines, held_out))
-    test = test[:600]
+    test = test[:200]
     texts = {name: " ".join(re.findall(r"[A-Z]?[a-z]+", name)).lower() or name for name in chosen}
     starts: dict[str, Any] = {
         "subwords": "subwords",
@@ -114,17 +114,17 @@ def main() -> None:
         "normal": "normal",
         "zeros": "zeros",
     }
-    rows: list[tuple[str, ...]] = [("start", "0 steps", "50 steps", "200 steps")]
+    rows: list[tuple[str, ...]] = [("start", "0 steps", "25 steps", "100 steps")]
     rows.append(("(no new tokens)", f"{bits(model, tokenizer, test):.3f}", "", ""))
     for name, init in starts.items():
         torch.manual_seed(0)
         grown, known = copy.deepcopy(model), copy.deepcopy(tokenizer)
         plan = fl.add_tokens(grown, known, chosen, init=init)
         cells = [f"{bits(grown, known, test):.3f}"]
-        data = batches(known, train, 200, 2)
-        steps(grown, plan.parameters(), data[:50], 3e-3)
+        data = batches(known, train, 100, 2)
+        steps(grown, plan.parameters(), data[:25], 3e-3)
         cells.append(f"{bits(grown, known, test):.3f}")
-        steps(grown, plan.parameters(), data[50:], 3e-3)
+        steps(grown, plan.parameters(), data[25:], 3e-3)
         rows.append((name, *cells, f"{bits(grown, known, test):.3f}"))
     print(f"{len(chosen)} tokens, such as {', '.join(chosen[:4])}; {len(test)} lines; bits for each byte")
     print(text_table(rows, right=(1, 2, 3)))

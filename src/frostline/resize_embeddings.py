@@ -34,6 +34,8 @@ def find_tables(model: Any) -> list[ModelTensor]:
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"model: a {type(model).__name__} has no get_input_embeddings(). Pass a language model.")
     embeddings = _asked(model, "get_input_embeddings")
+    if not embeddings:
+        raise TypeError(f"model: get_input_embeddings() of a {type(model).__name__} gives none. Pass a language model.")
     wanted = [(module, "weight") for module in embeddings]
     for head in _asked(model, "get_output_embeddings"):
         wanted += [(head, "weight")] + [(head, "bias")] * (getattr(head, "bias", None) is not None)
@@ -69,16 +71,26 @@ def _asked(model: Any, question: str) -> list[Any]:
     """Return the modules that `model` and its parts name as embedding or head, each once, the model's own first."""
     found: list[Any] = []
     for part in model.modules():
+        module = None
         with contextlib.suppress(NotImplementedError, AttributeError):  # of a part for images, say
             module = getattr(part, question)()
-            rows = count_rows(module)
-            if not found or (not any(module is each for each in found) and _is_like(module, found[0], rows)):
-                found.append(module)
+        if module is None:
+            continue
+        if getattr(module, "weight", None) is None and found:
+            continue  # of a part for images, too
+        if getattr(module, "weight", None) is None:
+            raise PartialTensorError(
+                f"model: its {type(module).__name__} has no weight, so no rows can be added. "
+                "Exclude embedding and head from quantization."
+            )
+        if not found or (not any(module is each for each in found) and _is_like(module, found[0])):
+            found.append(module)
     return found
 
 
-def _is_like(module: Any, first: Any, rows: int) -> bool:
-    return isinstance(module, nn.Embedding) == isinstance(first, nn.Embedding) and rows == count_rows(first)
+def _is_like(module: Any, first: Any) -> bool:
+    same_kind = isinstance(module, nn.Embedding) == isinstance(first, nn.Embedding)
+    return same_kind and count_rows(module) == count_rows(first)
 
 
 def _is_plain(tensor: Tensor) -> bool:

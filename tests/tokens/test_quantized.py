@@ -319,3 +319,36 @@ def test_interrupted_at_any_line_a_quantized_model_is_as_it_was(library: str) ->
         line += 131  # every call is traced, and slow
     assert line > 500
     assert len(model.lm_head.new_token_slots) == 322
+
+
+def test_a_quantized_head_that_is_tied_to_its_embedding_stays_tied() -> None:
+    tokenizer = make_tokenizer()
+    model = make("own int8", TABLES["both"])
+    head, embed = model.lm_head, model.model.embed_tokens
+    head.weight, head.scale = embed.weight, embed.scale
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    assert plan.learned == 2 * 64
+    assert head.new_tokens is embed.new_tokens
+    train(model, plan.parameters(), batch_of(tokenizer))
+    with torch.no_grad():
+        rows = model.model.embed_tokens(torch.tensor([320, 321]))
+        torch.testing.assert_close(model.lm_head(torch.eye(64))[:, 320:].T, rows)
+
+
+def test_a_head_without_a_weight_is_refused_and_nothing_changes() -> None:
+    """As those of GPTQ and HQQ."""
+
+    class Packed(nn.Module):
+        def __init__(self, weight: torch.Tensor) -> None:
+            super().__init__()
+            self.register_buffer("qweight", weight)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.qweight.T
+
+    tokenizer = make_tokenizer()
+    model = make("own int8", [])
+    model.lm_head = Packed(model.lm_head.weight.detach())
+    with pytest.raises(fl.PartialTensorError, match="model: its Packed has no weight, so no rows can be added"):
+        fl.add_tokens(model, tokenizer, NEW)
+    assert len(tokenizer) == len(table(model)) == 320
