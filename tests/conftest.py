@@ -21,6 +21,7 @@ MAY_BE_SKIPPED = (
     "huge pages",
     "needs CUDA",
     "needs a small disk",
+    "a library that quantizes",
 )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the table below, for type checkers and editors; a test compares the two
     from frostline import adversarial as adversarial
+    from frostline import integrations as integrations
     from frostline import optim as optim
     from frostline import probe as probe
     from frostline import record as record
@@ -58,6 +59,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from frostline.probe import trial_step as trial_step
     from frostline.record import Recorder as Recorder
     from frostline.tokens import add_tokens as add_tokens
+    from frostline.tokens import export_peft as export_peft
 
 __version__ = "0.1.0"
 
@@ -98,10 +100,11 @@ _NAMES = {  # room: the names of it that `import frostline` offers
     ),
     "probe": ("Explanation", "Trial", "explain", "gradients", "mark", "trial_step"),
     "record": ("Recorder",),
-    "tokens": ("add_tokens",),
+    "tokens": ("add_tokens", "export_peft"),
 }
 _ROOMS = (
     "adversarial",
+    "integrations",
     "optim",
     "probe",
     "record",

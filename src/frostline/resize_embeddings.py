@@ -10,7 +10,8 @@ biases are kept. transformers' own `resize_token_embeddings` makes a new head an
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -19,24 +20,32 @@ from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
 from frostline.partial.model_tensors import ModelTensor, find_tensors
+from frostline.partial.quantized import count_rows, is_quantized, is_wrapper
 from frostline.partial.rollback import model_restored_on_error, values_restored_on_error
 from frostline.partial.tensor.memory import writable
 
 
 def find_tables(model: Any) -> list[ModelTensor]:
-    """Return the input embedding, then the weight of a head that is not tied to it, and the head's bias."""
+    """Return the input embedding, then other embeddings and heads of the model that are not tied to it, and biases.
+
+    Other embeddings and heads are those that parts of the model call theirs, if they have as many rows: an encoder and
+    a decoder may each have one. Quantized ones are left out: see `find_quantized`.
+    """
     if not hasattr(model, "get_input_embeddings"):
         raise TypeError(f"model: a {type(model).__name__} has no get_input_embeddings(). Pass a language model.")
-    embedding = model.get_input_embeddings()
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    wanted = [(embedding, "weight")]
-    if head is not None:
+    embeddings = _asked(model, "get_input_embeddings")
+    if not embeddings:
+        raise TypeError(f"model: get_input_embeddings() of a {type(model).__name__} gives none. Pass a language model.")
+    wanted = [(module, "weight") for module in embeddings]
+    for head in _asked(model, "get_output_embeddings"):
         wanted += [(head, "weight")] + [(head, "bias")] * (getattr(head, "bias", None) is not None)
     tables: dict[int, ModelTensor] = {}  # by id: a tied head is the embedding's tensor again
     model_tensors = find_tensors(model)
     for owner in wanted:
+        if is_quantized(owner[0]):
+            continue
         table = next((table for table in model_tensors if owner in table.owners), None)
-        if table is None or not table.tensor.is_floating_point() or table.tensor.is_meta:
+        if table is None or not _is_plain(table.tensor):
             module, name = owner
             raise PartialTensorError(
                 f"model: the {name} of its {type(module).__name__} is not a plain floating-point tensor, so no rows "
@@ -46,12 +55,67 @@ def find_tables(model: Any) -> list[ModelTensor]:
     return list(tables.values())
 
 
-def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int) -> None:
-    """Raise if the tables cannot be enlarged to `size` rows in place; tables that have as many are fine."""
-    before = len(tables[0].tensor)
-    if all(len(table.tensor) >= size for table in tables):
-        return
-    for table in tables:
+def find_quantized(model: Any) -> dict[str, Any]:
+    """Return the embeddings and heads of the model that are quantized, by name, embeddings first."""
+    names = {id(module): name for name, module in model.named_modules()}
+    found = [*_asked(model, "get_input_embeddings"), *_asked(model, "get_output_embeddings")]
+    return {names[id(module)]: module for module in found if is_quantized(module)}
+
+
+def is_head(model: Any, owners: Collection[Any]) -> bool:
+    """Return whether none of the modules that own a table is an embedding: they are a head that is not tied to one."""
+    return not any(module is owner for module in _asked(model, "get_input_embeddings") for owner in owners)
+
+
+def _asked(model: Any, question: str) -> list[Any]:
+    """Return the modules that `model` and its parts name as embedding or head, each once, the model's own first."""
+    found: list[Any] = []
+    for part in model.modules():
+        module = None
+        with contextlib.suppress(NotImplementedError, AttributeError):  # of a part for images, say
+            module = getattr(part, question)()
+        if module is None:
+            continue
+        if getattr(module, "weight", None) is None and found:
+            continue  # of a part for images, too
+        if getattr(module, "weight", None) is None:
+            raise PartialTensorError(
+                f"model: its {type(module).__name__} has no weight, so no rows can be added. "
+                "Exclude embedding and head from quantization."
+            )
+        if not found or (not any(module is each for each in found) and _is_like(module, found[0])):
+            found.append(module)
+    return found
+
+
+def _is_like(module: Any, first: Any) -> bool:
+    same_kind = isinstance(module, nn.Embedding) == isinstance(first, nn.Embedding)
+    return same_kind and count_rows(module) == count_rows(first)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and not tensor.is_meta and not is_wrapper(tensor)
+
+
+def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int, also: Collection[str]) -> None:
+    """Raise if the tables cannot be enlarged to `size` rows in place, or another one has a row for each token too.
+
+    Args:
+        model: The model.
+        tables: Those of `find_tables`.
+        size: How many rows they need; tables that have as many are fine.
+        also: Names or patterns; an embedding that they name may stay as it is, if the tables do.
+    """
+    quantized = find_quantized(model)
+    before = count_rows(model.get_input_embeddings())  # type: ignore[operator]
+    grows = before < size or any(len(table.tensor) < size for table in tables)
+    for name, module in quantized.items():
+        if count_rows(module) != before:
+            raise PartialTensorError(
+                f"model: {name} has {count_rows(module):,} rows and the embedding {before:,}. Resize one to the other's"
+                " rows before quantization."
+            )
+    for table in tables if grows else ():
         if table.indices is not None or table.mapped:
             raise PartialTensorError(
                 f"model: {table.name} learns in part or is mapped, so it cannot grow to {size:,} rows. "
@@ -59,16 +123,29 @@ def check_resizable(model: nn.Module, tables: list[ModelTensor], size: int) -> N
             )
         if len(table.tensor) != before:
             raise PartialTensorError(
-                f"model: {table.name} has {len(table.tensor):,} rows and {tables[0].name} {before:,}, so one "
+                f"model: {table.name} has {len(table.tensor):,} rows and {_embedding_name(model)} {before:,}, so one "
                 "vocab_size cannot fit both after they have grown. Resize one to the other's rows first."
             )
-    resized = {module for table in tables for module, _ in table.owners}
+    resized = {module for table in tables for module, _ in table.owners} | set(quantized.values())
     for name, module in model.named_modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == before and module not in resized:
+        if not isinstance(module, nn.Embedding) or module.num_embeddings != before or module in resized:
+            continue
+        weight = f"{name}.weight"
+        if grows:
             raise PartialTensorError(
                 f"model: {name} has a row for each token too, but would not grow. Call model.resize_token_embeddings"
-                f"({size}) first; then add_tokens has nothing to grow."
+                f"({size}) first, and name {weight!r} in `also`."
             )
+        if not any(fnmatchcase(weight, pattern) for pattern in also):
+            raise PartialTensorError(
+                f"model: {name} has a row for each token too, and none of them would learn. Say so in `also`: "
+                f"{{{weight!r}: fl.rows(ids)}}, or fl.nothing."
+            )
+
+
+def _embedding_name(model: Any) -> str:
+    embedding = model.get_input_embeddings()
+    return next(f"{name}.weight" for name, module in model.named_modules() if module is embedding)
 
 
 def full_tensor(table: ModelTensor) -> Tensor:

@@ -178,8 +178,10 @@ def _held_by(value: Any, inside: bool = False) -> Iterator[Tensor]:
 
 
 def _memory(tensor: Tensor) -> tuple[int, int]:
-    """Return the first address of a tensor's memory and the one after its last; (0, 0) if it has no data."""
+    """Return the first address of a tensor's memory and the one after its last; (0, 0) if it has no data of its own."""
     if tensor.device.type == "meta" or tensor.numel() == 0 or tensor.layout != torch.strided or is_sharded(tensor):
+        return 0, 0
+    if tensor.data_ptr() == 0:  # a wrapper of other tensors, such as a quantized weight
         return 0, 0
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

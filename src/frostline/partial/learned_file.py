@@ -82,7 +82,7 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         name, tensor = model_tensor.name, model_tensor.tensor
         learned, indices = model_tensor.learned, model_tensor.indices
         about = tuple(tensor.shape), dtype_name(tensor)
-        tied = tuple(dict.fromkeys(model_tensor.names[1:]))
+        tied = tuple(dict.fromkeys([*model_tensor.names[1:], *model_tensor.stands_for]))
         if indices is not None and learned is not None:
             base, tokens = fingerprint(tensor, indices), tokens_of(model_tensor)
             if indices.kind == "rows" and tokens:

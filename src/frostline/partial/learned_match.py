@@ -26,10 +26,9 @@ def resolve(
     saved: dict[str, Saved], model: nn.Module, targets: list[ModelTensor], strict: bool
 ) -> tuple[list[tuple[ModelTensor, Saved]], dict[str, tuple[Tensor, Saved]]]:
     """Return which tensors of the model get what, and which buffers."""
-    by_name, buffers_of_model = (
-        {name: target for target in targets for name in target.names},
-        dict(model.named_buffers()),
-    )
+    by_name = {name: target for target in targets for name in target.names}
+    by_name |= {name: target for target in targets for name in target.stands_for}
+    buffers_of_model = dict(model.named_buffers())
     writes: dict[int, tuple[ModelTensor, Saved, str]] = {}
     buffers = {}
     for name, item in saved.items():

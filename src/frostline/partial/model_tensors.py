@@ -67,6 +67,7 @@ class State:
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
         frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
         training: The mode last asked for while they are frozen.
+        beside: Whether the module holds rows that stand beside the quantized weight of the module it is in.
         tokens: Name of each table whose rows `add_tokens` chose -> text of each token -> its row.
         assigning: Whether a checkpoint is being loaded, which may replace the Parameters of both parts.
     """
@@ -77,6 +78,7 @@ class State:
     requires_grad: dict[str, bool] = field(default_factory=dict)
     frozen_stats: bool = False
     training: bool = True
+    beside: bool = False
     tokens: dict[str, dict[str, int]] = field(default_factory=dict)
     assigning: bool = False
 
@@ -133,6 +135,7 @@ class ModelTensor:
         owners: The modules that have it, each with its name there.
         learned: Its learned part, if it is partial now.
         indices: Which of its elements learn, if it is partial now.
+        stands_for: Names of the quantized weights that it stands beside: in a float model its rows are theirs.
     """
 
     tensor: Tensor
@@ -141,6 +144,7 @@ class ModelTensor:
     owners: list[tuple[nn.Module, str]] = field(default_factory=list)
     learned: nn.Parameter | None = None
     memory: Memory | None = None
+    stands_for: list[str] = field(default_factory=list)
 
     @property
     def indices(self) -> LearnedIndices | None:
@@ -168,6 +172,8 @@ def find_tensors(model: nn.Module) -> list[ModelTensor]:
             model_tensor.names.append(f"{prefix}.{name}" if prefix else name)
             if (module, name) not in model_tensor.owners:
                 model_tensor.owners.append((module, name))
+            if state is not None and state.beside:
+                model_tensor.stands_for.append(f"{prefix.rpartition('.')[0]}.{name}")
             if name in partial:
                 model_tensor.learned, model_tensor.memory = parts(module, name)[1], partial[name]
     return list(found.values())

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from frostline.partial.model_tensors import ModelTensor
 from frostline.partial.optimizer_carry import carry
+from frostline.partial.quantized import full_shape, why_it_cannot_learn
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.printing import listed, text_table
 
@@ -26,7 +27,7 @@ class Line:
     Attributes:
         name: Its first name in the model.
         tied: Its other names, if it is tied.
-        shape: Its shape.
+        shape: Its shape; of packed 4-bit values, the shape that they stand for.
         learns: "everything", "rows", "entries" or "nothing".
         count: How many rows or entries learn; None for "everything" and "nothing".
         learned: How many of its parameters (single values) learn.
@@ -50,6 +51,7 @@ class Line:
 def line_of(tensor: ModelTensor, learns: LearnedIndices | bool) -> Line:
     """Return the line of a tensor of which `learns` learns."""
     values = tensor.tensor
+    shape = full_shape(values)
     kind, count, learned = "nothing", None, 0
     if isinstance(learns, LearnedIndices):
         kind, count = learns.kind, len(learns)
@@ -57,8 +59,8 @@ def line_of(tensor: ModelTensor, learns: LearnedIndices | bool) -> Line:
     elif learns:
         kind, learned = "everything", values.numel()
     note = "mapped" if tensor.mapped else ""
-    note = note if values.is_floating_point() or values.is_complex() else f"{values.dtype} cannot learn"
-    return Line(tensor.name, tuple(tensor.names[1:]), tuple(values.shape), kind, count, learned, note)
+    note = why_it_cannot_learn(values) or note
+    return Line(tensor.name, tuple(tensor.names[1:]), shape, kind, count, learned, note)
 
 
 class Plan:
@@ -177,7 +179,8 @@ class Plan:
         }
 
     def __str__(self) -> str:
-        shown = [line for line in self.lines if line.learned or line.note or len(self.lines) <= _SHORT]
+        short = len(self.lines) <= _SHORT
+        shown = [line for line in self.lines if short or line.learned or (line.note and "cannot" not in line.note)]
         rest = [line for line in self.lines if line not in shown]
         rows = [("tensor", "shape", "what learns", "parameters", "Adam state")]
         rows += [_cells(line) for line in shown]

@@ -29,6 +29,7 @@ from frostline.partial.model_tensors import ModelTensor, State, find_tensors, le
 from frostline.partial.module import partial_class, plain_class
 from frostline.partial.optimizer_guard import mark_replaced, watch
 from frostline.partial.plan import Plan, line_of
+from frostline.partial.quantized import why_it_cannot_learn
 from frostline.partial.rollback import model_restored_on_error, set_class
 from frostline.partial.selections import All, Selection, nothing
 from frostline.partial.tensor.indices import LearnedIndices
@@ -213,9 +214,9 @@ def _resolve(tensor: ModelTensor, selection: Selection, exact: bool) -> LearnedI
         )
     if isinstance(tensor.tensor, nn.UninitializedParameter):
         raise SelectionError(f"{name}: the module is lazy and has no shape yet. Run one batch through the model first.")
-    if not (tensor.tensor.is_floating_point() or tensor.tensor.is_complex()):
+    if why := why_it_cannot_learn(tensor.tensor):
         if exact and selection is not nothing:
-            raise SelectionError(f"{name}: {tensor.tensor.dtype} cannot learn. Choose fl.nothing for it.")
+            raise SelectionError(f"{name}: {why}. Choose fl.nothing for it.")
         return False
     if tensor.mapped:
         if selection is nothing or (isinstance(selection, All) and not exact):  # "*": fl.everything skips it

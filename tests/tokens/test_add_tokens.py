@@ -342,6 +342,20 @@ def test_a_merged_model_goes_through_save_and_from_pretrained(
     assert known.convert_tokens_to_ids(NEW) == tokenizer.convert_tokens_to_ids(NEW)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_merged_shards_load_as_a_plain_model(tokenizer: Any, tied: bool, tmp_path: Path) -> None:
+    model = make("llama" if tied else "llama-untied", len(tokenizer))
+    plan = fl.add_tokens(model, tokenizer, NEW)
+    train(model, plan, batch_of(tokenizer))
+    fl.merge(model)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(value, tensors(opened)[name]) for name, value in tensors(model).items())
+    with torch.no_grad():
+        assert torch.equal(opened(**batch_of(tokenizer)).logits, model(**batch_of(tokenizer)).logits)
+
+
 def test_a_partial_model_saves_what_a_plain_one_would(plain: Any, tokenizer: Any, tmp_path: Path) -> None:
     plan = fl.add_tokens(plain, tokenizer, NEW)
     train(plain, plan, batch_of(tokenizer))
@@ -599,10 +613,10 @@ def test_everything_may_learn_besides_the_new_rows(tokenizer: Any) -> None:
         ({"tokens": ["<a>", 3]}, fl.SelectionError, "tokens: expected strings of one character or more, got 3."),
         ({"tokens": ["<a>", "<b>", "<a>"]}, fl.SelectionError, "tokens: listed more than once: '<a>'"),
         ({"tokens": ["<a>", "<pad>"]}, fl.SelectionError, "tokens: '<pad>' is the padding token"),
-        ({"init": "zeros"}, fl.SelectionError, "init: 'zeros' is not known. Pass 'pieces', 'mean'"),
+        ({"init": "ones"}, fl.SelectionError, "init: 'ones' is not known. Pass 'subwords', 'mean'"),
         ({"init": torch.zeros(1, 16)}, fl.SelectionError, "init: shape (1, 16). Pass shape (2, 16)"),
         ({"init": torch.full((2, 16), torch.nan)}, fl.SelectionError, "init: holds NaN or Inf"),
-        ({"init": [[0.0] * 16] * 2}, fl.SelectionError, "is not known. Pass 'pieces', 'mean', or a tensor"),
+        ({"init": [[0.0] * 16] * 2}, fl.SelectionError, "is not known. Pass 'subwords', 'mean', 'normal'"),
         ({"init": torch.zeros(2, 15)}, fl.SelectionError, "init: shape (2, 15). Pass shape (2, 16)"),
         ({"pad_to_multiple_of": 0}, fl.SelectionError, "expected an integer of 1 or more, or None, got 0."),
         ({"pad_to_multiple_of": 8.0}, fl.SelectionError, "expected an integer of 1 or more, or None, got 8.0."),
@@ -659,8 +673,9 @@ def test_a_quantized_head_is_an_error(tokenizer: Any) -> None:
     v = len(tokenizer)
     model = make("llama-untied", v)
     model.lm_head.weight = nn.Parameter(torch.zeros(v, 16, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(fl.PartialTensorError, match="the weight of its Linear is not a plain floating-point tensor"):
+    with pytest.raises(fl.PartialTensorError, match="lm_head is quantized in a form that cannot be read"):
         fl.add_tokens(model, tokenizer, NEW)
+    assert len(tokenizer) == len(table(model)) == v
 
 
 def test_an_offloaded_table_is_an_error(tokenizer: Any) -> None:
