@@ -121,8 +121,8 @@ class PartialTensor(MemoryTensor):
         """Raise if its own gradient was asked for, as if it were a Parameter: nothing would learn of it."""
         with plain():
             if self.retains_grad:
-                why = "backward(inputs=...) was given a partial tensor, no leaf. Pass its learned part: weight.learned."
-                raise PartialTensorError(why)
+                given = "backward(inputs=...) was given a partial tensor, not a leaf."
+                raise PartialTensorError(f"{given} Pass its learned part: weight.learned.")
 
     def check_held(self, view: Tensor | None = None) -> None:
         """Raise if it, or a view of it, was taken from its module before something that replaced its memory."""
