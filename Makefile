@@ -15,7 +15,7 @@ test: $(VENV)/dev.done
 	$(BIN)/python -m pytest -q
 
 soak: $(VENV)/dev.done
-	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties tests/changes/test_every_dtype.py tests/ecosystem/test_trainers.py tests/word2vec/test_resume.py
+	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties tests/changes/test_every_dtype.py tests/ecosystem/test_trainers.py tests/ecosystem/test_split.py tests/word2vec/test_resume.py
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .
