@@ -16,8 +16,8 @@ test: $(VENV)/dev.done
 
 soak: $(VENV)/dev.done
 	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties \
-		tests/changes/test_every_dtype.py tests/ecosystem/test_trainers.py tests/word2vec/test_resume.py \
-		tests/cli/test_tagger_interrupted.py
+		tests/changes/test_every_dtype.py tests/ecosystem/test_trainers.py tests/ecosystem/test_split.py \
+		tests/word2vec/test_resume.py tests/cli/test_tagger_interrupted.py
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

@@ -125,8 +125,6 @@ def test_only_gradients_of_what_learns_are_sent(folder: Path) -> None:
         ("sparse", "PartialTensorError: weight: fully_shard cannot reduce sparse gradients. Set sparse=False"),
         ("flattened", "PartialTensorError: weight: a partial tensor has two parts, and FullyShardedDataParallel"),
         ("plan of flattened", "PartialTensorError: model: FullyShardedDataParallel has flattened its parameters."),
-        ("table split", "PartialTensorError: weight: tensor parallelism cannot split a partial tensor."),
-        ("plan of split", "is sharded. Plans change before fully_shard only:"),
         ("row optimizer", "ValueError: params: a DTensor, but it must be a tensor of this process alone;"),
         (
             "early optimizer",

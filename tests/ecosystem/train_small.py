@@ -20,9 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
 import frostline as fl
@@ -241,7 +239,6 @@ def traffic() -> dict[str, Any]:
 
 def refusals() -> dict[str, str]:
     cpu = torch.device("cpu")
-    mesh = init_device_mesh("cpu", (2,))
 
     def sharded(model: nn.Module) -> nn.Module:
         return fully_shard(model)
@@ -255,8 +252,6 @@ def refusals() -> dict[str, str]:
         "plan of flattened": lambda: make_plan(
             FullyShardedDataParallel(Model(False), use_orig_params=True, device_id=cpu)
         ),
-        "table split": lambda: parallelize_module(make(), mesh, {"table": ColwiseParallel()}),
-        "plan of split": lambda: make_plan(parallelize_module(Model(False), mesh, {"head": ColwiseParallel()})),
         "row optimizer": lambda: fl.optim.RowAdamW(sharded(make()).parameters()),
         "early optimizer": early_optimizer,
         "state of the wrapper": lambda: load_state(DistributedDataParallel(make())),

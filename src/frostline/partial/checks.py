@@ -55,18 +55,24 @@ def check_not_wrapped(model: nn.Module) -> None:
 
 
 def check_not_sharded(model: nn.Module) -> None:
-    """Raise if FSDP2 or DeepSpeed's ZeRO-3 has sharded the tensors of `model` over processes."""
+    """Raise if FSDP2 or DeepSpeed's ZeRO-3 has sharded the tensors of `model`; tensor parallelism may split them."""
+    fully_sharded = is_fully_sharded(model)
     for name, parameter in model.named_parameters():
         if hasattr(parameter, "ds_id"):
             raise PartialTensorError(
                 f"model: DeepSpeed's ZeRO-3 has split {name}, of which no part can learn then. Load the model "
                 "again, and use stage 1 or 2, or torch's fully_shard."
             )
-        if is_sharded(parameter):
+        if is_sharded(parameter) and fully_sharded:
             raise PartialTensorError(
                 f"model: {name} is sharded. Plans change before fully_shard only: save_learned here, then load_learned "
                 "into a model that is not sharded, and continue with that one."
             )
+
+
+def is_fully_sharded(model: nn.Module) -> bool:
+    """Return whether FSDP2 has sharded `model`, or a part of it."""
+    return any(cls.__name__ == "FSDPModule" for module in model.modules() for cls in type(module).__mro__)
 
 
 def check_ties(model: nn.Module, model_tensor: ModelTensor) -> None:
@@ -132,6 +138,12 @@ def check_unseen_uses(model: nn.Module, found: list[ModelTensor], partial: list[
     """
     if not partial:
         return
+    shared = [one.name for one in found for other in found if one.learned is not None and one.learned is other.learned]
+    if len(shared) > len(set(shared)):
+        raise PartialTensorError(
+            f"{shared[0]} is tied to a tensor that tensor parallelism has split in another way, and a new plan would "
+            "part them. Split tied modules alike: a table by RowwiseParallel, a head by ColwiseParallel."
+        )
     others: list[tuple[tuple[int, int], ModelTensor | None, str]] = [
         (_memory(other.tensor), other, f"{other.name}, which is another Parameter") for other in found
     ]

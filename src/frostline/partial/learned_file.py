@@ -23,7 +23,16 @@ from frostline.partial.learned_format import Saved, dtype_name
 from frostline.partial.learned_match import check_plan, described, resolve, tokens_of
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.rollback import values_restored_on_error
-from frostline.partial.sharded import chunks, full_tensor, on_one_process
+from frostline.partial.sharded import (
+    chunks,
+    full_tensor,
+    gather,
+    is_sharded,
+    local_part,
+    on_one_process,
+    scatter_,
+    shard_slices,
+)
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import writable
 
@@ -142,7 +151,7 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str], strict: bool = 
     for target, item in writes:
         _check_mapped(path, target, item)
     for target, item in writes:
-        _sync(target)
+        target.sync()  # so that its fingerprint is that of the full tensor
         _warn_of_differences(path, target, item)
     written = [each for target, item in writes for each in _written(item, target)]
     written += [(buffer, None) for buffer, _ in buffers.values()]
@@ -208,12 +217,6 @@ def _warn_of_differences(path: Path, target: ModelTensor, item: Saved) -> None:
         )
 
 
-def _sync(target: ModelTensor) -> None:
-    """Copy learned values into the frozen part too, so that its fingerprint is that of the full tensor."""
-    if target.memory is not None and target.learned is not None:
-        target.memory.sync(target.tensor, target.learned)
-
-
 @torch.no_grad()
 def _write_values(target: ModelTensor, item: Saved) -> None:
     """Write into the plain tensor, or into both parts of a partial one."""
@@ -224,15 +227,17 @@ def _write_values(target: ModelTensor, item: Saved) -> None:
             target.learned[slots[slots >= 0]] = item.values.to(target.learned)[slots >= 0]
         else:  # entries: those that the file does not hold keep their learned value, in full precision
             full = target.tensor.to(target.learned.dtype, copy=True)
-            target.indices.scatter_(full, target.learned)
+            scatter_(target.indices, full, target.learned)
             _write(full, item)
-            target.learned.copy_(target.indices.gather(full))
+            target.learned.copy_(gather(target.indices, full))
     if not target.mapped:
-        _write(writable(target.tensor), item)
+        _write(target.tensor, item)
 
 
 def _write(full: Tensor, item: Saved) -> None:
-    if item.indices is None:
-        full.copy_(item.values)
+    if item.indices is not None:
+        scatter_(item.indices.to(full.device), full, item.values.to(full.device))
+    elif is_sharded(full):
+        local_part(full).copy_(item.values[shard_slices(full)])
     else:
-        item.indices.to(full.device).scatter_(full, item.values.to(full.device))
+        writable(full).copy_(item.values)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
+from frostline.partial.checks import is_fully_sharded
 from frostline.partial.learned_format import Saved, dtype_name
 from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.partial.sharded import is_sharded
@@ -40,6 +41,8 @@ def resolve(
         if not names and strict:
             raise LearnedFileError(f"the model has no {name}. Load it into the model it was made for.")
         for target in {id(by_name[each]): by_name[each] for each in names}.values():
+            if is_sharded(target.tensor) and is_fully_sharded(model):
+                raise LearnedFileError(f"{target.name} is sharded in the model. Load before fully_shard.")
             mine = _with_tokens_of(target, item, strict)
             _check_fits(target.name, target.tensor, mine)
             _, other, other_name = writes.setdefault(id(target), (target, mine, name))
@@ -54,8 +57,6 @@ def resolve(
 
 
 def _check_fits(name: str, target: Tensor, item: Saved) -> None:
-    if is_sharded(target):
-        raise LearnedFileError(f"{name} is sharded in the model. Load before fully_shard.")
     if tuple(target.shape) != item.shape:
         raise LearnedFileError(f"{name} has shape {item.shape} in the file, but {tuple(target.shape)} in the model.")
     if item.values.is_complex() and not target.is_complex():

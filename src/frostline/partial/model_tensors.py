@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from frostline.partial.sharded import is_sharded
+from frostline.partial.sharded import full_tensor, is_sharded, scatter_
 from frostline.partial.tensor import PartialTensor, view
 from frostline.partial.tensor.indices import LearnedIndices
 from frostline.partial.tensor.memory import Memory
@@ -155,6 +155,15 @@ class ModelTensor:
     def name(self) -> str:
         """Its first name in the model."""
         return self.names[0]
+
+    def sync(self) -> None:
+        """Make both parts hold the same values, if it is partial. If it is sharded, every process must call this."""
+        if self.memory is None or self.learned is None:
+            return
+        if is_sharded(self.tensor):
+            scatter_(self.memory.indices, self.tensor, full_tensor(self.learned))
+        else:
+            self.memory.sync(self.tensor, self.learned)
 
 
 def find_tensors(model: nn.Module) -> list[ModelTensor]:

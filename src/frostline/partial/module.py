@@ -7,8 +7,7 @@ nothing unusual:
     _parameters["weight_learned"]   the part that learns
 The property shows them as a PartialTensor, which never refers to memory that the module no longer uses.
 
-Libraries detect a tie by `head.weight is embed.weight`, and make one by `head.weight = embed.weight`: owners of a tied
-tensor show the same object.
+Libraries detect and make ties by identity (`head.weight is embed.weight`): owners of a tied tensor show one object.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial import sharded
+from frostline.partial import sharded, tensor_parallel
 from frostline.partial.checks import check_own
 from frostline.partial.model_tensors import (
     State,
@@ -61,17 +60,16 @@ class PartialModule(nn.Module):
         learned = self._parameters[name] if name in map(learned_name, state.partial) else None
         if learned is not None and not state.assigning and (param is None or param.shape != learned.shape):
             raise PartialTensorError(f"{name}: it belongs to the plan. Call train_only again, or fl.merge(model).")
-        if name not in state.partial or state.assigning:
+        if learned is not None and is_sharded(param) and not state.assigning:
+            tensor_parallel.take_learned(learned, param)
+        elif name not in state.partial or state.assigning:
             super().register_parameter(name, param)
         elif isinstance(param, PartialTensor):
             self._set_parts(name, param.frozen, param.learned, param.memory)
         elif (tied := sharded.parts_of_sharded(param)) is not None:
             self._set_parts(name, param, *tied)
         elif is_sharded(param):
-            raise PartialTensorError(
-                f"{name}: tensor parallelism cannot split a partial tensor. Leave its module out of "
-                "parallelize_module; other modules may be split."
-            )
+            self._set_parts(name, *tensor_parallel.split_parts(self, name, cast(nn.Parameter, param)))
         else:
             raise PartialTensorError(
                 f"{name}: a new Parameter would replace a partial tensor, and its learned part with it. "
@@ -88,7 +86,7 @@ class PartialModule(nn.Module):
         for memory, frozen, learned in (memories := memories_of(self)):
             memory.sync(frozen, learned)
         before = [_storages(frozen, learned) for _, frozen, learned in memories]
-        with _parameters_stay_objects():
+        with _parameters_stay_objects(), tensor_parallel.left_out(self, fn):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for (memory, frozen, learned), storages in zip(memories_of(self), before, strict=True):
             if _storages(frozen, learned) != storages:
@@ -257,15 +255,8 @@ def _partial_tensor(name: str) -> property:
         if memory is None:  # a mapped table of which nothing learns
             return frozen if torch.compiler.is_compiling() else state.mapped[name].shown()
         learned = parts(module, name)[1]
-        if is_sharded(frozen):  # FSDP2 asks for the Parameter that it shards; in a forward the parts are gathered
-            if is_sharded(learned) and getattr(module, "sparse", False):
-                raise PartialTensorError(
-                    f"{name}: fully_shard cannot reduce sparse gradients. Set sparse=False on its module; the gradient "
-                    "holds only the rows that learn."
-                )
-            sharded.remember_sharded(frozen, learned, memory)
-            sharded.note_mesh(memory.indices, frozen)
-            return frozen
+        if memory.mesh is not None or is_sharded(frozen):
+            return tensor_parallel.shown(module, name, memory, frozen, learned)
         if not (memory.indices.read_only or isinstance(frozen, nn.Parameter)) and isinstance(learned, nn.Parameter):
             if not frozen.requires_grad:
                 raise PartialTensorError(

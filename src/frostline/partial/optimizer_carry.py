@@ -21,6 +21,7 @@ from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.partial.optimizer_guard import replaced_part
 from frostline.partial.optimizer_state import MAKE_NEW, Part, transferred
 from frostline.partial.rollback import optimizers_restored_on_error
+from frostline.partial.sharded import is_sharded
 from frostline.printing import listed
 
 
@@ -104,11 +105,22 @@ def _change(optimizer: Optimizer, tensors: Sequence[ModelTensor], held: Sequence
         change.groups[new.parameter] = index
         if old.same_entries(new):
             change.unchanged[old.parameter] = new.parameter
-        if state := optimizer.state.get(old.parameter):
+        if (state := optimizer.state.get(old.parameter)) and not old.same_entries(new):
+            _check_whole(optimizer, tensor, old, new)
+        if state:
             state = transferred(tensor, old, new, state, optimizer, optimizer.param_groups[index])
         if state:
             change.states[new.parameter] = state
     return change
+
+
+def _check_whole(optimizer: Optimizer, tensor: ModelTensor, old: Part, new: Part) -> None:
+    """Raise if a process holds only a shard of the state that is to be carried over."""
+    if is_sharded(old.parameter) or is_sharded(new.parameter):
+        raise StaleOptimizerError(
+            f"optimizer: {_name(optimizer)}: the state of {tensor.name} is split over processes, and other entries of "
+            f"it learn now. {MAKE_NEW}"
+        )
 
 
 def _add_to_group(

@@ -63,6 +63,15 @@ def adopt(frozen: Tensor, learned: Tensor, owner: nn.Module) -> None:
             _changes += 1
 
 
+def mark_split(frozen: Tensor, shards: Tensor) -> None:
+    """Note that tensor parallelism has put `shards`, a DTensor, in the place of `frozen`."""
+    global _changes
+    with _LOCK:
+        if frozen in _learned_of:
+            _learned_of[shards] = _learned_of[frozen]
+            _changes += 1
+
+
 def owners_of(learned: Tensor) -> set[nn.Module]:
     """Return the modules to which a plan gave `learned` and that still exist; none for the part of a copied model."""
     with _LOCK:

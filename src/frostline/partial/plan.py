@@ -137,8 +137,12 @@ class Plan:
             >>> [round(value, 4) for value in table.weight.flatten().tolist()]
             [-0.25, -0.1, -0.1, 0.0]
         """
-        carry(self._model, [optimizer, *others], group, self.without_optimizer)
-        self.without_optimizer = frozenset()
+        before, self.without_optimizer = self.without_optimizer, frozenset()
+        try:  # the optimizer is changed last: after that nothing can interrupt
+            carry(self._model, [optimizer, *others], group, before)
+        except BaseException:
+            self.without_optimizer = before
+            raise
 
     @property
     def learned(self) -> int:

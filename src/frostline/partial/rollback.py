@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.partial.optimizer_guard import noted
+from frostline.partial.sharded import in_shard, is_sharded, local_part
 from frostline.partial.tensor.memory import writable
 
 
@@ -106,8 +107,13 @@ def _tensor_undo(tensor: Tensor) -> Callable[[], None]:
 
 
 def _values_undo(tensor: Tensor, index: tuple[Tensor, ...] | None) -> Callable[[], None]:
-    where = ... if index is None else tuple(each.to(tensor.device) for each in index)
-    values = tensor.detach().clone() if index is None else tensor.detach()[where]
+    where: Any = ... if index is None else tuple(each.to(tensor.device) for each in index)
+    if is_sharded(tensor):
+        if index is not None:
+            _, own, rest = in_shard(index, tensor)
+            where = (*own, *rest)
+        tensor = local_part(tensor)
+    values = tensor.detach()[where].clone()
 
     def restore() -> None:
         with torch.no_grad():

@@ -5,8 +5,9 @@ Letters used for shapes in this file:
     R  rows that learn            n  single entries that learn
 
 After FSDP2's `fully_shard` both parts are DTensors: each process holds some rows of the frozen part, and other rows of
-the learned one. Indexed writes (`index_copy_`, `scatter_add_`) into a DTensor silently do nothing, so each process
-writes into its own shard, at its own offset. Processes send each other learned values, never a table.
+the learned one. After tensor parallelism only the frozen part is one (tensor_parallel.py). Indexed writes
+(`index_copy_`, `scatter_add_`) into a DTensor silently do nothing, so each process writes into its own shard, at its
+own offset. Processes send each other learned values, never a table.
 
 All processes must make the same plan: the same indices, in the same order. DDP and FSDP2 match the learned rows of
 several processes by their order alone. If one process chose other rows, or the same in another order (a Python set of
@@ -44,7 +45,7 @@ def same_memory(a: object, b: Tensor) -> bool:
     """Return whether both tensors are the same memory in this process."""
     if not isinstance(a, Tensor) or is_sharded(a) != is_sharded(b):
         return False
-    a, b = (_local(tensor) if is_sharded(tensor) else tensor for tensor in (a, b))
+    a, b = (local_part(tensor) if is_sharded(tensor) else tensor for tensor in (a, b))
     return a.numel() > 0 and a.shape == b.shape and a.data_ptr() == b.data_ptr()
 
 
@@ -62,9 +63,9 @@ def scatter_(indices: LearnedIndices, frozen: Tensor, values: Tensor) -> None:
     """Write all `values`, (R, *) or (n,), at the learned indices into this process's shard of `frozen` (V, *)."""
     if not is_sharded(frozen):
         return indices.scatter_(writable(frozen), values)
-    inside, index, rest = _in_shard(indices, frozen)
+    inside, index, rest = in_shard(indices.index, frozen)
     own = (slice(None), *rest)
-    _local(frozen)[index] = values[inside][own].to(_local(frozen))
+    local_part(frozen)[index] = values[inside][own].to(local_part(frozen))
 
 
 @torch.no_grad()
@@ -75,8 +76,8 @@ def gather(indices: LearnedIndices, frozen: Tensor) -> Tensor:
     """
     if not is_sharded(frozen):
         return indices.gather(frozen)
-    inside, index, rest = _in_shard(indices, frozen)
-    local = _local(frozen)
+    inside, index, rest = in_shard(indices.index, frozen)
+    local = local_part(frozen)
     values = local.new_zeros(len(indices), *frozen.shape[len(indices.index) :])
     own: tuple[Tensor | slice, ...] = (inside, *rest)
     values[own] = local[index]
@@ -90,7 +91,7 @@ def update(indices: LearnedIndices, learned: Tensor, frozen: Tensor) -> None:
         return indices.update(learned, frozen.detach())
     values = with_changes(full_tensor(learned), gather(indices, frozen))
     if is_sharded(learned):
-        _local(learned).copy_(values[_shard_slices(learned)])
+        local_part(learned).copy_(values[shard_slices(learned)])
     else:
         learned.copy_(values)
 
@@ -116,12 +117,12 @@ def chunks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, tensor.shape[0], step):
         stop = min(start + step, tensor.shape[0])
         if is_sharded(tensor):
-            rows, *rest = _shard_slices(tensor)
+            rows, *rest = shard_slices(tensor)
             low, high = max(start, rows.start), min(stop, rows.stop)
-            chunk = _local(tensor).new_zeros(stop - start, *tensor.shape[1:])
+            chunk = local_part(tensor).new_zeros(stop - start, *tensor.shape[1:])
             if low < high:
                 own = (slice(low - start, high - start), *rest)
-                chunk[own] = _local(tensor)[low - rows.start : high - rows.start]
+                chunk[own] = local_part(tensor)[low - rows.start : high - rows.start]
             yield start, _sum_bytes(chunk, tensor).cpu()
         else:
             yield start, tensor.detach()[start:stop].to("cpu", copy=True).contiguous()
@@ -129,10 +130,11 @@ def chunks(tensor: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def on_one_process(model: nn.Module, call: Callable[[], None]) -> None:
     """Run `call`; for a sharded model only on its first process, while the others wait."""
-    tensor: Any = next(filter(is_sharded, model.parameters()), None)
-    if tensor is None:
+    meshes: list[Any] = [getattr(tensor, "device_mesh", None) for tensor in model.parameters()]
+    mesh = max(filter(None, meshes), key=lambda mesh: mesh.size(), default=None)  # of two dimensions, if any is
+    if mesh is None:
         return call()
-    mesh, error = tensor.device_mesh, None
+    error = None
     if not any(mesh.get_coordinate()):
         try:
             call()
@@ -147,34 +149,48 @@ def on_one_process(model: nn.Module, call: Callable[[], None]) -> None:
         raise LearnedFileError("the first process could not write the file; its error says why.")
 
 
-def _in_shard(indices: LearnedIndices, tensor: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[slice, ...]]:
-    """Find the learned elements in this process's shard of `tensor`.
+def in_shard(index: tuple[Tensor, ...], tensor: Tensor) -> tuple[Tensor, tuple[Tensor, ...], tuple[slice, ...]]:
+    """Find the elements at `index` in this process's shard of `tensor`.
 
     Returns:
-        Which of the learned rows or entries lie in the shard (a mask); their indices there; for rows, the slices of
-        the other dimensions that the shard holds.
+        Which of the rows or entries lie in the shard (a mask); their indices there; for rows, the slices of the other
+        dimensions that the shard holds.
     """
-    indices = indices.to(_local(tensor).device)
-    held = _shard_slices(tensor)
-    inside = torch.ones(len(indices), dtype=torch.bool, device=indices.index[0].device)
-    for index, span in zip(indices.index, held, strict=False):
-        inside &= (index >= span.start) & (index < span.stop)
-    shifted = tuple(index[inside] - span.start for index, span in zip(indices.index, held, strict=False))
-    return inside, shifted, held[len(indices.index) :]
+    index = tuple(each.to(local_part(tensor).device) for each in index)
+    held = shard_slices(tensor)
+    inside = torch.ones_like(index[0], dtype=torch.bool)
+    for each, span in zip(index, held, strict=False):
+        inside &= (each >= span.start) & (each < span.stop)
+    shifted = tuple(each[inside] - span.start for each, span in zip(index, held, strict=False))
+    return inside, shifted, held[len(index) :]
 
 
-def _shard_slices(tensor: Any) -> tuple[slice, ...]:
+def shard_slices(tensor: Any) -> tuple[slice, ...]:
     """Return the part of the whole tensor that this process holds: one slice for each dimension."""
-    from torch.distributed.tensor import Replicate, Shard
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    if any(type(placement) not in (Shard, Replicate) for placement in tensor.placements):
-        raise PartialTensorError(f"a partial tensor is placed as {tensor.placements}; only Shard and Replicate work.")
+    check_placements(tensor)
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True))
 
 
-def _local(tensor: Any) -> Tensor:
+def check_placements(tensor: Any) -> None:
+    """Raise PartialTensorError unless each process holds one block of `tensor`, a DTensor."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    mesh, placements = tensor.device_mesh, tensor.placements
+    for dim, placement in enumerate(placements):
+        # FSDP2 shards once more, and names it so, what tensor parallelism has sharded along the same dimension.
+        inner = [
+            mesh.size(i) for i in range(dim + 1, mesh.ndim) if placements[i] == Shard(getattr(placement, "dim", 0))
+        ]
+        again = type(placement).__name__ == "_StridedShard" and placement.split_factor == math.prod(inner)
+        if type(placement) not in (Shard, Replicate) and not again:
+            raise PartialTensorError(f"a partial tensor is placed as {placements}; only Shard and Replicate work.")
+
+
+def local_part(tensor: Any) -> Tensor:
+    """Return the shard of a DTensor that this process holds, detached."""
     local: Tensor = tensor.detach().to_local()
     return local
 
@@ -188,9 +204,14 @@ def _sum_bytes(values: Tensor, tensor: Any) -> Tensor:
         return values
     sent = values.to(_device_type(tensor))
     for dim, placement in enumerate(tensor.placements):
-        if placement.is_shard():
+        if not placement.is_replicate():
             dist.all_reduce(sent.view(torch.uint8), group=tensor.device_mesh.get_group(dim))
     return sent.to(values.device)
+
+
+def groups_of(mesh: Any) -> list[Any]:
+    """Return the process groups of a DeviceMesh, one for each of its dimensions."""
+    return [mesh.get_group(dim) for dim in range(mesh.ndim)]
 
 
 def _device_type(tensor: Any) -> str:
@@ -227,12 +248,16 @@ def check_agreement(name: str, indices: LearnedIndices, frozen: Tensor, learned:
             f"{name}: its plan is newer than DistributedDataParallel, which knows only the parameters it was built "
             "with. Wrap the model again after train_only."
         )
-    groups = _groups(indices)
-    if not groups:
-        return
+    if groups := _groups(indices):
+        check_same(name, indices, groups, frozen.device)
+        _agreed[indices] = True
+
+
+def check_same(name: str, indices: LearnedIndices, groups: list[Any], device: torch.device) -> None:
+    """Raise PartialTensorError on every process of `groups` unless all chose the same indices, in the same order."""
     digest = hashlib.sha256(indices.flat.cpu().numpy().data)
     value = int.from_bytes(digest.digest()[:7], "big")  # 7 bytes: an int64 of which the negative exists too
-    extremes = torch.tensor([value, -value], device=frozen.device)  # one reduction finds both maximum and minimum
+    extremes = torch.tensor([value, -value], device=device)  # one reduction finds both maximum and minimum
     for group in groups:
         dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
     if extremes.tolist() != [value, -value]:
@@ -240,7 +265,6 @@ def check_agreement(name: str, indices: LearnedIndices, frozen: Tensor, learned:
             f"{name}: the processes chose different {indices.kind}, or another order of them, and would mix them up. "
             "Sort the ids, and choose them from the same data (a Python set has another order in every process)."
         )
-    _agreed[indices] = True
 
 
 def _groups(indices: LearnedIndices) -> list[Any]:
@@ -248,7 +272,7 @@ def _groups(indices: LearnedIndices) -> list[Any]:
     ddp: Any = nn.parallel.DistributedDataParallel._active_ddp_module
     if ddp is None:
         mesh = _meshes.get(indices)
-        return [] if mesh is None else [mesh.get_group(dim) for dim in range(mesh.ndim)]
+        return [] if mesh is None else groups_of(mesh)
     together = torch.is_grad_enabled() and ddp.training and ddp.require_backward_grad_sync
     return [ddp.process_group] if together and not ddp._join_config.enable else []
 

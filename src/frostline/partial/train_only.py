@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import FrostlineError, PatternError, SelectionError
+from frostline.partial import sharded, tensor_parallel
 from frostline.partial.checks import (
     check_mapped_selection,
     check_memory,
@@ -43,8 +44,8 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
 
     Args:
         model: Any module. It is changed in place and stays the same object, with the same classes (by isinstance),
-            state-dict keys and values. It comes before DistributedDataParallel and `fully_shard`. Pass the whole
-            model: a tie to a module outside `model` cannot be seen.
+            state-dict keys and values. It comes before DistributedDataParallel and `fully_shard`; before or after
+            tensor parallelism. Pass the whole model: a tie to a module outside `model` cannot be seen.
         selections: Name or pattern (`*`, `?`, `[..]`) over `model.named_parameters()` -> `everything`, `nothing`,
             `rows(...)` or `entries(...)`. An exact name beats a pattern; among patterns the last one wins; what is not
             named is frozen. A tensor under several names (tied) is one tensor; use any of its names.
@@ -85,8 +86,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
     check_not_wrapped(model)
     tensors = find_tensors(model)
     for tensor in tensors:
-        if tensor.memory is not None and tensor.learned is not None:
-            tensor.memory.sync(tensor.tensor, tensor.learned)
+        tensor.sync()
     _check_patterns(selections, tensors)
     choices = [_choose(tensor, selections) for tensor in tensors]
     check_unseen_uses(
@@ -256,8 +256,9 @@ def _record_requires_grad(module: nn.Module) -> None:
 def _values(tensor: ModelTensor, learns: LearnedIndices, selection: Selection) -> Tensor:
     """Return the values at the indices as they are now, in the dtype in which they will learn."""
     dtype = selection.dtype or tensor.tensor.dtype
+    tensor_parallel.check_split(tensor.name, tensor.tensor, learns)
     with torch.no_grad():
-        values = learns.gather(tensor.tensor).to(dtype)
+        values = sharded.gather(learns, tensor.tensor).to(dtype)
         if tensor.indices is None or tensor.learned is None:
             return values
         # Values that learned so far are in the learned part, in float32 with digits that the table's dtype cannot hold.
@@ -266,8 +267,8 @@ def _values(tensor: ModelTensor, learns: LearnedIndices, selection: Selection) -
             values[slots >= 0] = tensor.learned[slots[slots >= 0]].to(dtype)
             return values
         full = tensor.tensor.to(dtype, copy=True)  # for entries a full copy, once for each plan
-        tensor.indices.scatter_(full, tensor.learned)
-        return learns.gather(full)
+        sharded.scatter_(tensor.indices, full, tensor.learned)
+        return sharded.gather(learns, full)
 
 
 def _make_classes(tensors: Sequence[ModelTensor], choices: Sequence[Choice]) -> None:
@@ -285,7 +286,7 @@ def _merge_parts(tensor: ModelTensor) -> None:
     """Write the learned part into the frozen part, and make the tensor a plain Parameter again."""
     if tensor.memory is None or tensor.learned is None:
         return
-    tensor.memory.sync(tensor.tensor, tensor.learned)
+    tensor.sync()
     tensor.memory.in_use = False
     tensor.tensor.grad = tensor.learned.grad = None
     _inherit(tensor.tensor, tensor.learned)
@@ -307,7 +308,7 @@ def _split(model: nn.Module, tensor: ModelTensor, indices: LearnedIndices, value
         if getattr(tensor.tensor, hooks) is not None:
             setattr(tensor.tensor, hooks, {})
     memory = Memory(indices, all(only_looks_up(module) for module, _ in tensor.owners))
-    memory.note(tensor.tensor, learned)
+    tensor_parallel.note_parts(memory, tensor.tensor, learned)
     watch(tensor.tensor, learned, [module for module, _ in tensor.owners], model)
     for module, name in tensor.owners:
         module._parameters[learned_name(name)] = learned

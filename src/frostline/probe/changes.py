@@ -70,8 +70,8 @@ class Tally:
     A partial tensor is counted in two calls of `add`, one for each of its parts.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        shard = local(tensor)
+    def __init__(self, tensor: Tensor, whole: bool = False) -> None:
+        shard = tensor if whole else local(tensor)  # what the process holds, if it does not hold all that learns
         self._entries, self._num_rows = shard.numel(), len(shard) if shard.dim() else 1
         self._rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # ids, moved, largest, median: each (K,)
         self._distances: list[Tensor] = []

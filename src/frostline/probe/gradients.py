@@ -187,7 +187,10 @@ def _target(index: int, given: Any, observed: dict[nn.Module | str, _Calls]) -> 
     if not (target.is_floating_point() or target.is_complex()):
         raise TypeError(f"{name}: {target.dtype} has no gradient. For ids, pass the module that looks them up.")
     if is_sharded(target):
-        raise TypeError(f"{name}: sharded by FSDP2. Pass a module: the gradient of its output is whole.")
+        raise TypeError(
+            f"{name}: sharded over processes. Pass a module: the gradient of its output is whole; or, under tensor "
+            "parallelism, weight.learned."
+        )
     if target.is_inference():
         raise TypeError(f"{name}: made under inference_mode, so no graph can hold it. Pass `x.clone()`.")
     return target, None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from frostline.errors import ProbeError
 from frostline.partial.model_tensors import ModelTensor, find_tensors
+from frostline.partial.sharded import is_sharded, shard_slices
 from frostline.printing import listed, text_table
 from frostline.probe.changes import EntryChanges, Tally, first_row
 from frostline.probe.inputs import check_loss, check_loss_fn, check_model, check_optimizers, unwrapped
@@ -198,7 +199,10 @@ def _needs_closure(optimizer: Any) -> bool:
 
 def _compare(found: ModelTensor, before: Snapshot) -> EntryChanges:
     """Compare one tensor with its snapshot; both parts of a partial one by the rows and entries of the whole tensor."""
-    tally, learns = Tally(found.tensor), found.indices
+    tally, learns = (
+        Tally(found.tensor, whole=found.learned is not None and not is_sharded(found.learned)),
+        found.indices,
+    )
     if found.learned is not None and learns is not None:
         ids, start = learns.index[0], first_row(found.learned)
         tally.add(before[found.learned], local(found.learned), lambda indices: ids[indices + start])
@@ -213,7 +217,7 @@ def _compare(found: ModelTensor, before: Snapshot) -> EntryChanges:
         else:  # flat, an entry at a time: a row may have learned entries and frozen ones
             mask, width = torch.zeros(found.tensor.shape, dtype=torch.bool, device=now.device), math.prod(now.shape[1:])
             mask[learns.index] = True
-            learned = mask[first : first + len(now)].reshape(-1)
+            learned = (mask[shard_slices(found.tensor)] if is_sharded(found.tensor) else mask).reshape(-1)
             tally.add(was.reshape(-1), now.reshape(-1), lambda indices: indices // width + first, learned)
     return tally.result(tuple(found.names[1:]))
 

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import PartialTensorError
-from frostline.partial.tensor.dispatch import NO_SET, VIEW_OVERRIDES, PartialView, check_write, view
+from frostline.partial.tensor.dispatch import NO_SET, VIEW_OVERRIDES, PartialView, check_write, memory_of, view
 from frostline.partial.tensor.partial_tensor import OVERRIDES, PartialTensor
 
 
 def _detach(weight: PartialTensor) -> Tensor:
     if torch.compiler.is_compiling():
         return weight.merged().detach()
-    _check_no_new_parameter(sys._getframe(2))
+    check_no_new_parameter(sys._getframe(2))
+    if _is_being_split(sys._getframe(2)):
+        weight.sync()
+        return memory_of(weight)
     if weight.stands_in:
         return PartialTensor.stand_in(weight.frozen, weight.learned.detach(), weight.memory)
     weight.sync()
@@ -30,7 +33,7 @@ def _detach(weight: PartialTensor) -> Tensor:
 
 
 def _detach_view(tensor: PartialView) -> Tensor:
-    _check_no_new_parameter(sys._getframe(2))
+    check_no_new_parameter(sys._getframe(2))
     tensor.origin.sync()
     return view(tensor.origin, Tensor._make_subclass(PartialView, tensor))
 
@@ -81,11 +84,21 @@ def _gradients(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Te
 
 
 def _grad_fn(weight: PartialTensor) -> Any:
-    _check_no_new_parameter(sys._getframe(2))
+    check_no_new_parameter(sys._getframe(2))
     return weight.grad_fn
 
 
-def _check_no_new_parameter(caller: FrameType) -> None:
+def _is_leaf(weight: PartialTensor) -> bool:
+    """Return False, so that an optimizer that is given it raises an error."""
+    return _is_being_split(sys._getframe(2))
+
+
+def _is_being_split(caller: FrameType) -> bool:
+    """Return whether tensor parallelism takes the values, for a DTensor that it then gives to the module."""
+    return caller.f_code.co_name == "distribute_tensor"
+
+
+def check_no_new_parameter(caller: FrameType) -> None:
     """Raise if torch is about to make a Parameter of a partial tensor: of one part, for a module that has no plan."""
     if caller.f_code in (nn.Module.register_parameter.__code__, nn.Parameter.__new__.__code__):
         raise PartialTensorError(
@@ -132,7 +145,7 @@ _ATTRIBUTES: dict[Callable[..., Any], Callable[..., Any]] = {
     _tensor.requires_grad.__get__: lambda weight: weight.learned.requires_grad,
     _tensor.requires_grad.__set__: _requires_grad_,
     _tensor.requires_grad_: _requires_grad_,
-    _tensor.is_leaf.__get__: lambda weight: False,  # so that an optimizer that is given it raises an error
+    _tensor.is_leaf.__get__: _is_leaf,
     _tensor.grad_fn.__get__: _grad_fn,
     _tensor.grad.__get__: _grad,
     _tensor.grad.__set__: lambda weight, value: setattr(weight.learned, "grad", value),

@@ -104,7 +104,7 @@ def run(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any])
     if func in METADATA:
         with plain():
             return func(*args, **kwargs)
-    writes = _may_write(func, kwargs)
+    writes = may_write(func, kwargs)
     if writes:
         check_write(func, args, kwargs)
     if torch.compiler.is_compiling():
@@ -267,7 +267,7 @@ def _merged(value: Any) -> Any:
     return value.origin.merged() if isinstance(value, MemoryTensor) else value
 
 
-def _may_write(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+def may_write(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Return whether `func` writes in place: told by names, so that it can be refused before it is done."""
     if torch.compiler.is_compiling():
         return func in _WRITES or "out" in kwargs

@@ -34,7 +34,7 @@ def embedding(
     sparse: bool = False,
 ) -> Any:
     """Look up in the frozen part, then overwrite the positions whose id learns: ids (*) -> (*, D)."""
-    _check_max_norm(max_norm)
+    check_max_norm(max_norm)
     if not isinstance(weight, PartialTensor):
         return NotImplemented
     if weight.learned_indices.learn_padding:
@@ -98,7 +98,7 @@ def _sum_rows(rows: Tensor, slots: Tensor, shape: torch.Size, sparse: bool) -> T
     return rows.new_zeros(shape).index_add(0, slots, rows)
 
 
-_rows_of: Callable[..., Tensor] = _LookUp.apply  # now: explain patches `Function.apply` to follow others' Functions
+rows_of: Callable[..., Tensor] = _LookUp.apply  # now: explain patches `Function.apply` to follow others' Functions
 
 
 def _by_function(ids: Tensor, weight: PartialTensor) -> bool:
@@ -115,7 +115,7 @@ def _look_up(ids: Tensor, weight: PartialTensor, sparse: bool) -> Tensor:
         rows: Tensor = torch.compiler.disable(_sparse_gradient_needs_eager)(ids, weight, row_to_slot)
         return rows
     if _by_function(ids, weight) or (sparse and may_use_functions()):
-        return _rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse)
+        return rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse)
     slots = row_to_slot.index_select(0, ids.reshape(-1)).view(ids.shape)  # -1 where the row is frozen
     looked_up = F.embedding(ids, weight.frozen.detach())  # (*, D)
     if sparse:  # torch.func
@@ -136,7 +136,7 @@ def _sparse_gradient_needs_eager(ids: Tensor, weight: PartialTensor, row_to_slot
     Always runs eagerly. A compiler would make the gradient dense, and a row optimizer would then move rows that no id
     named. Under `fullgraph=True` torch raises an error that shows the name of this function.
     """
-    return _rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse=True)
+    return rows_of(weight.learned, (weight.frozen, row_to_slot), ids, sparse=True)
 
 
 def _sum_of_rows(gradient: Tensor, slots: Tensor, rows: int) -> Tensor:
@@ -190,7 +190,7 @@ def embedding_bag(
     padding_idx: int | None = None,
 ) -> Any:
     """Look the ids up, then reduce the rows of each bag by sum, mean or max: ids -> (bags, D)."""
-    _check_max_norm(max_norm)
+    check_max_norm(max_norm)
     if not isinstance(weight, PartialTensor):
         return NotImplemented
     if weight.learned_indices.row_to_slot is None or scale_grad_by_freq:
@@ -225,7 +225,8 @@ def _rows_learn(weight: Tensor) -> TypeGuard[PartialTensor]:
     return isinstance(weight, PartialTensor) and weight.learned_indices.row_to_slot is not None
 
 
-def _check_max_norm(max_norm: float | None) -> None:
+def check_max_norm(max_norm: float | None) -> None:
+    """Raise if a lookup is asked to rewrite rows."""
     if max_norm is not None:
         raise PartialTensorError(
             f"max_norm={max_norm} rewrites frozen rows in the forward. Set max_norm=None on the module that looks up."

@@ -35,11 +35,13 @@ class Memory:
             after every step, so that a step costs what it uses.
         shown: The PartialTensor that was made last, a weak reference.
         in_use: Whether the plan that it was made with is in force.
+        mesh: The processes over which tensor parallelism has split the frozen part, a DeviceMesh; else None.
     """
 
-    def __init__(self, indices: LearnedIndices, looked_up: bool) -> None:
+    def __init__(self, indices: LearnedIndices, looked_up: bool, mesh: Any = None) -> None:
         self.indices = indices
         self.looked_up = looked_up
+        self.mesh = mesh
         self.in_use = True
         self.shown: weakref.ref[Any] | None = None
         self._parts: tuple[weakref.ref[Tensor], weakref.ref[Tensor]] | None = None
@@ -48,10 +50,10 @@ class Memory:
         self._writable: int | None = None  # address of the frozen part when it was last known to be writable
 
     def __deepcopy__(self, memo: dict[int, object]) -> Memory:
-        return Memory(self.indices, self.looked_up)
+        return Memory(self.indices, self.looked_up, self.mesh)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Memory, (self.indices, self.looked_up)
+        return Memory, (self.indices, self.looked_up, self.mesh)
 
     def check_in_use(self) -> None:
         """Raise PartialTensorError if a later plan, or a merge, has replaced the parts.

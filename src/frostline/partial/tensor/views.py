@@ -117,15 +117,15 @@ _NAMES = (
     "movedim moveaxis swapaxes swapdims diagonal"
 )
 _tensor: Any = Tensor
-_TAKEN: dict[Callable[..., Any], Callable[..., Any]] = {
+TAKEN: dict[Callable[..., Any], Callable[..., Any]] = {
     function: partial(_views, function)
     for name in _NAMES.split()
     for function in (getattr(Tensor, name), getattr(torch, name))
 }
-_TAKEN |= {
+TAKEN |= {
     function: partial(_views, function)
     for function in (_tensor.T.__get__, _tensor.mT.__get__, _tensor.view_as, _tensor.view)
 }
-_TAKEN[Tensor.__getitem__] = _getitem
-OVERRIDES.update(_TAKEN)
-VIEW_OVERRIDES.update(_TAKEN)
+TAKEN[Tensor.__getitem__] = _getitem
+OVERRIDES.update(TAKEN)
+VIEW_OVERRIDES.update(TAKEN)
