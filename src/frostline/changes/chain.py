@@ -21,8 +21,10 @@ from frostline.changes.one_pass import Differing, differing, values_of
 from frostline.changes.processes import Processes
 from frostline.changes.state import State, StateTensor, live_state
 from frostline.changes.state_hash import owned, state_digest, state_sums
+from frostline.changes.stepped_rows import stepped_rows
 from frostline.errors import CheckpointError, LearnedFileError
 from frostline.optim import huge_pages
+from frostline.optim.row_optimizer import RowOptimizer
 from frostline.partial import learned_format
 from frostline.partial.learned_format import Saved, Step
 
@@ -36,11 +38,15 @@ class Changes:
 
     Args:
         model: A module, partial or not. It may be wrapped in DistributedDataParallel or compiled.
+        optimizers: Row optimizers (`fl.optim`) that step tables of it. Of these tables no copy is kept: each optimizer
+            says which rows it is about to change, and `save` checks that nothing else has changed the table.
 
     Raises:
         CheckpointError: A tensor has no bits to compare (sparse, on the meta device).
+        TypeError: Another optimizer: it does not say which rows it changes.
 
-    Cost: a copy of the `state_dict()`, on its device; if sharded, of what each process holds. Digests as `fl.digest`.
+    Cost: a copy of the `state_dict()`, on its device; if sharded, of what each process holds; of tables that row
+        optimizers step, of the rows that they have changed, and a byte a row. Digests as `fl.digest`.
 
     Example:
         >>> import frostline as fl, tempfile
@@ -57,12 +63,19 @@ class Changes:
         True
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *optimizers: RowOptimizer) -> None:
+        for optimizer in optimizers:
+            if not isinstance(optimizer, RowOptimizer):
+                name = type(optimizer).__name__
+                raise TypeError(
+                    f"optimizers: {name}, but only those of fl.optim say which rows they change. Leave it out."
+                )
         self._model, self._processes = model, Processes(model)
         state = live_state(model)
         self._like = {name: _described(tensor) for name, tensor in state.items()}
         self._owned = owned(state, self._processes)
-        self._base = {name: _copied(tensor.bits()) for name, tensor in state.items()}
+        self._stepped = stepped_rows(model, state, optimizers)
+        self._base = {name: _copied(tensor.bits()) for name, tensor in state.items() if name not in self._stepped}
         self._sums = state_sums(state, self._processes)
         self._digest = state_digest(state, self._sums)
         self._next: tuple[dict[str, list[Differing]], dict[str, Sums], str] | None = None
@@ -84,7 +97,8 @@ class Changes:
             What was written; prints as one line for each tensor.
 
         Raises:
-            CheckpointError: Names, shapes or dtypes are others than when this object was made.
+            CheckpointError: Names, shapes or dtypes are others than when this object was made; or something other than
+                its row optimizers has changed a table that they step.
             LearnedFileError: The file cannot be written. Then the next `save` builds on the same state as this one.
 
         Cost: reads the state and its copy once, and writes about six bytes for each bfloat16 entry that changed (eight
@@ -93,13 +107,21 @@ class Changes:
         self._move()
         state = live_state(self._model)
         self._check(state)
-        found = {name: [*differing(tensor.bits(), self._base[name])] for name, tensor in state.items()}
+        found = {
+            name: [*differing(tensor.bits(), self._base[name])]
+            if name in self._base
+            else self._stepped[name].differing()
+            for name, tensor in state.items()
+        }
         sums = self._sums_after(state, found)
+        self._check_stepped(state, sums)
         saved = {name: _saved(state[name], parts) for name, parts in found.items() if parts and name in self._owned}
         digest = state_digest(state, sums)
         self._write(saved, Path(path), Step(self.digest, digest))
         self._next = found, sums, digest  # from here on the file counts; if this is interrupted, the next call goes on
         self._move()
+        for rows in self._stepped.values():
+            rows.forget()
         return Saving({name: sum(len(part.index) for part in parts) for name, parts in found.items() if parts}, state)
 
     def _move(self) -> None:
@@ -109,7 +131,10 @@ class Changes:
         found, sums, digest = self._next
         for name, parts in found.items():
             for part in parts:
-                put_bits(self._base[name], part.index, part.new)
+                if name in self._stepped:
+                    self._stepped[name].put(part.index, part.new)
+                else:
+                    put_bits(self._base[name], part.index, part.new)
         self._sums, self._digest = sums, digest
         self._next = None
 
@@ -120,6 +145,15 @@ class Changes:
         name = min(name for name in now.keys() | self._like.keys() if now.get(name) != self._like.get(name))
         is_now, was = now.get(name, "missing"), self._like.get(name, "missing")
         raise CheckpointError(f"{name}: it was {was} when this Changes was made and is {is_now}. Make a new one.")
+
+    def _check_stepped(self, state: State, sums: Mapping[str, Sums]) -> None:
+        """Raise if a table has other bits than those that row optimizers have left there."""
+        now = state_sums({name: state[name] for name in self._stepped}, Processes())
+        for name, found in now.items():
+            if found != sums[name]:
+                raise CheckpointError(
+                    f"{name}: something other than its row optimizer has changed it. Leave the optimizer out here."
+                )
 
     def _sums_after(self, state: State, found: Mapping[str, Iterable[Differing]]) -> dict[str, Sums]:
         mine: dict[str, Sums] = {}

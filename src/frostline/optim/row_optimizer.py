@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from frostline.errors import StaleOptimizerError
 from frostline.optim import huge_pages
@@ -137,9 +139,27 @@ class RowOptimizer(torch.optim.Optimizer, ABC):
                     shape, dtype = self._state_spec(name, _table(parameter), group)
                     value = self._initial_value(name, group)
                     self.state[parameter][name] = huge_pages.full(shape, value, dtype, parameter.device)
+        for hook in self.__dict__.get("_rows_hooks", {}).values():
+            for parameter, rows, _, _ in updates:
+                hook(parameter, rows)
         for parameter, rows, grad, group in updates:
             self._update(_table(parameter), rows, grad, self.state[parameter], group)
         return loss
+
+    def register_rows_pre_hook(self, hook: Callable[[Tensor, Tensor | None], None]) -> RemovableHandle:
+        """Call `hook(parameter, rows)` before a step changes rows of a parameter.
+
+        Args:
+            hook: Is given the row ids, int64, sorted, shape (n,); None if the gradient is dense and all rows change. A
+                copied optimizer has no hooks.
+
+        Returns:
+            A handle; its `remove()` removes the hook.
+        """
+        hooks = self.__dict__.setdefault("_rows_hooks", OrderedDict())
+        handle = RemovableHandle(hooks)
+        hooks[handle.id] = hook
+        return handle
 
     def _check_sizes(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
         """Raise unless the gradient and the state fit the parameter as it is now."""
