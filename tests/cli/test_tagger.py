@@ -91,8 +91,16 @@ def test_training_prints_plain_lines_the_plan_the_audit_and_f1_on_dev(trained: S
     assert "audit    0 of 84 frozen entries moved, compared bit by bit; 2 of 2 rows that learn moved" in lines
     assert lines[-1].startswith("F1 on dev ")
     assert sorted(path.name for path in trained.out.iterdir()) == [
-        *("about.json", "audit.json", "config.json", "curves.jsonl", "model.safetensors", "plan.json"),
-        *("row_changes.safetensors", "words.json"),
+        *(
+            "about.json",
+            "audit.json",
+            "config.json",
+            "confusion.json",
+            "curves.jsonl",
+            "model.safetensors",
+            "plan.json",
+        ),
+        *("row_changes.safetensors", "scores.json", "words.json"),
     ]
 
 
@@ -212,7 +220,7 @@ def test_a_run_that_was_killed_resumes_and_leaves_the_same_tagger(
     with monkeypatch.context() as patch:
         patch.setattr(Progress, "epoch", killed)
         assert main(arguments) == 130
-        assert "stopped" not in capsys.readouterr().out  # in less than 30 seconds nothing was written
+        assert capsys.readouterr().out.endswith("stopped  to continue, pass the same arguments and --resume\n")
         patch.setattr("frostline.tagger.training.checkpoint.time.monotonic", iter(range(0, 10**6, 31)).__next__)
         assert main(arguments) == 130
         assert capsys.readouterr().out.endswith("stopped  to continue, pass the same arguments and --resume\n")
@@ -363,12 +371,14 @@ def test_tokens_come_from_the_column_that_is_named_and_tags_in_the_scheme_that_i
         ({"epochs": 0}, "argument --epochs: '0' is not a whole number of at least 1"),
         ({"epochs": "two"}, "argument --epochs: 'two' is not a whole number of at least 1"),
         ({"seed": -1}, "argument --seed: '-1' is not a whole number of at least 0"),
-        ({"char-filters": 10**9}, "--char-filters: '1000000000' is too large. Pass a whole number from 0 to 1024."),
+        ({"char-filters": 10**9}, "--char-filters: 1000000000 is out of range. Pass 1024 or less."),
+        ({"hidden": 10**9}, "--hidden: 1000000000 is out of range. Pass 16384 or less."),
+        ({"batch-size": 10**9}, "--batch-size: 1000000000 is out of range. Pass 1048576 or less."),
         (
             {"seed": 2**63},
             "--seed: '9223372036854775808' is too large. Pass a whole number from 0 to 9223372036854775807",
         ),
-        ({"char-filters": -1}, "argument --char-filters: '-1' is not a whole number of at least 0"),
+        ({"char-filters": -1}, "--char-filters: -1 is out of range. Pass 0 or more."),
         ({"train": "missing.conll"}, "missing.conll: No such file or directory. Check the path."),
         ({"vectors": "missing.txt"}, "missing.txt"),
         ({"dev": "EMPTY"}, "empty.conll: no labelled token in it"),

@@ -17,6 +17,7 @@ from frostline.errors import FrostlineError
 _LEAST = {"hidden": 1, "dimension": 1, "batch_size": 1, "char_filters": 0} | dict.fromkeys(
     ("shape_width", "learning_rate", "weight_decay", "max_grad_norm", "unk_dropout", "adversarial"), 0
 )
+_MOST = {"hidden": 16384, "dimension": 16384, "shape_width": 1024, "char_filters": 1024, "batch_size": 1 << 20}
 _FRACTIONS = ("dropout", "dropout_input", "dropout_output", "dropout_state", "ema_decay", "final_rate")
 _REASON_LENGTH = 100  # characters of torch's message that are quoted
 
@@ -59,6 +60,9 @@ class TaggerConfig:
         for name, least in _LEAST.items():
             if not (value := getattr(self, name)) >= least:  # "not >=" instead of "<": NaN is refused as well
                 raise ValueError(f"{name}: {value} is out of range. Pass {least} or more.")
+        for name, most in _MOST.items():
+            if (value := getattr(self, name)) > most:
+                raise ValueError(f"{name}: {value} is out of range. Pass {most} or less.")
         for name in _FRACTIONS:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
