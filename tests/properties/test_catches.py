@@ -88,7 +88,7 @@ def a_sparse_gradient_of_every_row(patch: pytest.MonkeyPatch) -> None:
         found = F.embedding(ids, frozen.detach())
         return torch.where((slots >= 0).unsqueeze(-1), values.to(found.dtype), found)
 
-    patch.setattr(lookups, "_rows_of", every_row)
+    patch.setattr(lookups, "rows_of", every_row)
 
 
 def an_optimizer_that_decays_frozen_parts(patch: pytest.MonkeyPatch) -> None:
