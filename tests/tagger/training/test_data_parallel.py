@@ -122,6 +122,6 @@ def test_processes_that_read_different_checkpoints_are_refused(
     monkeypatch.setattr("frostline.tagger.training.data_parallel.dist.all_reduce", other_is_further)
     monkeypatch.setattr("frostline.tagger.training.data_parallel.dist.get_world_size", lambda: 2)
     monkeypatch.setattr("frostline.tagger.training.data_parallel.dist.get_rank", lambda: 0)
-    monkeypatch.setattr("frostline.tagger.training.checkpoint.Checkpoint.read", lambda self, loop: None)
+    monkeypatch.setattr("frostline.tagger.training.checkpoint.Checkpoint.read", lambda self, loop, path: None)
     with pytest.raises(fl.RunFolderError, match=f"{tmp_path / 'c'}: another training run writes to it. Stop that run"):
         tagger.train(toy.train, toy.dev, toy.vectors, distributed=True, resume=True, **given)
