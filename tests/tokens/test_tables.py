@@ -246,3 +246,12 @@ def test_a_plan_counts_the_numbers_of_a_packed_weight_and_not_its_bytes() -> Non
     assert (line.shape, line.total, line.note) == ((6, 4), 24, "quantized (nf4): cannot learn")
     assert (plan.total, plan.learned) == (32, 8)
     assert "25 % learns" in str(plan)
+
+
+def test_a_plan_says_that_a_lora_merged_into_a_quantized_weight_is_rounded() -> None:
+    adapted = nn.ModuleDict({"base_layer": nn.Linear(4, 6, bias=False), "lora_A": nn.Linear(4, 2, bias=False)})
+    adapted["base_layer"].weight = nn.Parameter(torch.zeros(6, 4, dtype=torch.int8), requires_grad=False)
+    model = nn.ModuleDict({"q_proj": adapted, "other": nn.Linear(2, 2, bias=False)})
+    notes = {line.name: line.note for line in fl.train_only(model, {"*lora_A.weight": fl.everything}).lines}
+    assert notes.pop("q_proj.base_layer.weight") == "torch.int8 cannot learn; a LoRA that is merged into it is rounded"
+    assert notes == {"q_proj.lora_A.weight": "", "other.weight": ""}

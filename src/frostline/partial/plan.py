@@ -59,7 +59,9 @@ def line_of(tensor: ModelTensor, learns: LearnedIndices | bool) -> Line:
     elif learns:
         kind, learned = "everything", values.numel()
     note = "mapped" if tensor.mapped else ""
-    note = why_it_cannot_learn(values) or note
+    if why := why_it_cannot_learn(values):
+        adapted = tensor.name.endswith(".base_layer.weight")  # as PEFT calls what a LoRA stands beside
+        note = f"{why}; a LoRA that is merged into it is rounded" if adapted else why
     return Line(tensor.name, tuple(tensor.names[1:]), shape, kind, count, learned, note)
 
 
