@@ -65,6 +65,7 @@ class State:
         shown: Name -> its PartialTensor as it was last used: people may hold only its views.
         mapped: Name of each tensor in a mapped file -> that table, which is not among the parameters.
         requires_grad: `requires_grad` of each parameter before the first plan: what `merge` restores.
+        frozen_by_plan: Names of the tensors that the last plan froze as a whole.
         frozen_stats: Whether running statistics are frozen, by keeping the module in eval mode.
         training: The mode last asked for while they are frozen.
         beside: Whether the module holds rows that stand beside the quantized weight of the module it is in.
@@ -76,6 +77,7 @@ class State:
     shown: dict[str, PartialTensor] = field(default_factory=dict, repr=False)
     mapped: dict[str, MappedTable] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
+    frozen_by_plan: frozenset[str] = frozenset()
     frozen_stats: bool = False
     training: bool = True
     beside: bool = False

@@ -106,6 +106,7 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
             _merge_parts(tensor)
             tensor.tensor.grad = None
             tensor.tensor.requires_grad_(choice.learns is True)
+            _record_frozen(tensor, choice.learns is False)
             if isinstance(choice.learns, LearnedIndices) and choice.values is not None:
                 _split(model, tensor, choice.learns, choice.values)
         norms = {name: module for name, module in model.named_modules() if _has_moving_stats(module)}
@@ -251,6 +252,13 @@ def _record_requires_grad(module: nn.Module) -> None:
     for name, parameter in module._parameters.items():
         if parameter is not None and name not in hidden:
             state.requires_grad.setdefault(name, parameter.requires_grad)
+
+
+def _record_frozen(tensor: ModelTensor, by_plan: bool) -> None:
+    """Record whether the plan froze the whole tensor: the user may freeze others afterwards."""
+    for module, name in tensor.owners:
+        if (state := state_of(module)) is not None:
+            state.frozen_by_plan = state.frozen_by_plan | {name} if by_plan else state.frozen_by_plan - {name}
 
 
 def _values(tensor: ModelTensor, learns: LearnedIndices, selection: Selection) -> Tensor:

@@ -82,10 +82,10 @@ def gradients(
     leaves = [target for target, _ in targets if isinstance(target, Tensor) and target.is_leaf]
     models = [where for where in (model, *observed) if isinstance(where, nn.Module)]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(restored(models, function=loss_fn, tensors=leaves, generators=generators))
+        before = stack.enter_context(restored(models, function=loss_fn, tensors=leaves, generators=generators))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        if observed:
+        if observed and before.compiled:
             stack.enter_context(compile_stance("force_eager"))  # compiled code skips hooks
         for where, calls in observed.items():
             stack.enter_context(observing(where, calls))

@@ -137,6 +137,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         # `restored` has set every `.grad` to None; a copy, so that the backward pass adds to it and not to the user's.
         for parameter in parameters:
             parameter.grad = gradients[parameter].clone() if parameter in gradients else None
+        torch.clear_autocast_cache()  # which holds casts of before a step that calls this again
         loss = check_loss(loss_fn())
         if not loss.requires_grad:
             raise ProbeError(
@@ -152,7 +153,7 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
         torch.inference_mode(False),
         torch.enable_grad(),
     ):
-        if not all(map(_needs_closure, optimizers)):
+        if not all(map(needs_closure, optimizers)):
             evaluate()
         take_step(optimizers, evaluate)
         changes = {tensor.names[0]: _compare(tensor, before) for tensor in found}
@@ -169,7 +170,7 @@ def take_step(optimizers: Sequence[Any], evaluate: Callable[[], Any]) -> None:
             `step` has a `closure` without default (LBFGS), or that raise without one and say so (SAM).
     """
     for optimizer in optimizers:
-        if _needs_closure(optimizer):
+        if needs_closure(optimizer):
             optimizer.step(evaluate)
             continue
         try:
@@ -192,7 +193,8 @@ def written_buffers(model: nn.Module, buffers: Mapping[str, Tensor], before: Sna
     ]
 
 
-def _needs_closure(optimizer: Any) -> bool:
+def needs_closure(optimizer: Any) -> bool:
+    """Return whether the `step` of an optimizer must be given a closure."""
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     return closure is not None and closure.default is inspect.Parameter.empty
 

@@ -1,6 +1,9 @@
 """Explain for each parameter whether it moves at the next step, and why.
 
 backward.py          one watched pass: the gradient that each tensor got
+vanishing.py         where a gradient becomes zero, NaN or Inf
+faint.py             gradients that are faint beside the others
+step.py              the step, and whether a gradient had a part in it
 optimizer_groups.py  what the optimizers hold
 verdicts.py          the verdicts, and which applies
 reasons.py           why, and the line of the user's code

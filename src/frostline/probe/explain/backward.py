@@ -11,10 +11,10 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from frostline.probe.autograd_graph import backward_nodes, next_sequence_number
+from frostline.probe.explain.vanishing import Kind, Vanishing, extent
 from frostline.probe.inputs import check_loss
 from frostline.probe.restore.bits import local
 from frostline.probe.restore.restored import compile_stance
@@ -30,11 +30,13 @@ class GradientStatus:
         kind: No gradient, exact zeros, or anything else.
         not_finite: What holds NaN or Inf: "its gradient", "it" (the tensor) or "the loss"; empty if nothing does.
         rows: How many of its rows, (R, *), or entries, (n,), got a nonzero gradient.
+        largest: The largest absolute value of the gradient.
     """
 
     kind: Literal["none", "zero", "nonzero"]
     not_finite: str
     rows: int = 0
+    largest: float = 0.0
 
 
 class WatchedPass:
@@ -45,6 +47,7 @@ class WatchedPass:
         loss_fn: Runs the forward pass and returns the loss.
         partial: Indices of the tensors whose rows with a gradient are counted.
         note_calls: Note the line of every call of the forward.
+        compiled: Whether compiled code may run, which must then run eagerly.
 
     Attributes:
         gradients: The GradientStatus of each tensor.
@@ -52,6 +55,7 @@ class WatchedPass:
         loss: The provenance of the loss.
         reaching_loss: Mask of the tensors whose value reaches the loss.
         cuts: Index of a tensor -> the lines at which its gradient was lost.
+        vanished: Index of a tensor -> the lines at which its gradient became exactly zero, NaN or Inf.
         other_leaves: Leaves that got a gradient and are not among the tensors.
         has_graph: Whether the loss requires a gradient at all.
     """
@@ -62,14 +66,17 @@ class WatchedPass:
         loss_fn: Callable[[], Tensor],
         partial: Container[int] = (),
         note_calls: bool = False,
+        compiled: bool = True,
     ) -> None:
         start = next_sequence_number()
-        with compile_stance("force_eager"), Trace(tensors, note_calls) as self.trace:
+        eager = compile_stance("force_eager") if compiled else contextlib.nullcontext()
+        with eager, Trace(tensors, note_calls) as self.trace:
             loss = run_pass(loss_fn)
         finite = _is_finite_loss(loss)
         self.other_leaves: list[Tensor] = []
         self.has_graph = isinstance(loss, Tensor) and loss.grad_fn is not None
         hooked: dict[int, Tensor] = {}
+        self._vanishing: Vanishing | None = None
         with contextlib.ExitStack() as stack:
             if self.has_graph:
                 self._backward(loss, tensors, start, hooked, stack)
@@ -83,6 +90,12 @@ class WatchedPass:
                 for status in self.gradients
             ]
         missing = sum(1 << index for index, status in enumerate(self.gradients) if status.kind == "none")
+        self.vanished: dict[int, list[SourceLine]] = {}
+        for index, status in enumerate(self.gradients):
+            if status.kind == "zero" or status.not_finite == "its gradient":
+                kind: Kind = "zero" if status.kind == "zero" else "not finite"
+                self.vanished[index] = self._vanishing.lines(tensors[index], kind) if self._vanishing else []
+        self._vanishing = None  # it holds the graph
         self.loss = self.trace.provenance(loss)
         self.reaching_loss = self.loss.value
         self.cuts: dict[int, list[SourceLine]] = self.trace.cuts(loss, missing)
@@ -110,33 +123,24 @@ class WatchedPass:
                 stack.enter_context(_gradient_restored(leaf))
             if leaf._post_accumulate_grad_hooks:  # an optimizer in the backward pass may take `.grad` away
                 stack.callback(node.register_prehook(_copying_gradient(hooked, leaf)).remove)
+        if self.trace.single_thread:
+            self._vanishing = Vanishing(nodes, self.trace.made, start)
+            stack.callback(self._vanishing.stop)
         # Nodes older than this pass belong to a graph of the user's, who may still call backward on it.
         loss.backward(retain_graph=any(node._sequence_nr() < start for node in nodes))
 
 
-def all_zero_and_all_finite(tensor: Tensor) -> tuple[bool, bool]:
-    """Return whether all of a tensor is zero, and whether all of it is finite: one look at each value, no copy."""
-    tensor = local(tensor)
-    if tensor.is_sparse:
-        tensor = tensor.coalesce().values()
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor)
-    if not tensor.numel() or tensor.is_meta:
-        return True, True
-    least, most = (float(extreme) for extreme in torch.aminmax(tensor))
-    return least == most == 0, math.isfinite(least) and math.isfinite(most)
-
-
 def _status(tensor: Tensor, gradient: Tensor | None, count_rows: bool) -> GradientStatus:
-    not_finite = "" if not tensor.requires_grad or all_zero_and_all_finite(tensor)[1] else "it"
+    not_finite = "" if not tensor.requires_grad or extent(tensor).finite else "it"
     if gradient is None:
         return GradientStatus("none", not_finite)
-    zero, finite = all_zero_and_all_finite(gradient)
+    size = extent(gradient)
     return GradientStatus(
         # A tensor without elements, such as an empty shard, has the gradient it should have.
-        "zero" if zero and local(tensor).numel() else "nonzero",
-        not_finite if finite else "its gradient",
+        "zero" if size.zero and local(tensor).numel() else "nonzero",
+        not_finite if size.finite else "its gradient",
         _count_nonzero_rows(gradient) if count_rows else 0,
+        size.largest,
     )
 
 
@@ -150,7 +154,7 @@ def _is_finite_loss(loss: Any) -> bool:
     """Return whether the loss is finite. It may be a Python number: `explain` then shows where `item` cut it."""
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):
         return math.isfinite(loss)
-    return all_zero_and_all_finite(check_loss(loss).reshape(1))[1]
+    return extent(check_loss(loss).reshape(1)).finite
 
 
 @contextlib.contextmanager

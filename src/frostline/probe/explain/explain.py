@@ -9,7 +9,7 @@ what moves: "rounds away" and "moves without gradient" are seen, not computed. A
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,27 +18,29 @@ from torch import Tensor, nn
 from frostline.errors import PatternError
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
 from frostline.partial.sharded import is_sharded
-from frostline.probe.explain.backward import WatchedPass, all_zero_and_all_finite
+from frostline.probe.explain.backward import WatchedPass
 from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.faint import Faint, faint_gradients
 from frostline.probe.explain.graph import graph_of
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.path import path_to as find_path
 from frostline.probe.explain.reasons import reason_for
+from frostline.probe.explain.step import Step, add_stale, nonzero_after_step, take_one_step, without_effect
+from frostline.probe.explain.vanishing import extent
 from frostline.probe.explain.verdicts import (
     FROZEN_BY_PLAN,
     LEARNS,
     LEARNS_IN_PART,
     MOVES_WITHOUT_GRADIENT,
+    ROUNDS_AWAY,
     ZERO_GRADIENT,
     Evidence,
     verdicts_for,
 )
 from frostline.probe.inputs import check_loss_fn, check_model, unwrapped
-from frostline.probe.restore.bits import local, same
 from frostline.probe.restore.reachable import optimizers_in_backward
 from frostline.probe.restore.restored import restored
-from frostline.probe.restore.snapshot import Snapshot
-from frostline.probe.trial import take_step, written_buffers
+from frostline.probe.trial import written_buffers
 
 _COMPILED = "The model is compiled; its eager module is explained."
 _NO_GRAPH = "The loss requires no gradient: nothing can learn from it."
@@ -69,14 +71,17 @@ def explain(
         - "cut": its value reaches the loss, but its gradient does not come back; `where` is the line that cuts.
         - "unused": its value does not reach the loss.
         - "not in optimizer": it gets a gradient, but no parameter group holds it.
-        - "moves without gradient": it gets none, or zeros, and decay, momentum or a stale `.grad` moves it.
+        - "moves without gradient": it gets none, zeros, or one so small that the step has the same bits with zeros, and
+          decay, momentum or a stale `.grad` moves it.
         - "learning rate 0": the learning rate of its group is 0.
         - "zero gradient": exactly zero everywhere, and after a step too. Behind a factor that only starts at zero
           (LoRA) it is a note.
         - "rounds away": the step is below the resolution of its dtype, so no bit changes.
         - "learns in part": some rows or entries, as its plan says; "learns".
 
-        A frozen tensor that moves all the same is "moves without gradient".
+        A frozen tensor that moves all the same is "moves without gradient". Two notes compare a gradient with those of
+        the other tensors: "noise" (a guess: it is as small as rounding errors) and "partly cut" (it is faint, and a
+        line cuts another way from the tensor to the loss).
 
     Raises:
         PatternError: `path_to` is not the name of a parameter.
@@ -113,26 +118,29 @@ def explain(
     ):
         buffers = dict(model.named_buffers())
         partial = {index for index, model_tensor in enumerate(found) if model_tensor.indices is not None}
-        watched = WatchedPass(leaves, loss_fn, partial, note_calls=target is not None)
+        watched = WatchedPass(leaves, loss_fn, partial, note_calls=target is not None, compiled=snapshot.compiled)
         path, graph = None, []
         if target is not None:
             path = find_path(path_to or "", target, watched.loss, watched.trace.calls)
             graph = graph_of(watched.loss, watched.trace.calls, [model_tensor.name for model_tensor in found])
         moving = written_buffers(model, buffers, snapshot)
         remarks += [] if watched.has_graph else [_NO_GRAPH]
+        add_stale(stale)
+        idle = without_effect(outer, groups, leaves, watched.gradients, stepped)
         try:
-            _step(groups, leaves, stale, loss_fn)
-            step = _Step(snapshot if groups.optimizers or hooked else None)
+            remarks += take_one_step(groups, leaves, stale, loss_fn)
+            step = Step(snapshot if groups.optimizers or hooked else None, idle)
         except Exception as error:  # whatever an optimizer raises is for the user to read
             remarks.append(f"The step raised {type(error).__name__}: {' '.join(str(error).split())}")
-            step = _Step(None)
+            step = Step(None, {})
         # Of a sharded model each process sees its own shards only, and one more pass on some processes would hang.
         sharded = any(is_sharded(leaf) for leaf in leaves)
         zero = [index for index, status in enumerate(watched.gradients) if status.kind == "zero" and not sharded]
         # A hook may have stepped in the backward pass already, which the second pass would do once more.
-        nonzero = _nonzero_after_step(zero, leaves, loss_fn, step) if zero and not hooked else set()
+        nonzero = nonzero_after_step(zero, leaves, loss_fn, step) if zero and not hooked else set()
+        faint = faint_gradients(watched, [leaf.dtype for leaf in leaves])
         findings = [
-            _finding(index, model_tensor, leaves[index], watched, groups, step, index in nonzero)
+            _finding(index, model_tensor, leaves[index], watched, groups, step, index in nonzero, faint.get(index))
             for index, model_tensor in enumerate(found)
         ]
     remarks += groups.remarks(model, leaves, watched.other_leaves)
@@ -150,86 +158,26 @@ def _index_of(name: str | None, found: Sequence[ModelTensor]) -> int | None:
     return names[name]
 
 
-class _Step:
-    """Which tensors the step moved; to be asked before the snapshot is restored."""
-
-    def __init__(self, snapshot: Snapshot | None) -> None:
-        self._snapshot = snapshot
-
-    @property
-    def taken(self) -> bool:
-        """Whether there was a step."""
-        return self._snapshot is not None
-
-    def moved(self, tensor: Tensor) -> bool | None:
-        """Return whether any bit of `tensor` changed; None if that is not known."""
-        if self._snapshot is None or tensor not in self._snapshot or not local(tensor).numel():
-            return None
-        return not same(self._snapshot[tensor], tensor)
-
-
-def _step(
-    groups: OptimizerGroups, leaves: Sequence[Tensor], stale: Mapping[Tensor, Tensor], loss_fn: Callable[[], Tensor]
-) -> None:
-    """Step with the gradients of the pass added to those that were there before it."""
-
-    def evaluate() -> Tensor:
-        for leaf in leaves:
-            leaf.grad = stale[leaf].clone() if leaf in stale else None
-        loss = loss_fn()
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
-
-    for tensor, older in stale.items():
-        tensor.grad = older.clone() if tensor.grad is None else tensor.grad + older
-    take_step(groups.optimizers, evaluate)
-
-
-def _nonzero_after_step(
-    zero: Sequence[int], leaves: Sequence[Tensor], loss_fn: Callable[[], Tensor], step: _Step
-) -> set[int]:
-    """Return the indices of the tensors whose gradient, exactly zero before the step, is nonzero after it.
-
-    Behind a factor that starts at zero (LoRA, zero-initialized branches) every gradient is zero at first, although the
-    parameter is not dead. If no optimizer has stepped, a small step down the gradient is taken in its place.
-    """
-    with torch.no_grad():
-        for leaf in leaves:
-            if leaf.grad is not None and not step.taken:
-                leaf.add_(leaf.grad, alpha=-1e-3)
-            leaf.grad = None
-    try:
-        loss_fn().backward()
-    except Exception:  # a pass that cannot run twice shows nothing here
-        return set()
-    gradients = {index: leaves[index].grad for index in zero}
-    return {
-        index
-        for index, gradient in gradients.items()
-        if gradient is not None and all_zero_and_all_finite(gradient) == (False, True)
-    }
-
-
 def _finding(
     index: int,
     model_tensor: ModelTensor,
     leaf: Tensor,
     watched: WatchedPass,
     groups: OptimizerGroups,
-    step: _Step,
-    nonzero_after_step: bool,
+    step: Step,
+    is_nonzero_after_step: bool,
+    faint: Faint | None,
 ) -> Finding:
     gradient = watched.gradients[index]
     moved = step.moved(leaf)
-    spoilt_by_step = bool(moved) and not all_zero_and_all_finite(leaf)[1]
+    spoilt_by_step = bool(moved) and not extent(leaf).finite
     not_finite = gradient.not_finite or ("it, after the step," if spoilt_by_step else "")
     in_part = model_tensor.learned is not None
     evidence = Evidence(
         requires_grad=leaf.requires_grad and leaf.numel() > 0,
-        by_plan=any(state_of(module) is not None for module, _ in model_tensor.owners),
+        by_plan=_is_frozen_by_plan(model_tensor, leaf),
         gradient=gradient.kind,
-        nonzero_after_step=nonzero_after_step,
+        nonzero_after_step=is_nonzero_after_step,
         finite=not not_finite,
         reaches_loss=watched.reaches_loss(index),
         listings=groups.listings(leaf),
@@ -237,19 +185,30 @@ def _finding(
         moved=moved,
         in_part=in_part and leaf.numel() < model_tensor.tensor.numel(),
         frozen_part_moved=in_part and bool(step.moved(model_tensor.tensor)),
+        without_effect=step.is_without_effect(index, leaf),
     )
     verdicts = verdicts_for(evidence)
     reason, where = reason_for(verdicts[0], index, evidence, watched, not_finite, model_tensor)
+    notes: tuple[str, ...] = ()
+    if faint is not None and verdicts[0] in (LEARNS, LEARNS_IN_PART, ROUNDS_AWAY, MOVES_WITHOUT_GRADIENT):
+        notes, reason, where = (faint.note,), f"{reason}; {faint.reason}".removeprefix("; "), where or faint.where
     return Finding(
         name=model_tensor.name,
         tied=tuple(model_tensor.names[1:]),
         shape=tuple(model_tensor.tensor.shape),
         verdicts=tuple(verdicts),
         listed_twice=(evidence.listings or 0) > 1,
+        hints=notes,
         reason=reason,
         where=where,
         groups=_groups(model_tensor, verdicts, evidence, gradient.rows),
     )
+
+
+def _is_frozen_by_plan(model_tensor: ModelTensor, leaf: Tensor) -> bool:
+    states = [(state, name) for module, name in model_tensor.owners if (state := state_of(module)) is not None]
+    nothing_learns = model_tensor.learned is not None and not leaf.numel()
+    return nothing_learns or any(name in (*state.frozen_by_plan, *state.mapped) for state, name in states)
 
 
 def _groups(

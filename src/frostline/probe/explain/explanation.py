@@ -39,6 +39,7 @@ class Finding:
         where: The line of code that is the reason, as `file:line`; None if no line is.
         groups: Of a partial tensor: verdict -> how many of its rows, or entries, it applies to; None for others.
         listed_twice: Whether optimizers list it more than once.
+        hints: Guesses from the size of its gradient: "noise", "partly cut".
     """
 
     name: str
@@ -49,6 +50,7 @@ class Finding:
     where: str | None = None
     groups: Mapping[str, int] | None = None
     listed_twice: bool = False
+    hints: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -57,8 +59,13 @@ class Finding:
 
     @property
     def notes(self) -> list[str]:
-        """The other verdicts that apply, "listed twice", and "tied" for a tensor of several names."""
-        return [*self.verdicts[1:], *([LISTED_TWICE] if self.listed_twice else []), *([TIED] if self.tied else [])]
+        """The other verdicts that apply, `hints`, "listed twice", and "tied" for a tensor of several names."""
+        return [
+            *self.verdicts[1:],
+            *self.hints,
+            *([LISTED_TWICE] if self.listed_twice else []),
+            *([TIED] if self.tied else []),
+        ]
 
     @property
     def is_alarm(self) -> bool:
@@ -99,9 +106,9 @@ class Explanation:
         """Return the findings as plain values that `json.dumps` takes.
 
         Returns:
-            Name -> `verdict`, `reason`, `where` ("file:line" or None), `notes` (other verdicts that apply, "tied",
-            "listed twice"), `tied` (the other names), `groups` (of a partial tensor: verdict -> how many of its rows
-            or entries it applies to; None for others).
+            Name -> `verdict`, `reason`, `where` ("file:line" or None), `notes` (other verdicts that apply, "noise",
+            "partly cut", "tied", "listed twice"), `tied` (the other names), `groups` (of a partial tensor: verdict ->
+            how many of its rows or entries it applies to; None for others).
         """
         return {
             finding.name: {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from frostline.partial.model_tensors import ModelTensor
 from frostline.probe.explain.backward import WatchedPass
 from frostline.probe.explain.verdicts import (
@@ -19,6 +21,9 @@ from frostline.probe.explain.verdicts import (
     ZERO_GRADIENT,
     Evidence,
 )
+from frostline.probe.trace.source_line import SourceLine
+
+_MOVED_ALL_THE_SAME = "decay, momentum or an older `.grad` moves it"
 
 
 def reason_for(
@@ -39,11 +44,19 @@ def reason_for(
     if verdict == UNUSED:
         return _why_unused(index, watched)
     if verdict == MOVES_WITHOUT_GRADIENT:
+        lines = watched.vanished.get(index) if evidence.requires_grad and evidence.gradient == "zero" else None
+        if lines and not evidence.frozen_part_moved:
+            return f"exactly zero from {lines[0].call} on, but {_MOVED_ALL_THE_SAME}", lines[0].where
         return _why_it_moves(evidence), None
     if verdict == LEARNS_IN_PART:
         return _how_much(index, watched, model_tensor), None
     if verdict == LEARNS and evidence.gradient == "zero":
         return "its gradient is zero now, but not after a step", None
+    if lines := watched.vanished.get(index):
+        if verdict == NOT_FINITE and not_finite == "its gradient":
+            return f"its gradient holds NaN or Inf from {called(lines)}", lines[0].where
+        if verdict == ZERO_GRADIENT:
+            return f"its gradient is exactly zero from {called(lines)}", lines[0].where
     dtype = str(model_tensor.tensor.dtype).removeprefix("torch.")
     return {
         FROZEN_BY_PLAN: "train_only",
@@ -68,12 +81,17 @@ def _why_cut(index: int, watched: WatchedPass) -> tuple[str, str | None]:
     lines = watched.cuts.get(index)
     if not lines:
         return "its value reaches the loss, but its gradient does not come back", None
+    return called(lines), lines[0].where
+
+
+def called(lines: Sequence[SourceLine]) -> str:
+    """Return the call of the first line, what stands there, and how many others there are."""
     first = lines[0]
     installed = f" (in {first.installed_line})" if first.installed_line else ""
     others = list({line.where: line for line in lines if line.where != first.where}.values())
     more = f", and {len(others) - 1} more" if len(others) > 1 else ""
     also = f" (also {others[0].call}, {others[0].where}{more})" if others else ""
-    return f"{first.call}{also}: {first.source}".removesuffix(": ") + installed, first.where
+    return f"{first.call}{also}: {first.source}".removesuffix(": ") + installed
 
 
 def _why_unused(index: int, watched: WatchedPass) -> tuple[str, str | None]:
@@ -84,6 +102,8 @@ def _why_unused(index: int, watched: WatchedPass) -> tuple[str, str | None]:
             return f"its value leaves torch by {line.call} and does not come back", line.where
     if trace.branched_on >> index & 1:
         return "only a Python `if` asks for its value", None
+    if trace.outside_gradients >> index & 1:
+        return "the gradient that torch.autograd.grad returned does not depend on it", None
     if trace.used >> index & 1:
         return "used, but its value does not reach the loss", None
     return "nothing in this forward uses it", None
@@ -92,8 +112,10 @@ def _why_unused(index: int, watched: WatchedPass) -> tuple[str, str | None]:
 def _why_it_moves(evidence: Evidence) -> str:
     if evidence.frozen_part_moved:
         return "the step moves its frozen part: an older `.grad` is still there"
+    if evidence.without_effect:
+        return f"its gradient is too small to change a bit of the step; {_MOVED_ALL_THE_SAME}"
     if not evidence.requires_grad:
         return "frozen, but an older `.grad` is still there, and the step uses it"
     if evidence.gradient == "zero":
-        return "its gradient is exactly zero; decay, momentum or an older `.grad` moves it"
+        return f"its gradient is exactly zero; {_MOVED_ALL_THE_SAME}"
     return "gets no gradient; an older or zero-filled `.grad` lets the step move it"

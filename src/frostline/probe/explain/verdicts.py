@@ -19,7 +19,7 @@ VERDICTS = (
     *(LEARNING_RATE_0, ZERO_GRADIENT, ROUNDS_AWAY, LEARNS_IN_PART, LEARNS),
 )
 ALARMS = frozenset(VERDICTS) - {FROZEN_BY_PLAN, FROZEN, LEARNS_IN_PART, LEARNS}
-TIED, LISTED_TWICE = "tied", "listed twice"  # only ever notes
+TIED, LISTED_TWICE, NOISE, PARTLY_CUT = "tied", "listed twice", "noise", "partly cut"  # only ever notes
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Evidence:
         moved: Whether a step changes any bit of it; None if no step could be taken.
         in_part: Whether it is the learned part of a tensor, the rest of which is frozen.
         frozen_part_moved: Whether a step changes any bit of that rest.
+        without_effect: Whether the step has the same bits as one with a gradient of zeros.
     """
 
     requires_grad: bool
@@ -51,6 +52,7 @@ class Evidence:
     moved: bool | None
     in_part: bool
     frozen_part_moved: bool
+    without_effect: bool = False
 
 
 def verdicts_for(evidence: Evidence) -> list[str]:
@@ -66,7 +68,7 @@ def verdicts_for(evidence: Evidence) -> list[str]:
         CUT: none and evidence.reaches_loss,
         UNUSED: none and not evidence.reaches_loss,
         NOT_IN_OPTIMIZER: evidence.listings == 0 and not evidence.moved,  # a hook may step what no group holds
-        MOVES_WITHOUT_GRADIENT: (none or dead) and bool(evidence.moved),
+        MOVES_WITHOUT_GRADIENT: (none or dead or evidence.without_effect) and bool(evidence.moved),
         LEARNING_RATE_0: rate_0,
         ZERO_GRADIENT: dead,
         ROUNDS_AWAY: (

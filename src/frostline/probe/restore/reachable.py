@@ -2,8 +2,8 @@
 
 The idea: follow references from the function as Python would, without running anything: its closure, its defaults, the
 globals that its code names, the object it is a method of, and on through containers and attributes. The globals of
-installed packages are left out. What is reached in other ways (C++, `__slots__`, containers of more than 1,000 items)
-is not found.
+installed packages are left out; attributes of classes are followed to containers and generators alone. What is reached
+in other ways (C++, containers of more than 1,000 items) is not found.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from frostline.probe.restore.attributes import own_attributes, slots_of
 
 MOST_ITEMS = 1_000  # of a container that is searched; larger ones hold data
 _MOST_OBJECTS = 20_000
@@ -94,6 +96,7 @@ def _in_module(module: nn.Module) -> Iterator[object]:
         if name not in _MODULE_TABLES and not isinstance(value, _PLAIN) and not (isinstance(value, dict) and not value):
             yield value
     yield type(module).forward
+    yield from _of_class(type(module))
 
 
 def _in_object(value: object) -> Iterator[object]:
@@ -114,10 +117,19 @@ def _in_object(value: object) -> Iterator[object]:
         try:
             attributes = object.__getattribute__(value, "__dict__")  # runs neither `__getattr__` nor a property
         except AttributeError:
+            attributes = {}
+        slots = slots_of(value)
+        if not attributes and not slots:
             return
-        yield from attributes.values()
+        yield from (*attributes.values(), *slots.values())
+        yield from _of_class(type(value))
         for name in _METHODS:
             yield getattr(type(value), name, None)
+
+
+def _of_class(kind: type) -> Iterator[object]:
+    """Yield the attributes of a class that calls may modify; methods are found by their names."""
+    return (value for value in own_attributes(kind) if isinstance(value, (*GENERATORS, dict, list, tuple)))
 
 
 def _in_function(function: types.FunctionType) -> Iterator[object]:

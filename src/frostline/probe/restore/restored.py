@@ -15,13 +15,16 @@ Restored, also when the block raises:
                      mode, hooks, buffers and other tensors (bits, memory, version counter), attributes, lists and dicts
     gradients        in the block `.grad` is None; afterwards it is the same tensor with the same bits. The hooks that
                      run when it is accumulated are disabled, unless they are asked for
-    parameters       `requires_grad` and the hooks registered on them
+    parameters       values, if a torch function writes to them; `requires_grad` and the hooks registered on them
     optimizers       everything in them: parameters, state created by the first step, counters, options in
                      `param_groups`, an attribute that a scheduler reads, a base optimizer inside a wrapper
 
 A DistributedDataParallel only runs its inner module in the block: no communication, and its reducer stays unaware.
 Compiled code runs as far as it is compiled, and eagerly where it would be recompiled, so that no graph is compiled for
 the block.
+
+The block acts on the thread that runs it alone: what another thread does meanwhile to its own modules stays. Only the
+global random generators are shared by all threads, so numbers that another draws meanwhile will be drawn again.
 
 Not restored: what is stored in none of these, such as an iterator that the block advances, or the inside of a module's
 attribute that is an object of the user's own class.
@@ -31,7 +34,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -42,6 +46,10 @@ from torch.overrides import TorchFunctionMode
 from frostline.probe.restore.reachable import reachable
 from frostline.probe.restore.rng import rng_restored
 from frostline.probe.restore.snapshot import Snapshot
+from frostline.probe.trace.torch_calls import name_of, targets_of, tensors_in
+
+# Whoever has the memory may write to it unseen. A `max_norm` has the rows that are looked up rescaled.
+_EXPOSING = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"}
 
 
 @contextlib.contextmanager
@@ -72,15 +80,17 @@ def restored(
 
     Raises:
         ProbeError: A module is lazy, so its first call would give it its shape; or, at the end, a parameter that is
-            neither in `written` nor in an optimizer was written to in the block.
+            neither in `written` nor in an optimizer was written to in the block, by other code than torch functions in
+            this thread.
         TypeError: Something in `generators` is not a random generator.
 
-    Cost: a copy of the buffers, of `written` and of the tensors in the optimizers, as long as the block runs. At the
-        end a tensor in CPU memory that has the same bits is not written to, so read-only memory is safe.
+    Cost: a copy of the buffers, of `written`, of the tensors in the optimizers, of the parameters that the block writes
+        to, and of all parameters if compiled code can be reached, as long as the block runs. At the end a tensor in CPU
+        memory that has the same bits is not written to, so read-only memory is safe.
     """
     modules = list(modules)
     found = reachable(function, *modules)
-    before = Snapshot(accumulation_hooks)
+    before = Snapshot(accumulation_hooks, found.compiled)
     with contextlib.ExitStack() as stack:
         stack.callback(before.restore)
         # What is added first decides: a parameter that may be written to is copied, before its module is added and
@@ -96,16 +106,30 @@ def restored(
         for generator in (*generators, *found.generators):
             before.add_generator(generator)
         stack.enter_context(rng_restored())
-        stack.enter_context(compile_stance("eager_on_recompile"))
-        if not found.compiled:  # a mode or a global hook fails the guards of compiled code, so it would run eagerly
-            stack.callback(register_module_forward_pre_hook(lambda module, _: before.add_module(module)).remove)
-            stack.enter_context(_AddGenerators(before))
+        stack.callback(torch.clear_autocast_cache)
+        torch.clear_autocast_cache()  # casts of a weight are kept for an autocast block: those of the block are its own
+        if found.compiled:
+            stack.enter_context(compile_stance("eager_on_recompile"))
+        else:  # a mode or a global hook fails the guards of compiled code, so it would run eagerly
+            stack.callback(register_module_forward_pre_hook(_adding_modules(before)).remove)
+            stack.enter_context(_SaveBeforeUse(before))
         yield before
     before.check_unwritten()
 
 
-class _AddGenerators(TorchFunctionMode):
-    """Adds every torch.Generator that is passed to a torch function to a snapshot, before the function runs."""
+def _adding_modules(before: Snapshot) -> Callable[[nn.Module, Any], None]:
+    """Return a hook for the modules called in this thread alone: those of others are not to be restored."""
+    thread = threading.get_ident()
+
+    def add(module: nn.Module, _: Any) -> None:
+        if threading.get_ident() == thread:
+            before.add_module(module)
+
+    return add
+
+
+class _SaveBeforeUse(TorchFunctionMode):
+    """Adds what a torch function is about to use or write to a snapshot: generators, and parameters."""
 
     def __init__(self, before: Snapshot) -> None:
         super().__init__()
@@ -113,9 +137,18 @@ class _AddGenerators(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # inside of `torch.cond`, which is compiled wherever it runs
+            return func(*args, **kwargs)
         for value in (*args, *kwargs.values()):
             if type(value) is torch.Generator:  # isinstance is ten times as slow
                 self._before.add_generator(value)
+        name = name_of(func)
+        for target in tensors_in(args[:1]) if name in _EXPOSING else targets_of(name, args, kwargs):
+            self._before.save_before_write(target)
+        if name == ".data" and not self._before.knows(
+            args[0]
+        ):  # of a module that was not found; an alias of it is lost
+            self._before.save_before_write(args[0])
         return func(*args, **kwargs)
 
 
@@ -123,5 +156,30 @@ def compile_stance(name: Literal["eager_on_recompile", "force_eager"]) -> contex
     """Run compiled code eagerly in the block: only where it would be recompiled, or all of it (then hooks run)."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         return contextlib.nullcontext()
-    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance(name)
-    return stance
+    return _stance(name)
+
+
+@contextlib.contextmanager
+def _stance(name: str) -> Iterator[None]:
+    # There is one stance for all threads. While several blocks overlap, the strictest of theirs holds; when the last of
+    # them ends, in whatever order, the user's own is back.
+    with _stances_lock:
+        _stances.append(name)
+        if len(_stances) == 1:
+            _users_stance.append(torch.compiler.set_stance(name))  # which remembers the one before
+        else:
+            torch.compiler.set_stance(max(_stances))  # "force_eager" comes last in the alphabet
+    try:
+        yield
+    finally:
+        with _stances_lock:
+            _stances.remove(name)
+            if _stances:
+                torch.compiler.set_stance(max(_stances))
+            else:
+                _users_stance.pop().__exit__(None, None, None)
+
+
+_stances: list[str] = []
+_users_stance: list[Any] = []
+_stances_lock = threading.Lock()

@@ -11,7 +11,11 @@ Each object is added once. What is noted of it depends on its kind, and each kin
     memory      of a partial tensor: the copy of what is learned in its frozen part
     generator   the state of a random generator (rng.py)
 
-Nothing is written where nothing has changed: memory may be read-only.
+Parameters are large, and a pass rarely writes to one: they are copied when a write is about to happen
+(`save_before_write`, which restored.py calls for every torch function that writes).
+
+Nothing is written where nothing has changed: memory may be read-only. A dictionary is never cleared: another thread may
+be reading it.
 
 Version counters are restored too: autograd compares them, so the backward of a step in progress would reject a buffer
 that was written to and has its old bits again.
@@ -19,7 +23,8 @@ that was written to and has its old bits again.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict, deque
+import itertools
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, MutableMapping, MutableSequence, MutableSet
 from operator import is_
 from types import MethodType, ModuleType
@@ -32,13 +37,17 @@ from torch.nn.parameter import is_lazy
 
 from frostline.errors import ProbeError
 from frostline.partial.model_tensors import memories_of, state_of
+from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.partial.tensor.memory import Memory
-from frostline.probe.restore.bits import bits
+from frostline.probe.restore.attributes import own_attributes, slots_of
+from frostline.probe.restore.bits import storage_address
 from frostline.probe.restore.reachable import GENERATORS, MOST_ITEMS
 from frostline.probe.restore.rng import rng_restorer
+from frostline.probe.restore.values import save_values, version_of
 
-_CONTAINERS = {dict, OrderedDict, defaultdict, set, list, deque}  # of a module; subclasses may reject a refill
+# Of a module; other subclasses may reject a refill.
+_CONTAINERS = {dict, OrderedDict, defaultdict, Counter, set, list, deque, tuple}
 _NOT_COPIED = (type(None), bool, int, float, complex, str, bytes, type, ModuleType, MethodType, nn.Module)
 _ACCUMULATION = "_post_accumulate_grad_hooks"
 _HOOKS = ("_backward_hooks", _ACCUMULATION)
@@ -49,13 +58,17 @@ class Snapshot:
 
     Args:
         accumulation_hooks: Whether the parameters' post-accumulate-grad hooks stay active.
+        compiled: Whether compiled code will run, whose writes nobody sees: parameters are then copied at once.
     """
 
-    def __init__(self, accumulation_hooks: bool) -> None:
+    def __init__(self, accumulation_hooks: bool, compiled: bool = False) -> None:
         self._accumulation_hooks = accumulation_hooks
+        self.compiled = compiled
+        self._sharded = False
         self._seen: dict[int, object] = {}  # id -> the object itself, which keeps its id from being used again
         self._copies: dict[int, Tensor] = {}
-        self._versions: list[tuple[Tensor, int | None]] = []  # of parameters whose values were not copied
+        # Address of a storage -> the parameters in it whose values were not copied, and their version counters.
+        self._uncopied: dict[int, list[tuple[Tensor, int | None]]] = {}
         self._restorers: list[tuple[Any, ...]] = []  # functions and their arguments
         self._memories: dict[int, tuple[Memory, Callable[[], None]]] = {}  # id of a frozen part -> its, and a restorer
 
@@ -64,6 +77,10 @@ class Snapshot:
 
     def __getitem__(self, tensor: Tensor) -> Tensor:
         return self._copies[id(tensor)]
+
+    def knows(self, value: object) -> bool:
+        """Return whether a tensor, module or container has been added."""
+        return id(value) in self._seen
 
     def restore(self) -> None:
         """Restore everything; if something raises, restore the rest all the same, and then raise the first error."""
@@ -81,13 +98,27 @@ class Snapshot:
 
     def check_unwritten(self) -> None:
         """Raise ProbeError if a parameter whose values were not copied has been written to."""
-        for leaf, version in self._versions:
+        for leaf, version in itertools.chain.from_iterable(self._uncopied.values()):
             synced = id(leaf) in self._memories and self._memories[id(leaf)][0].is_synced(leaf)
-            if version != _version_of(leaf) and not synced:
+            if version != version_of(leaf) and not synced:
                 raise ProbeError(
                     f"a parameter of shape {tuple(leaf.shape)} was written to by the pass itself, which changed the "
                     "model. Make it a buffer (register_buffer): buffers are restored."
                 )
+
+    def save_before_write(self, target: Tensor) -> None:
+        """Copy the parameters that share memory with `target`, which is about to be written to."""
+        if isinstance(target, PartialTensor | PartialView):
+            whole = target if isinstance(target, PartialTensor) else target.origin
+            for part in (whole.learned, whole.frozen):
+                self._save_sharing(storage_address(part), past_memory=True)
+            return
+        address = storage_address(target)
+        # The whole parameters that FSDP2 makes of shards lie in memory that it frees, so they are not copied.
+        if address and (not self._sharded or is_sharded(target)):
+            self._save_sharing(address)
+        if isinstance(target, nn.Parameter) and not self._sharded:  # of a module that was not found
+            self.add_tensor(target, written=True)
 
     def add_generator(self, generator: Any) -> None:
         """Add the state of a random generator; TypeError if it is not a random generator."""
@@ -97,19 +128,19 @@ class Snapshot:
     def add_tensor(self, tensor: Tensor, written: bool = False) -> None:
         """Add a tensor: its values unless it learns, and its gradient if it is a leaf.
 
-        Only an optimizer writes to a parameter, so a pass needs no copy of it: its version is noted instead, and
-        `check_unwritten` compares. With `written` the values of a parameter are copied too.
+        Of a parameter the version is noted instead: `save_before_write` copies it, and `check_unwritten` compares.
+        With `written` the values of a parameter are copied too.
         """
         if not self._is_new(tensor) or isinstance(tensor, PartialTensor | PartialView):  # their parts are parameters
             return
         if is_lazy(tensor):
             raise ProbeError("a lazy module has no shape yet. Run one batch through the model first.")
+        self._sharded |= is_sharded(tensor)
         learns = tensor.is_leaf and (tensor.requires_grad or isinstance(tensor, nn.Parameter))
-        if written or not learns:
-            self._copies[id(tensor)], restore = _save_values(tensor)
-            self._restorers.append((restore,))
+        if written or not learns or self.compiled:
+            self._copy(tensor)
         else:
-            self._versions.append((tensor, _version_of(tensor)))
+            self._uncopied.setdefault(storage_address(tensor), []).append((tensor, version_of(tensor)))
         if tensor.is_leaf:
             self._restorers.append((_save_gradient(tensor, self._accumulation_hooks),))
 
@@ -132,18 +163,42 @@ class Snapshot:
         if not self._is_new(value):
             return
         children: Iterable[Any] = ()
-        if isinstance(value, np.ndarray):
-            if value.flags.writeable:
-                self._restorers.append((np.copyto, value, value.copy()))
+        if isinstance(value, np.ndarray | bytearray):
+            self._add_raw(value)
         elif isinstance(value, MutableMapping | MutableSequence | MutableSet):
             self._restorers.append((_refill, value, _items(value)))
             children = value.values() if isinstance(value, MutableMapping) else value
         elif isinstance(value, tuple):
             children = value
-        elif hasattr(value, "param_groups") or (hasattr(value, "__dict__") and not callable(value)):
-            children = [vars(value)]
+        elif hasattr(value, "param_groups") or not callable(value):
+            children = [*([vars(value)] if hasattr(value, "__dict__") else []), *self._add_slots(value)]
         for child in list(children):
             self.add_contents(child)
+
+    def _save_sharing(self, address: int, past_memory: bool = False) -> None:
+        for pair in self._uncopied.pop(address, ()):
+            # A frozen part is written to whenever what is learned is brought up to date in it: `_memories` undo that.
+            if id(pair[0]) in self._memories and not past_memory:
+                self._uncopied.setdefault(address, []).append(pair)
+            else:
+                self._restorers.append((save_values(pair[0])[1],))
+
+    def _copy(self, tensor: Tensor) -> None:
+        self._copies[id(tensor)], restore = save_values(tensor)
+        self._restorers.append((restore,))
+
+    def _add_raw(self, value: np.ndarray[Any, Any] | bytearray) -> None:
+        if isinstance(value, bytearray):
+            self._restorers.append((_rewrite, value, bytes(value)))
+        elif value.flags.writeable:
+            self._restorers.append((np.copyto, value, value.copy()))
+
+    def _add_slots(self, value: object) -> list[object]:
+        """Add which objects the `__slots__` of an object hold; return them."""
+        slots = slots_of(value)
+        if slots:
+            self._restorers.append((_restore_slots, value, slots))
+        return list(slots.values())
 
     def _is_new(self, value: object) -> bool:
         known = len(self._seen)
@@ -158,6 +213,8 @@ class Snapshot:
         if (state := state_of(module)) is not None:
             self._add_container(state.shown, written)
         self._add_container(module.__dict__, written)
+        if self._is_new(type(module)):
+            self._add_container(own_attributes(type(module)), written=False)
         if isinstance(module, torch.jit.ScriptModule):  # its tensors are not in its __dict__
             for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
                 self.add_tensor(tensor)
@@ -169,12 +226,19 @@ class Snapshot:
         """Add a container and the tensors in it; and the containers in it, unless it is so long that it holds data."""
         if not self._is_new(items):
             return
-        self._restorers.append((_refill, items, _items(items)))
+        if not isinstance(items, tuple):
+            self._restorers.append((_refill, items, _items(items)))
         for item in items.values() if isinstance(items, dict) else items:
             if isinstance(item, Tensor):
                 self.add_tensor(item, written)
-            elif type(item) in _CONTAINERS and len(items) <= MOST_ITEMS:
-                self._add_container(item, written)
+            elif type(item) in _CONTAINERS:
+                if len(items) <= MOST_ITEMS:
+                    self._add_container(item, written)
+            elif isinstance(item, np.ndarray | bytearray):
+                if self._is_new(item):
+                    self._add_raw(item)
+            elif len(items) <= MOST_ITEMS and slots_of(item) and self._is_new(item):
+                self._add_container(self._add_slots(item), written)
 
 
 def _restore_class(module: nn.Module, kind: type[nn.Module]) -> None:
@@ -198,50 +262,6 @@ def _bypass_ddp(ddp: Any) -> None:
     # `no_sync` is not enough: the forward would still broadcast buffers and rebuild the reducer's buckets.
     ddp.__dict__["_pre_forward"] = inputs_on_device
     ddp.__dict__["_post_forward"] = lambda output: output
-
-
-def _save_values(tensor: Tensor) -> tuple[Tensor, Callable[[], object]]:
-    """Return a copy of what this process holds of a tensor, same shape and dtype, and a function that restores it."""
-    held = getattr(tensor, "_local_tensor", tensor)  # the shard of a DTensor
-    with torch.inference_mode(held.is_inference()):
-        # An alias keeps the memory although `tensor.data` may be replaced; a sparse tensor has new memory at any write.
-        alias = held.detach() if held.layout == torch.strided else held
-        copy = _without_expanded(alias).clone()
-    versions = _version_of(tensor), _version_of(held)
-
-    def restore() -> None:
-        with torch.inference_mode(alias.is_inference()):
-            if alias is not held and _memory(held) != _memory(alias):
-                held.data = alias
-            if not (alias.is_meta or _unchanged(_without_expanded(alias), copy)):
-                _without_expanded(alias).copy_(copy)
-        for written, version in zip((tensor, held), versions, strict=True):
-            if version is not None and written._version != version:
-                torch._C._autograd._unsafe_set_version_counter((written,), (version,))
-
-    return copy.expand(alias.shape) if copy.shape != alias.shape else copy, restore
-
-
-def _version_of(tensor: Tensor) -> int | None:
-    """Return how often a tensor was written to; None for one made under inference_mode, which does not count."""
-    return None if tensor.is_inference() else tensor._version
-
-
-def _memory(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.stride(), tensor.dtype, None if tensor.is_meta else tensor.data_ptr()
-
-
-def _unchanged(now: Tensor, copy: Tensor) -> bool:
-    if now.layout != torch.strided or not now.is_cpu:
-        return False  # on a GPU comparing would wait for it; writing does not
-    return torch.equal(bits(now), bits(copy))
-
-
-def _without_expanded(tensor: Tensor) -> Tensor:
-    """Return `tensor` with expanded dimensions (stride 0) cut to length 1: they share memory, so cannot be written."""
-    if tensor.layout != torch.strided or 0 not in tensor.stride():
-        return tensor
-    return tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
 
 
 def _save_gradient(leaf: Tensor, accumulation_hooks: bool) -> Callable[[], object]:
@@ -280,11 +300,33 @@ def _refill(container: Any, before: dict[Any, Any] | list[Any]) -> None:
         and (isinstance(before, list) or all(map(is_, container.values(), before.values())))
     ):
         return
-    container.clear()
     if isinstance(before, dict):
-        container.update(before)
-    elif isinstance(container, MutableSet):
-        for item in before:
-            container.add(item)
-    else:
-        container.extend(before)
+        for key in [key for key in container if key not in before]:
+            del container[key]
+        for key, value in before.items():
+            if key not in container or container[key] is not value:
+                container[key] = value
+        if "_parameters" not in before and list(container) != list(before):  # of a module's `__dict__` none is asked
+            for key in before:
+                container[key] = container.pop(key)
+        return
+    if type(container) is list:
+        container[:] = before
+        return
+    container.clear()
+    for item in before:
+        container.add(item) if isinstance(container, MutableSet) else container.append(item)
+
+
+def _rewrite(container: bytearray, before: bytes) -> None:
+    if container != before:
+        container[:] = before
+
+
+def _restore_slots(value: object, before: dict[str, object]) -> None:
+    now = slots_of(value)
+    for name in now.keys() - before.keys():
+        delattr(value, name)
+    for name, item in before.items():
+        if name not in now or now[name] is not item:
+            object.__setattr__(value, name, item)

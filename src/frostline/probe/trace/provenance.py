@@ -53,8 +53,12 @@ class Provenance:
             gradient |= provenance.gradient
         return cls(value, gradient, parents=tuple(several))
 
-    def cuts(self, mask: int) -> dict[int, list[SourceLine]]:
+    def cuts(self, mask: int, on_every_way: bool = False) -> dict[int, list[SourceLine]]:
         """Find where the gradients of the parameters `mask` were lost on their way from the parameters to here.
+
+        Args:
+            mask: The parameters.
+            on_every_way: Look also where a gradient comes by another way.
 
         Returns:
             Index of the parameter -> the lines, in the order in which they ran; no key for one that was not lost.
@@ -65,7 +69,8 @@ class Provenance:
         while waiting:
             provenance, wanted = waiting.pop()
             # Only a path along which a value came, and along which no gradient goes back, leads to a cut.
-            wanted &= provenance.value & ~provenance.gradient & ~done.get(id(provenance), 0)
+            followed = provenance.value if on_every_way else provenance.value & ~provenance.gradient
+            wanted &= followed & ~done.get(id(provenance), 0)
             if not wanted:
                 continue
             done[id(provenance)] = done.get(id(provenance), 0) | wanted

@@ -43,7 +43,10 @@ def targets_of(name: str, args: Any, kwargs: Any) -> list[Tensor]:
     in_place = name.endswith("_") and not name.endswith("__")
     in_place |= name.startswith("__i") and name not in ("__index__", "__invert__", "__int__")
     in_place |= name in ("__setitem__", ".data=") or kwargs.get("inplace") is True
-    return tensors_in([kwargs.get("out"), args[0] if args and in_place else None])
+    if name in ("embedding", "embedding_bag") and kwargs.get("max_norm") is not None:
+        return tensors_in(args[1:2])  # the rows that are looked up are rescaled in the table
+    first = args[0] if args else kwargs.get("tensor")  # torch.nn.init names it
+    return tensors_in([kwargs.get("out"), first if in_place else None])
 
 
 def tensors_in(value: Any) -> list[Tensor]:

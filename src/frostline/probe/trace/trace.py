@@ -14,16 +14,19 @@ arrive: a real backward does. The trace only says why there is none, and where.
 What a mode cannot see is found in other ways:
     numbers that leave torch       matched when they return as arguments (escaped_numbers.py)
     two tensors over one storage   writes are noted for the storage, so `b.data[:] = h` is seen through `b`
-    Function.apply, Parameter(h)   patched while the trace runs
+    Function.apply, Parameter(h)   patched while a trace runs (patches.py)
+    threads that the pass starts   traced too (patches.py): torch's modes are of one thread
     no_grad                        torch tells a mode when it is switched on, so the `with` that did it is known
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import operator
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +37,7 @@ from torch.overrides import TorchFunctionMode
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.autograd_graph import backward_leaves
 from frostline.probe.trace.escaped_numbers import ESCAPES, EscapedNumbers
+from frostline.probe.trace.patches import patched_for
 from frostline.probe.trace.provenance import NOTHING, Provenance, Storages, indices_in
 from frostline.probe.trace.source_line import SourceLine, current_line, frame_outside
 from frostline.probe.trace.torch_calls import (
@@ -57,6 +61,11 @@ class Trace(TorchFunctionMode):
     Attributes:
         used: Mask of the parameters that any call has used.
         branched_on: Mask of those whose truth a Python `if` has asked for.
+        ended: Whether the block is over.
+        outside_gradients: Mask of those that reach a tensor of which `torch.autograd.grad` took a gradient that does
+            not depend on them.
+        made: For each call, the sequence number of the last node of autograd's graph that it made, and its line.
+        single_thread: Whether no other thread took part: sequence numbers are counted for each thread.
         escaped: The numbers that left torch.
         calls: With `note_calls`, the line of the call that made each provenance, in the order in which they ran.
     """
@@ -66,6 +75,10 @@ class Trace(TorchFunctionMode):
         self.calls: dict[Provenance, SourceLine | None] = {}
         self._note_calls = note_calls
         self.used = self.branched_on = 0
+        self.ended = False  # read by patches.py
+        self.outside_gradients = 0
+        self.made: list[tuple[int, SourceLine | None]] = []
+        self.single_thread, self._thread = True, threading.get_ident()
         self.escaped = EscapedNumbers()
         self._parameters = parameters  # held, so that no id is used twice
         self._bits = {id(parameter): 1 << index for index, parameter in enumerate(parameters)}
@@ -80,12 +93,13 @@ class Trace(TorchFunctionMode):
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Trace:
-        self._stack.enter_context(_patched_for(self))
+        self._stack.enter_context(patched_for(self))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.ended = True
         self._stack.close()
 
     def provenance(self, value: Any) -> Provenance:
@@ -118,6 +132,12 @@ class Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, then note the provenance of its outputs."""
+        if torch.compiler.is_compiling():  # inside of `torch.cond`, which is compiled wherever it runs
+            return func(*args, **(kwargs or {}))
+        return self.run_call(func, args, kwargs)
+
+    def run_call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a torch function, then note the provenance of its outputs."""
         kwargs = kwargs or {}
         if func is torch._C._set_grad_enabled and not args[0] and torch.is_grad_enabled():
             # `no_grad` calls this from torch's module grad_mode; the frame around that has the user's `with` in it, or
@@ -144,6 +164,8 @@ class Trace(TorchFunctionMode):
         ]
         if self.escaped.escapes:
             parents += self.escaped.returning_in_call(name, args, kwargs)
+        if name == "grad" and any(output.requires_grad for output in outputs):  # torch.autograd.grad(create_graph)
+            parents = [self._of_gradients(outputs, parents)]
         if not parents:
             return
         inputs = Provenance.merged(parents)
@@ -175,6 +197,12 @@ class Trace(TorchFunctionMode):
             if flows not in made:
                 made[flows] = self._after_call(name, inputs, inputs.gradient if flows else 0, parents)
             self._note(output, made[flows])
+            self._note_node(name, output)
+
+    def _note_node(self, name: str, output: Tensor) -> None:
+        if torch.is_grad_enabled() and output.grad_fn is not None:
+            self.single_thread &= threading.get_ident() == self._thread
+            self.made.append((output.grad_fn._sequence_nr(), current_line(name, len(self.made))))
 
     def _note_writes(
         self,
@@ -192,6 +220,7 @@ class Trace(TorchFunctionMode):
             gradient = (before.gradient if keeps else 0) | (inputs.gradient if flows else 0)
             after = self._after_call(name, inputs, gradient, (before, *parents))
             self._note(target, after)
+            self._note_node(name, target)
             if inputs.value & ~before.value:
                 # The target itself lost nothing, but another tensor over this storage may, since autograd does not know
                 # that they share it. Then this is the line to blame.
@@ -239,15 +268,28 @@ class Trace(TorchFunctionMode):
         # autograd's own graph says which parameters they reach.
         below = self._storages.before_writes(tensor)
         parents = [below] if below.value else self.escaped.returning_in_tensor(tensor) if self.escaped.escapes else []
-        reached = 0
-        for leaf in backward_leaves(tensor.grad_fn):
-            reached |= self._bits.get(id(leaf), 0)
+        reached = self._reached([tensor])
         origin = Provenance.merged([*parents, Provenance(reached, 0)])
         if not origin.value:
             return NOTHING
         provenance = self._after_call(call, origin, reached, parents)
         self._note(tensor, provenance)
         return provenance
+
+    def _reached(self, tensors: Sequence[Tensor]) -> int:
+        """Return the parameters that autograd's own graph of `tensors` reaches."""
+        leaves = [leaf for tensor in tensors for leaf in backward_leaves(tensor.grad_fn)]
+        return functools.reduce(operator.or_, (self._bits.get(id(leaf), 0) for leaf in leaves), 0)
+
+    def _of_gradients(self, gradients: Sequence[Tensor], parents: Sequence[Provenance]) -> Provenance:
+        """Return the provenance of gradients that have a graph: it says on which parameters they depend.
+
+        What the differentiated tensor depends on, they need not: a bias that is added at the end is in no gradient.
+        """
+        merged, reached = Provenance.merged(parents), self._reached(gradients)
+        self.outside_gradients |= merged.gradient & ~reached
+        gradient = merged.gradient & reached
+        return Provenance((merged.value & ~merged.gradient) | reached, gradient, parents=tuple(parents))
 
     def _note(self, tensor: Tensor, provenance: Provenance) -> None:
         key = id(tensor)
@@ -293,6 +335,7 @@ class Trace(TorchFunctionMode):
             self.used |= merged.value
             flows = torch.is_grad_enabled() and output.requires_grad
             self._note(output, self._after_call(call, merged, merged.gradient if flows else 0, parents))
+            self._note_node(call, output)
             if flows and output.grad_fn is not None and not checkpoint:
                 # Whether its backward returns None for an input, only the backward can tell.
                 hook = self._noting_none([provenance.gradient for provenance in inputs], self._line(call))
@@ -308,33 +351,3 @@ class Trace(TorchFunctionMode):
             ]
 
         return note
-
-
-@contextlib.contextmanager
-def _patched_for(trace: Trace) -> Iterator[None]:
-    """Show `trace` every autograd.Function that this thread applies, and every Parameter that it makes.
-
-    Neither goes through `__torch_function__`, so no mode sees them.
-    """
-    function: Any = torch.autograd.Function
-    parameter: Any = torch.nn.Parameter
-    apply, new = function.__dict__["apply"], parameter.__dict__["__new__"]
-    thread = threading.get_ident()  # the patch holds for all threads, and a mode for its own alone
-
-    def traced_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        run = apply.__get__(None, cls)
-        if threading.get_ident() != thread:
-            return run(*args, **kwargs)
-        return trace.run_function(cls, (*args, *kwargs.values()), lambda: run(*args, **kwargs))
-
-    def traced_new(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        made = new.__func__(cls, *args, **kwargs)
-        if threading.get_ident() == thread:
-            trace.note_parameter(made)
-        return made
-
-    function.apply, parameter.__new__ = classmethod(traced_apply), staticmethod(traced_new)
-    try:
-        yield
-    finally:
-        function.apply, parameter.__new__ = apply, new
