@@ -67,6 +67,7 @@ def test_the_public_names_are_pinned():
         "train_only",
         "trial_step",
         "vectors",
+        "watching",
         "word2vec",
     ]
 

@@ -57,6 +57,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from frostline.probe import gradients as gradients
     from frostline.probe import mark as mark
     from frostline.probe import trial_step as trial_step
+    from frostline.probe import watching as watching
     from frostline.record import Recorder as Recorder
     from frostline.tokens import add_tokens as add_tokens
     from frostline.tokens import export_peft as export_peft
@@ -98,7 +99,7 @@ _NAMES = {  # room: the names of it that `import frostline` offers
         "save_learned",
         "train_only",
     ),
-    "probe": ("Explanation", "Trial", "explain", "gradients", "mark", "trial_step"),
+    "probe": ("Explanation", "Trial", "explain", "gradients", "mark", "trial_step", "watching"),
     "record": ("Recorder",),
     "tokens": ("add_tokens", "export_peft"),
 }

@@ -105,6 +105,20 @@ def test_the_alarms_are_the_loud_verdicts(name):
     assert set(explanation.alarms) == loud
 
 
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_watched_step_gives_the_verdict_and_line_of_explain(name):
+    explained = fl.explain(*load(name).make()).to_dict()
+    model, loss_fn, optimizer = load(name).make()
+    with contextlib.suppress(getattr(load(name), "RAISES", ())), fl.watching(model, optimizer) as seen:
+        loss_fn().backward()
+        for each in optimizer if isinstance(optimizer, list | tuple) else [optimizer]:
+            each.step()
+    found = seen.explanation.to_dict()
+    assert {key: (value["verdict"], value["where"]) for key, value in found.items()} == {
+        key: (value["verdict"], value["where"]) for key, value in explained.items()
+    }
+
+
 @pytest.mark.parametrize("name", STEPS)
 def test_a_real_step_says_the_same(name, agree):
     script = load(name)

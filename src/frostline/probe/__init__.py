@@ -12,8 +12,9 @@ explain/           what will move at the next step, what will not, and the line 
 
 from frostline.probe.explain.explain import explain
 from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.watching import watching
 from frostline.probe.gradients import gradients
 from frostline.probe.outputs import mark
 from frostline.probe.trial import Trial, trial_step
 
-__all__ = ["Explanation", "Finding", "Trial", "explain", "gradients", "mark", "trial_step"]
+__all__ = ["Explanation", "Finding", "Trial", "explain", "gradients", "mark", "trial_step", "watching"]

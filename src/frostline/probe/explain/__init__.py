@@ -8,5 +8,7 @@ optimizer_groups.py  what the optimizers hold
 verdicts.py          the verdicts, and which applies
 reasons.py           why, and the line of the user's code
 explanation.py       all of it, printed
+watching.py          the user's own step, watched while it runs (watched_run.py, run_trace.py: what is seen of it)
+findings.py          what is found of each tensor
 expected.py          the verdicts that a build expects, and where they differ
 """

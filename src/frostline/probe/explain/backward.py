@@ -9,7 +9,7 @@ import contextlib
 import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from frostline.probe.explain.vanishing import Kind, Vanishing, extent
 from frostline.probe.inputs import check_loss
 from frostline.probe.restore.bits import local
 from frostline.probe.restore.restored import compile_stance
+from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.source_line import SourceLine, run_pass
 from frostline.probe.trace.trace import Trace
 
@@ -37,6 +38,27 @@ class GradientStatus:
     not_finite: str
     rows: int = 0
     largest: float = 0.0
+
+
+class Watched(Protocol):
+    """What one or several watched passes showed; indices are those of the tensors.
+
+    Attributes:
+        gradients: The GradientStatus of each tensor.
+        trace: The trace of the forward.
+        loss: The provenance of the loss.
+        cuts: Index of a tensor -> the lines at which its gradient was lost.
+        vanished: Index of a tensor -> the lines at which its gradient became exactly zero, NaN or Inf.
+    """
+
+    gradients: list[GradientStatus]
+    trace: Trace
+    loss: Provenance
+    cuts: dict[int, list[SourceLine]]
+    vanished: dict[int, list[SourceLine]]
+
+    def reaches_loss(self, index: int) -> bool:
+        """Return whether the value of a tensor reaches a loss."""
 
 
 class WatchedPass:
@@ -72,7 +94,7 @@ class WatchedPass:
         eager = compile_stance("force_eager") if compiled else contextlib.nullcontext()
         with eager, Trace(tensors, note_calls) as self.trace:
             loss = run_pass(loss_fn)
-        finite = _is_finite_loss(loss)
+        finite = is_finite_loss(loss)
         self.other_leaves: list[Tensor] = []
         self.has_graph = isinstance(loss, Tensor) and loss.grad_fn is not None
         hooked: dict[int, Tensor] = {}
@@ -80,8 +102,8 @@ class WatchedPass:
         with contextlib.ExitStack() as stack:
             if self.has_graph:
                 self._backward(loss, tensors, start, hooked, stack)
-            self.gradients = [
-                _status(tensor, tensor.grad if tensor.grad is not None else hooked.get(id(tensor)), index in partial)
+            self.gradients: list[GradientStatus] = [
+                status_of(tensor, tensor.grad if tensor.grad is not None else hooked.get(id(tensor)), index in partial)
                 for index, tensor in enumerate(tensors)
             ]
         if not finite:
@@ -123,14 +145,15 @@ class WatchedPass:
                 stack.enter_context(_gradient_restored(leaf))
             if leaf._post_accumulate_grad_hooks:  # an optimizer in the backward pass may take `.grad` away
                 stack.callback(node.register_prehook(_copying_gradient(hooked, leaf)).remove)
-        if self.trace.single_thread:
-            self._vanishing = Vanishing(nodes, self.trace.made, start)
+        if self.trace.nodes.single_thread:
+            self._vanishing = Vanishing(nodes, self.trace.nodes.made, start)
             stack.callback(self._vanishing.stop)
         # Nodes older than this pass belong to a graph of the user's, who may still call backward on it.
         loss.backward(retain_graph=any(node._sequence_nr() < start for node in nodes))
 
 
-def _status(tensor: Tensor, gradient: Tensor | None, count_rows: bool) -> GradientStatus:
+def status_of(tensor: Tensor, gradient: Tensor | None, count_rows: bool) -> GradientStatus:
+    """Return the status of a tensor with this gradient; `count_rows` whether its rows are counted."""
     not_finite = "" if not tensor.requires_grad or extent(tensor).finite else "it"
     if gradient is None:
         return GradientStatus("none", not_finite)
@@ -150,7 +173,7 @@ def _count_nonzero_rows(gradient: Tensor) -> int:
     return int((values != 0).reshape(len(values), -1).any(1).sum()) if values.numel() else 0
 
 
-def _is_finite_loss(loss: Any) -> bool:
+def is_finite_loss(loss: Any) -> bool:
     """Return whether the loss is finite. It may be a Python number: `explain` then shows where `item` cut it."""
     if isinstance(loss, (int, float)) and not isinstance(loss, bool):
         return math.isfinite(loss)

@@ -16,27 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from frostline.errors import PatternError
-from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
+from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.partial.sharded import is_sharded
 from frostline.probe.explain.backward import WatchedPass
-from frostline.probe.explain.explanation import Explanation, Finding
-from frostline.probe.explain.faint import Faint, faint_gradients
+from frostline.probe.explain.explanation import Explanation
+from frostline.probe.explain.faint import faint_gradients
+from frostline.probe.explain.findings import finding, of_frozen_modules
 from frostline.probe.explain.graph import graph_of
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.path import path_to as find_path
-from frostline.probe.explain.reasons import reason_for
 from frostline.probe.explain.step import Step, add_stale, nonzero_after_step, take_one_step, without_effect
-from frostline.probe.explain.vanishing import extent
-from frostline.probe.explain.verdicts import (
-    FROZEN_BY_PLAN,
-    LEARNS,
-    LEARNS_IN_PART,
-    MOVES_WITHOUT_GRADIENT,
-    ROUNDS_AWAY,
-    ZERO_GRADIENT,
-    Evidence,
-    verdicts_for,
-)
 from frostline.probe.inputs import check_loss_fn, check_model, unwrapped
 from frostline.probe.restore.reachable import optimizers_in_backward
 from frostline.probe.restore.restored import restored
@@ -140,11 +129,11 @@ def explain(
         nonzero = nonzero_after_step(zero, leaves, loss_fn, step) if zero and not hooked else set()
         faint = faint_gradients(watched, [leaf.dtype for leaf in leaves])
         findings = [
-            _finding(index, model_tensor, leaves[index], watched, groups, step, index in nonzero, faint.get(index))
+            finding(index, model_tensor, leaves[index], watched, groups, step, index in nonzero, faint.get(index))
             for index, model_tensor in enumerate(found)
         ]
     remarks += groups.remarks(model, leaves, watched.other_leaves)
-    return Explanation(findings, _of_frozen_modules(model, moving), remarks, path, graph)
+    return Explanation(findings, of_frozen_modules(model, moving), remarks, path, graph)
 
 
 def _index_of(name: str | None, found: Sequence[ModelTensor]) -> int | None:
@@ -156,91 +145,3 @@ def _index_of(name: str | None, found: Sequence[ModelTensor]) -> int | None:
         near = difflib.get_close_matches(name, names, n=3) or list(names)[:3]
         raise PatternError(f"path_to: the model has no parameter {name!r}. Pass one of its names, such as {near}.")
     return names[name]
-
-
-def _finding(
-    index: int,
-    model_tensor: ModelTensor,
-    leaf: Tensor,
-    watched: WatchedPass,
-    groups: OptimizerGroups,
-    step: Step,
-    is_nonzero_after_step: bool,
-    faint: Faint | None,
-) -> Finding:
-    gradient = watched.gradients[index]
-    moved = step.moved(leaf)
-    spoilt_by_step = bool(moved) and not extent(leaf).finite
-    not_finite = gradient.not_finite or ("it, after the step," if spoilt_by_step else "")
-    in_part = model_tensor.learned is not None
-    evidence = Evidence(
-        requires_grad=leaf.requires_grad and leaf.numel() > 0,
-        by_plan=_is_frozen_by_plan(model_tensor, leaf),
-        gradient=gradient.kind,
-        nonzero_after_step=is_nonzero_after_step,
-        finite=not not_finite,
-        reaches_loss=watched.reaches_loss(index),
-        listings=groups.listings(leaf),
-        learning_rates=groups.learning_rates(leaf),
-        moved=moved,
-        in_part=in_part and leaf.numel() < model_tensor.tensor.numel(),
-        frozen_part_moved=in_part and bool(step.moved(model_tensor.tensor)),
-        without_effect=step.is_without_effect(index, leaf),
-    )
-    verdicts = verdicts_for(evidence)
-    reason, where = reason_for(verdicts[0], index, evidence, watched, not_finite, model_tensor)
-    notes: tuple[str, ...] = ()
-    if faint is not None and verdicts[0] in (LEARNS, LEARNS_IN_PART, ROUNDS_AWAY, MOVES_WITHOUT_GRADIENT):
-        notes, reason, where = (faint.note,), f"{reason}; {faint.reason}".removeprefix("; "), where or faint.where
-    return Finding(
-        name=model_tensor.name,
-        tied=tuple(model_tensor.names[1:]),
-        shape=tuple(model_tensor.tensor.shape),
-        verdicts=tuple(verdicts),
-        listed_twice=(evidence.listings or 0) > 1,
-        hints=notes,
-        reason=reason,
-        where=where,
-        groups=_groups(model_tensor, verdicts, evidence, gradient.rows),
-    )
-
-
-def _is_frozen_by_plan(model_tensor: ModelTensor, leaf: Tensor) -> bool:
-    states = [(state, name) for module, name in model_tensor.owners if (state := state_of(module)) is not None]
-    nothing_learns = model_tensor.learned is not None and not leaf.numel()
-    return nothing_learns or any(name in (*state.frozen_by_plan, *state.mapped) for state, name in states)
-
-
-def _groups(
-    model_tensor: ModelTensor, verdicts: Sequence[str], evidence: Evidence, with_gradient: int
-) -> dict[str, int] | None:
-    """Return how many rows or entries of a partial tensor each verdict applies to; None for a whole tensor."""
-    indices, tensor = model_tensor.indices, model_tensor.tensor
-    if indices is None:
-        return None
-    learned = len(indices)
-    frozen = (tensor.shape[0] if indices.kind == "rows" else tensor.numel()) - learned
-    verdict = verdicts[1] if evidence.frozen_part_moved else verdicts[0]
-    if verdict in (LEARNS, LEARNS_IN_PART):
-        counts = {LEARNS: with_gradient, ZERO_GRADIENT: learned - with_gradient}
-    else:
-        counts = {verdict: learned}
-    of_frozen = MOVES_WITHOUT_GRADIENT if evidence.frozen_part_moved else FROZEN_BY_PLAN
-    counts[of_frozen] = counts.get(of_frozen, 0) + frozen
-    return {verdict: count for verdict, count in counts.items() if count}
-
-
-def _of_frozen_modules(model: nn.Module, buffers: Sequence[str]) -> list[str]:
-    """Return those of `buffers`, names in `model`, in whose module nothing learns.
-
-    A module without parameters counts as part of its parent; so does one that the pass added and `restored` removes.
-    """
-    modules = dict(model.named_modules(remove_duplicate=False))
-
-    def learns(module: str) -> bool:
-        parameters = list(modules[module].parameters()) if module in modules else []
-        if parameters or not module:
-            return any(parameter.requires_grad for parameter in parameters)
-        return learns(module.rpartition(".")[0])
-
-    return [name for name in buffers if not learns(name.rpartition(".")[0])]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from frostline.probe.explain.backward import WatchedPass
+from frostline.probe.explain.backward import Watched
 from frostline.probe.explain.reasons import called
 from frostline.probe.explain.verdicts import NOISE, PARTLY_CUT
 
@@ -37,7 +37,7 @@ class Faint:
     where: str | None
 
 
-def faint_gradients(watched: WatchedPass, dtypes: Sequence[torch.dtype]) -> dict[int, Faint]:
+def faint_gradients(watched: Watched, dtypes: Sequence[torch.dtype]) -> dict[int, Faint]:
     """Return index of a tensor -> what is said of its gradient, for those that are faint."""
     sizes = {
         index: status.largest

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from frostline.partial.model_tensors import ModelTensor
-from frostline.probe.explain.backward import WatchedPass
+from frostline.probe.explain.backward import Watched
 from frostline.probe.explain.verdicts import (
     CUT,
     FROZEN,
     FROZEN_BY_PLAN,
+    GRADIENT_LOST,
     LEARNING_RATE_0,
     LEARNS,
     LEARNS_IN_PART,
     MOVES_WITHOUT_GRADIENT,
     NOT_FINITE,
     NOT_IN_OPTIMIZER,
+    NOT_STEPPED,
+    OVERWRITTEN,
     ROUNDS_AWAY,
     UNUSED,
     ZERO_GRADIENT,
@@ -27,7 +30,7 @@ _MOVED_ALL_THE_SAME = "decay, momentum or an older `.grad` moves it"
 
 
 def reason_for(
-    verdict: str, index: int, evidence: Evidence, watched: WatchedPass, not_finite: str, model_tensor: ModelTensor
+    verdict: str, index: int, evidence: Evidence, watched: Watched, not_finite: str, model_tensor: ModelTensor
 ) -> tuple[str, str | None]:
     """Return why `verdict` applies to a tensor, and the line as `file:line` or None.
 
@@ -64,12 +67,15 @@ def reason_for(
         NOT_FINITE: f"{not_finite} holds NaN or Inf",
         NOT_IN_OPTIMIZER: "gets a gradient, but no parameter group holds it",
         LEARNING_RATE_0: "the learning rate of its group is 0",
+        NOT_STEPPED: evidence.not_stepped,
+        GRADIENT_LOST: evidence.gradient_lost,
+        OVERWRITTEN: "the step moved it, and afterwards it was given its old values again",
         ZERO_GRADIENT: "its gradient is exactly zero everywhere",
         ROUNDS_AWAY: f"the step changes no bit: it is below {dtype}'s resolution",
     }.get(verdict, ""), None
 
 
-def _how_much(index: int, watched: WatchedPass, model_tensor: ModelTensor) -> str:
+def _how_much(index: int, watched: Watched, model_tensor: ModelTensor) -> str:
     indices, tensor = model_tensor.indices, model_tensor.tensor
     assert indices is not None
     learned, now = len(indices), watched.gradients[index].rows
@@ -77,7 +83,7 @@ def _how_much(index: int, watched: WatchedPass, model_tensor: ModelTensor) -> st
     return f"{learned:,} of {total:,} {indices.kind}" + (f", {now:,} with a gradient now" if now < learned else "")
 
 
-def _why_cut(index: int, watched: WatchedPass) -> tuple[str, str | None]:
+def _why_cut(index: int, watched: Watched) -> tuple[str, str | None]:
     lines = watched.cuts.get(index)
     if not lines:
         return "its value reaches the loss, but its gradient does not come back", None
@@ -94,7 +100,7 @@ def called(lines: Sequence[SourceLine]) -> str:
     return f"{first.call}{also}: {first.source}".removesuffix(": ") + installed
 
 
-def _why_unused(index: int, watched: WatchedPass) -> tuple[str, str | None]:
+def _why_unused(index: int, watched: Watched) -> tuple[str, str | None]:
     trace = watched.trace
     for escape in trace.escaped.escapes:
         line = escape.provenance.line

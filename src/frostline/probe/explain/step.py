@@ -48,6 +48,30 @@ class Step:
         """Return whether a gradient of zeros is known to make a step of the same bits."""
         return self.taken and index in self._idle and same(self._idle[index], tensor)
 
+    def learning_rates(self, tensor: Tensor, groups: OptimizerGroups) -> list[float]:
+        """Return the learning rates that count for a tensor."""
+        return groups.learning_rates(tensor)
+
+    def why_not_taken(self) -> str:
+        """Return why no step used the gradients of a run that was watched; empty if one did."""
+        return ""
+
+    def why_gradient_was_lost(self, index: int) -> str:
+        """Return what became of the gradient between backward and step; empty if it was still there."""
+        return ""
+
+    def is_overwritten(self, index: int) -> bool:
+        """Return whether the step moved a tensor that has its old bits again."""
+        return False
+
+    def overwriting_line(self, index: int) -> str | None:
+        """Return the line that wrote to a tensor after the step, as `file:line`."""
+        return None
+
+    def hints(self, index: int, tensor: Tensor) -> tuple[str, ...]:
+        """Return further notes."""
+        return ()
+
 
 def add_stale(stale: Mapping[Tensor, Tensor]) -> None:
     """Add the gradients that were there before the pass to those of the pass."""

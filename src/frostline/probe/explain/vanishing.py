@@ -8,7 +8,7 @@ the gradient was lost already.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,6 +98,27 @@ class Vanishing:
                     waiting.append(node)
         return [found[order] for order in sorted(found, reverse=True)]
 
+    def is_behind_zero(self, leaf: Tensor, learning: Container[int]) -> bool:
+        """Return whether the gradient of a leaf is zero as a factor of it, another leaf that learns, is all zeros.
+
+        Args:
+            leaf: The leaf.
+            learning: The `id` of each leaf that has a nonzero gradient.
+        """
+        waiting = [self._leaves[id(leaf)]] if id(leaf) in self._leaves else []
+        done = set(waiting)
+        while waiting:
+            for node, index in self._above.get(waiting.pop(), ()):
+                kind, here = self._lost.get((node, index), ("", False))
+                if kind == "zero" and here:
+                    factors = [_leaf_at(other) for at, (other, _) in enumerate(node.next_functions) if at != index]
+                    if any(each is not None and id(each) in learning and extent(each).zero for each in factors):
+                        return True
+                elif kind == "zero" and node not in done:
+                    done.add(node)
+                    waiting.append(node)
+        return False
+
     def _line(self, node: Any) -> SourceLine | None:
         index = bisect.bisect_left(self._made, node._sequence_nr(), key=lambda call: call[0])
         return self._made[index][1] if index < len(self._made) else None
@@ -117,3 +138,11 @@ class Vanishing:
                     self._lost[node, index] = kind, (not zero if kind == "zero" else finite)
 
         return compare
+
+
+def _leaf_at(node: Any) -> Tensor | None:
+    """Return the leaf that comes to a node as it is, cast or transposed; None if there is none."""
+    while node is not None and not hasattr(node, "variable"):
+        following = [each for each, _ in node.next_functions]
+        node = following[0] if len(following) == 1 else None
+    return None if node is None else node.variable

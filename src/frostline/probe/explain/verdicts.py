@@ -14,12 +14,14 @@ FROZEN_BY_PLAN, FROZEN, NOT_FINITE, CUT, UNUSED = "frozen by plan", "frozen", "n
 NOT_IN_OPTIMIZER, MOVES_WITHOUT_GRADIENT = "not in optimizer", "moves without gradient"
 LEARNING_RATE_0, ZERO_GRADIENT, ROUNDS_AWAY = "learning rate 0", "zero gradient", "rounds away"
 LEARNS_IN_PART, LEARNS = "learns in part", "learns"
+NOT_STEPPED, GRADIENT_LOST, OVERWRITTEN = "not stepped", "gradient lost", "overwritten"  # of a watched run
 VERDICTS = (
-    *(FROZEN_BY_PLAN, FROZEN, NOT_FINITE, CUT, UNUSED, NOT_IN_OPTIMIZER, MOVES_WITHOUT_GRADIENT),
-    *(LEARNING_RATE_0, ZERO_GRADIENT, ROUNDS_AWAY, LEARNS_IN_PART, LEARNS),
+    *(FROZEN_BY_PLAN, FROZEN, NOT_FINITE, CUT, UNUSED, NOT_IN_OPTIMIZER, NOT_STEPPED, GRADIENT_LOST),
+    *(MOVES_WITHOUT_GRADIENT, LEARNING_RATE_0, ZERO_GRADIENT, ROUNDS_AWAY, OVERWRITTEN, LEARNS_IN_PART, LEARNS),
 )
 ALARMS = frozenset(VERDICTS) - {FROZEN_BY_PLAN, FROZEN, LEARNS_IN_PART, LEARNS}
-TIED, LISTED_TWICE, NOISE, PARTLY_CUT = "tied", "listed twice", "noise", "partly cut"  # only ever notes
+# Only ever notes:
+TIED, LISTED_TWICE, NOISE, PARTLY_CUT, STEP_SKIPPED = "tied", "listed twice", "noise", "partly cut", "step skipped"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class Evidence:
         in_part: Whether it is the learned part of a tensor, the rest of which is frozen.
         frozen_part_moved: Whether a step changes any bit of that rest.
         without_effect: Whether the step has the same bits as one with a gradient of zeros.
+        not_stepped: Why no step used the gradients of a watched run; empty if one did.
+        gradient_lost: What became of its gradient between backward and step; empty if it was still there.
+        overwritten: Whether the step moved it, and it has its old bits again.
     """
 
     requires_grad: bool
@@ -53,6 +58,9 @@ class Evidence:
     in_part: bool
     frozen_part_moved: bool
     without_effect: bool = False
+    not_stepped: str = ""
+    gradient_lost: str = ""
+    overwritten: bool = False
 
 
 def verdicts_for(evidence: Evidence) -> list[str]:
@@ -72,8 +80,15 @@ def verdicts_for(evidence: Evidence) -> list[str]:
         LEARNING_RATE_0: rate_0,
         ZERO_GRADIENT: dead,
         ROUNDS_AWAY: (
-            nonzero and evidence.finite and bool(evidence.listings) and not rate_0 and evidence.moved is False
+            nonzero
+            and evidence.finite
+            and bool(evidence.listings)
+            and not (rate_0 or evidence.not_stepped or evidence.gradient_lost or evidence.overwritten)
+            and evidence.moved is False
         ),
+        NOT_STEPPED: nonzero and bool(evidence.not_stepped) and bool(evidence.listings),
+        GRADIENT_LOST: bool(evidence.gradient_lost) and bool(evidence.listings) and not evidence.not_stepped,
+        OVERWRITTEN: evidence.overwritten,
     }
     learns = [LEARNS_IN_PART if evidence.in_part else LEARNS, *([ZERO_GRADIENT] if zero else [])]
     verdicts = [verdict for verdict in VERDICTS if applies.get(verdict)] or learns

@@ -46,7 +46,7 @@ from torch.overrides import TorchFunctionMode
 from frostline.probe.restore.reachable import reachable
 from frostline.probe.restore.rng import rng_restored
 from frostline.probe.restore.snapshot import Snapshot
-from frostline.probe.trace.torch_calls import name_of, targets_of, tensors_in
+from frostline.probe.restore.torch_calls import name_of, targets_of, tensors_in
 
 # Whoever has the memory may write to it unseen. A `max_norm` has the rows that are looked up rescaled.
 _EXPOSING = {"numpy", "__array__", "__dlpack__", "data_ptr", "untyped_storage", "storage", "set_"}

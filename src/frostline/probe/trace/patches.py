@@ -1,6 +1,7 @@
 """What no mode of torch sees, shown to the trace of the thread in which it happens.
 
     autograd.Function.apply, nn.Parameter(h)     do not go through `__torch_function__`
+    autograd.backward, GradScaler.step           what the user does of a step that is watched
     a thread that the pass starts, or hands work to     has no modes: the trace is entered there as well
 
 The patches are shared: the first trace installs them, the last removes them, in whatever order traces end. A thread
@@ -24,6 +25,12 @@ class Tracer(Protocol):
 
     def run_function(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
         """Run a custom autograd.Function."""
+
+    def run_backward(self, tensors: Any, run: Callable[[], Any]) -> Any:
+        """Run a backward pass."""
+
+    def note_scaler_step(self) -> None:
+        """Note that a GradScaler was asked to step."""
 
     def note_parameter(self, parameter: torch.Tensor) -> None:
         """Note a Parameter that was made."""
@@ -80,6 +87,7 @@ def _install() -> None:
     parameter: Any = torch.nn.Parameter
     apply, new = function.__dict__["apply"], parameter.__dict__["__new__"]
     start, submit = threading.Thread.start, ThreadPoolExecutor.submit
+    backward, scaler_step = torch.autograd.backward, torch.amp.GradScaler.step
 
     def traced_apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
         run = apply.__get__(None, cls)
@@ -107,6 +115,18 @@ def _install() -> None:
         finally:
             _this_thread.in_pool = False
 
+    def traced_backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        if _this_thread.tracer is None:
+            return backward(tensors, *args, **kwargs)
+        return _this_thread.tracer.run_backward(tensors, lambda: backward(tensors, *args, **kwargs))
+
+    def traced_scaler_step(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        if _this_thread.tracer is not None:
+            _this_thread.tracer.note_scaler_step()
+        return scaler_step(scaler, *args, **kwargs)
+
+    _patch(torch.autograd, "backward", traced_backward)
+    _patch(torch.amp.GradScaler, "step", traced_scaler_step)
     _patch(function, "apply", classmethod(traced_apply))
     _patch(parameter, "__new__", staticmethod(traced_new))
     _patch(threading.Thread, "start", traced_start)

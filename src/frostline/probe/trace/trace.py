@@ -24,7 +24,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,11 +35,7 @@ from torch.overrides import TorchFunctionMode
 
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.autograd_graph import backward_leaves
-from frostline.probe.trace.escaped_numbers import ESCAPES, EscapedNumbers
-from frostline.probe.trace.patches import patched_for
-from frostline.probe.trace.provenance import NOTHING, Provenance, Storages, indices_in
-from frostline.probe.trace.source_line import SourceLine, current_line, frame_outside
-from frostline.probe.trace.torch_calls import (
+from frostline.probe.restore.torch_calls import (
     CUTS,
     NO_VALUE,
     has_no_backward,
@@ -49,6 +44,11 @@ from frostline.probe.trace.torch_calls import (
     targets_of,
     tensors_in,
 )
+from frostline.probe.trace.escaped_numbers import ESCAPES, EscapedNumbers
+from frostline.probe.trace.node_lines import NodeLines
+from frostline.probe.trace.patches import patched_for
+from frostline.probe.trace.provenance import NOTHING, Provenance, Storages, indices_in
+from frostline.probe.trace.source_line import SourceLine, current_line, frame_outside
 
 
 class Trace(TorchFunctionMode):
@@ -64,8 +64,7 @@ class Trace(TorchFunctionMode):
         ended: Whether the block is over.
         outside_gradients: Mask of those that reach a tensor of which `torch.autograd.grad` took a gradient that does
             not depend on them.
-        made: For each call, the sequence number of the last node of autograd's graph that it made, and its line.
-        single_thread: Whether no other thread took part: sequence numbers are counted for each thread.
+        nodes: The line of each call that made a node of autograd's graph.
         escaped: The numbers that left torch.
         calls: With `note_calls`, the line of the call that made each provenance, in the order in which they ran.
     """
@@ -77,8 +76,7 @@ class Trace(TorchFunctionMode):
         self.used = self.branched_on = 0
         self.ended = False  # read by patches.py
         self.outside_gradients = 0
-        self.made: list[tuple[int, SourceLine | None]] = []
-        self.single_thread, self._thread = True, threading.get_ident()
+        self.nodes = NodeLines()
         self.escaped = EscapedNumbers()
         self._parameters = parameters  # held, so that no id is used twice
         self._bits = {id(parameter): 1 << index for index, parameter in enumerate(parameters)}
@@ -148,6 +146,8 @@ class Trace(TorchFunctionMode):
         # Asked before the call: afterwards a target holds, and requires, what was written.
         writes = [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
         result = func(*args, **kwargs)
+        for target, _ in writes:
+            self.note_target(name, target)
         if name not in NO_VALUE:
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
                 self._note_call(name, args, kwargs, result, writes)
@@ -197,12 +197,7 @@ class Trace(TorchFunctionMode):
             if flows not in made:
                 made[flows] = self._after_call(name, inputs, inputs.gradient if flows else 0, parents)
             self._note(output, made[flows])
-            self._note_node(name, output)
-
-    def _note_node(self, name: str, output: Tensor) -> None:
-        if torch.is_grad_enabled() and output.grad_fn is not None:
-            self.single_thread &= threading.get_ident() == self._thread
-            self.made.append((output.grad_fn._sequence_nr(), current_line(name, len(self.made))))
+            self.nodes.note(name, output)
 
     def _note_writes(
         self,
@@ -220,7 +215,7 @@ class Trace(TorchFunctionMode):
             gradient = (before.gradient if keeps else 0) | (inputs.gradient if flows else 0)
             after = self._after_call(name, inputs, gradient, (before, *parents))
             self._note(target, after)
-            self._note_node(name, target)
+            self.nodes.note(name, target)
             if inputs.value & ~before.value:
                 # The target itself lost nothing, but another tensor over this storage may, since autograd does not know
                 # that they share it. Then this is the line to blame.
@@ -309,6 +304,16 @@ class Trace(TorchFunctionMode):
         """Note a Parameter that the line running now has made."""
         self._first_seen(parameter, "nn.Parameter")
 
+    def run_backward(self, tensors: Any, run: Callable[[], Any]) -> Any:
+        """Run a backward pass of the user's."""
+        return run()
+
+    def note_scaler_step(self) -> None:
+        """Note that a GradScaler was asked to step."""
+
+    def note_target(self, name: str, target: Tensor) -> None:
+        """Note that the torch function `name` has written to `target`."""
+
     def run_function(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
         """Run a custom autograd.Function, and note the provenance of its outputs."""
         inputs = [self.provenance(argument) for argument in args if isinstance(argument, Tensor)]
@@ -335,7 +340,7 @@ class Trace(TorchFunctionMode):
             self.used |= merged.value
             flows = torch.is_grad_enabled() and output.requires_grad
             self._note(output, self._after_call(call, merged, merged.gradient if flows else 0, parents))
-            self._note_node(call, output)
+            self.nodes.note(call, output)
             if flows and output.grad_fn is not None and not checkpoint:
                 # Whether its backward returns None for an input, only the backward can tell.
                 hook = self._noting_none([provenance.gradient for provenance in inputs], self._line(call))
