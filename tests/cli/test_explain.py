@@ -1,6 +1,7 @@
 """`frostline explain`: what it prints, what it compares, how it ends."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -216,3 +217,177 @@ def test_the_help_names_both_forms_and_the_exit_codes(capfd):
     assert code == 0
     assert "train.py:make --expect plan.json" in out
     assert "Exit codes: 0 " in out
+
+
+SCRIPT = """
+import subprocess
+import sys
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 1)
+
+    def forward(self, x):
+        h = self.body(x)
+        return self.head(h.detach() if "cut" in sys.argv else h)
+
+
+net = Net()
+with torch.no_grad():
+    net.eval()(torch.ones(1, 4))  # an evaluation before training
+optimizer = torch.optim.AdamW(net.train().parameters(), lr=0.1)
+patched = []
+for step in range(3):
+    loss = net(torch.randn(5, 4)).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    patched.append(torch.autograd.backward.__module__)
+    print("step", step, loss.item(), torch.rand(1).item())
+print(sys.argv[1:], __name__, patched[-1], len(torch.nn.modules.module._global_forward_pre_hooks))
+if "raise" in sys.argv:
+    net(torch.randn(5, 3))
+sys.exit(3 if "three" in sys.argv else None)
+"""
+ADVERSARIES = """
+import torch
+from torch import nn
+
+torch.manual_seed(0)
+maker, judge, idle = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 1)), nn.Linear(2, 2)
+ours, theirs = (torch.optim.SGD(each.parameters(), lr=0.1) for each in (maker, judge))
+for _ in range(2):
+    x = torch.randn(4, 2)
+    theirs.zero_grad()
+    judge(maker(x).detach()).mean().backward()
+    theirs.step()
+    ours.zero_grad()
+    (-judge(maker(x)).mean()).backward()
+    ours.step()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    path = tmp_path / "script.py"
+    path.write_text(SCRIPT)
+    return path
+
+
+def plain_run(script, *arguments):
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [((), 0), (("--lr", "cut", "--json", "x"), 0), (("three",), 3), (("raise",), 1)]
+)
+def test_a_script_runs_as_it_would_without_us(capfd, script, arguments, code):
+    plain = plain_run(script, *arguments)
+    found, out, err = run(capfd, str(script), *arguments)
+    assert found == code == plain.returncode
+    assert out == plain.stdout
+    assert "step 2" in out
+    verdict = "! cut     body.weight, body.bias  detach: " if "cut" in arguments else "No alarm; 4 learn, 0 frozen."
+    assert verdict in err
+    assert err.count("net: Net\n") == 1
+    if code == 1:
+        assert err.rstrip().endswith(plain.stderr.rstrip().splitlines()[-1])
+        assert "frostline" not in err.partition("Traceback")[2]
+
+
+def test_a_module_is_run_as_a_script(capfd, script, monkeypatch):
+    monkeypatch.chdir(script.parent)
+    monkeypatch.delitem(sys.modules, "script", raising=False)
+    code, out, err = run(capfd, "-m", "script", "cut", "--step", "7")
+    assert code == 0
+    assert "['cut', '--step', '7'] __main__" in out
+    assert "2 of 4 tensors do not train" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "steps"), [(["--fail"], 1, 3), (["--stop"], 0, 1), (["--fail", "--stop"], 1, 1)]
+)
+def test_a_script_can_be_stopped_and_fail_a_build(capfd, tmp_path, script, flags, code, steps):
+    found, out, _ = run(capfd, *flags, "--json", str(tmp_path / "found.json"), str(script), "cut")
+    assert (found, out.count("step ")) == (code, steps)
+    (table,) = json.loads((tmp_path / "found.json").read_text()).values()
+    assert {name: finding["verdict"] for name, finding in table.items()} == {
+        "body.weight": "cut",
+        "body.bias": "cut",
+        "head.weight": "learns",
+        "head.bias": "learns",
+    }
+    assert table["body.weight"]["where"].endswith(f"script.py:{1 + SCRIPT.splitlines().index(CUT_LINE)}")
+
+
+CUT_LINE = '        return self.head(h.detach() if "cut" in sys.argv else h)'
+
+
+def test_several_models_and_optimizers_get_a_table_each(capfd, tmp_path):
+    (tmp_path / "gan.py").write_text(ADVERSARIES)
+    code, _, err = run(capfd, "--json", str(tmp_path / "found.json"), str(tmp_path / "gan.py"))
+    assert code == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert sorted(found) == ["judge: Sequential", "maker: Linear"]
+    assert {finding["verdict"] for table in found.values() for finding in table.values()} == {"learns"}
+    assert err.count("No alarm") == 2
+
+
+def test_a_step_that_never_comes_is_said_at_the_end(capfd, tmp_path, script):
+    (tmp_path / "never.py").write_text(
+        SCRIPT.replace("    optimizer.step()\n", "").replace("optimizer.zero_grad()", "")
+    )
+    code, _, err = run(capfd, str(tmp_path / "never.py"))
+    assert code == 0
+    assert "! not stepped" in err
+    assert "no step came after 3 backward passes" in err
+
+
+def test_weights_overwritten_after_the_step_are_seen_before_the_next_forward(capfd, tmp_path):
+    undone = SCRIPT.replace(
+        "    loss.backward()\n", "    old = [p.detach().clone() for p in net.parameters()]\n    loss.backward()\n"
+    )
+    undone = undone.replace(
+        "    optimizer.zero_grad()\n", "    [p.data.copy_(o) for p, o in zip(net.parameters(), old)]\n"
+    )
+    (tmp_path / "undone.py").write_text(undone)
+    _, _, err = run(capfd, str(tmp_path / "undone.py"))
+    assert "! overwritten" in err
+    assert (
+        f"undone.py:{1 + undone.splitlines().index('    [p.data.copy_(o) for p, o in zip(net.parameters(), old)]')}"
+        in err
+    )
+
+
+def test_a_script_without_a_model_says_so(capfd, tmp_path):
+    (tmp_path / "none.py").write_text("print('done')")
+    assert run(capfd, str(tmp_path / "none.py")) == (
+        0,
+        "done\n",
+        f"frostline: {tmp_path / 'none.py'}: no module with parameters that learn has run.\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["missing.py"], "missing.py: no such file."),
+        (["-m", "no_such_module_here"], "-m no_such_module_here: no such module, here or installed."),
+        (["--step", "0", "script.py"], "--step: expected a number from 1, got 0."),
+        (["--expect", "plan.json", "script.py"], "--expect: only for MODULE:MAKE. Leave it out."),
+        ([], "expected a script, or MODULE:MAKE"),
+    ],
+)
+def test_what_cannot_be_run_as_a_script_ends_with_2_and_one_line(capfd, script, monkeypatch, arguments, says):
+    monkeypatch.chdir(script.parent)
+    (script.parent / "plan.json").write_text("{}")
+    code, out, err = run(capfd, *arguments)
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert says in err

@@ -24,6 +24,8 @@ class RunTrace(Trace):
         scaler_steps: How often a GradScaler was asked to step.
     """
 
+    may_detach = False
+
     def __init__(
         self,
         parameters: Sequence[Tensor],

@@ -42,6 +42,11 @@ class Watching:
             raise ProbeError("watching: the block has not ended, so there is no explanation yet. Ask for it after it.")
         return self._explanation
 
+    @property
+    def has_seen_a_pass(self) -> bool:
+        """Whether a backward pass has run in the block."""
+        return self._run.passes > 0
+
     def check(self) -> None:
         """Raise ProbeError, with the table, if any parameter does not train as it stands."""
         if self.explanation.alarms:

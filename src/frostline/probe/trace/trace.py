@@ -69,6 +69,8 @@ class Trace(TorchFunctionMode):
         calls: With `note_calls`, the line of the call that made each provenance, in the order in which they ran.
     """
 
+    may_detach = True  # whether what the pass computes may be changed, so that a pass that would raise can be explained
+
     def __init__(self, parameters: Sequence[Tensor], note_calls: bool = False) -> None:
         super().__init__()
         self.calls: dict[Provenance, SourceLine | None] = {}
@@ -328,7 +330,7 @@ class Trace(TorchFunctionMode):
             # A backward pass would end here with an error, and the parameters before this Function are as good as cut;
             # detached, the rest of the model can still be explained.
             call += " without backward"
-            for output in tensors_in(result):
+            for output in tensors_in(result) if self.may_detach else ():
                 with contextlib.suppress(RuntimeError):  # a view cannot be detached in place
                     output.detach_()
         for output in tensors_in(result):
@@ -338,7 +340,7 @@ class Trace(TorchFunctionMode):
             if not merged.value:
                 continue
             self.used |= merged.value
-            flows = torch.is_grad_enabled() and output.requires_grad
+            flows = torch.is_grad_enabled() and output.requires_grad and not has_no_backward(function)
             self._note(output, self._after_call(call, merged, merged.gradient if flows else 0, parents))
             self.nodes.note(call, output)
             if flows and output.grad_fn is not None and not checkpoint:

@@ -1,0 +1,50 @@
+"""The faults of the gallery as plain scripts: run unchanged, each gets the verdict and the line that `explain` gives."""
+
+import gc
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_gallery import GALLERY, SCRIPTS, load
+
+import frostline as fl
+from frostline.cli import main
+
+STEP = """
+model, loss_fn, optimizer = make()
+loss_fn().backward()
+for each in optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]:
+    each.step()
+"""
+# The watch begins with the first module that runs, and with the first step.
+TRAIN_BEFORE = {"momentum_of_a_frozen_layer", "schedule_ended", "unused_branch_under_decay"}
+CALL_NO_MODULE = {"small_steps_in_half", "written_through_data"}
+ASK_BEFORE_THE_CALL = {"detached_functional_call", "function_without_backward"}
+ELSEWHERE = TRAIN_BEFORE | CALL_NO_MODULE | ASK_BEFORE_THE_CALL
+SAMPLE = [name for name in SCRIPTS if name not in ELSEWHERE][:: 1 if os.environ.get("FROSTLINE_SOAK") else 8]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True to a scalar:UserWarning")
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_fault_as_a_script_has_the_verdict_and_line_of_explain(name, tmp_path, capfd):
+    explained = fl.explain(*load(name).make()).to_dict()
+    script, table = tmp_path / f"{name}.py", tmp_path / "found.json"
+    script.write_text((GALLERY / f"{name}.py").read_text() + STEP)
+    gc.collect()  # models of other tests, which this process still holds
+    torch.manual_seed(0)
+    main(["explain", "--json", str(table), str(script)])
+    found = {}
+    for each in json.loads(table.read_text()).values():
+        found |= each
+    assert found.keys() >= explained.keys()
+    for parameter, finding in explained.items():
+        assert found[parameter]["verdict"] == finding["verdict"]
+        assert _line(found[parameter]["where"]) == _line(finding["where"])
+    assert capfd.readouterr().err
+
+
+def _line(where):
+    return where and (Path(where.rpartition(":")[0]).name, where.rpartition(":")[2])
