@@ -76,8 +76,10 @@ def test_a_wrapper_that_accumulates_is_not_taken_for_rounding():
     assert fl.explain(model, loss_fn, wrapper).remarks == ()
 
 
-def test_accelerates_wrapper_in_the_middle_of_an_accumulation_is_understood():
+def test_accelerates_wrapper_in_the_middle_of_an_accumulation_is_understood(request):
     accelerate = pytest.importorskip("accelerate")
+    request.addfinalizer(accelerate.state.GradientState._reset_state)  # all accelerators of a process share it
+    request.addfinalizer(accelerate.state.AcceleratorState._reset_state)
     accelerator = accelerate.Accelerator(gradient_accumulation_steps=4, cpu=True)
     model = nn.Linear(2, 1)
     model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
