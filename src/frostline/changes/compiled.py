@@ -5,34 +5,20 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from ctypes import CDLL, c_int64, c_void_p
 from functools import cache
 from importlib import resources
 
 from torch import Tensor
 
-from frostline.errors import FrostlineError, MissingExtraError
 from frostline.optim import compiler
 
 SIZES = (1, 2, 4, 8)  # bytes of an entry that the kernel knows
-_LOCK = threading.Lock()
 
 
 def kernel() -> CDLL | None:
     """Return the compiled kernel, or None where plain torch is to be used."""
-    wanted = os.environ.get("FROSTLINE_BACKEND", "")
-    if wanted == "torch":
-        return None
-    if wanted not in ("", "c++"):
-        raise FrostlineError(f"FROSTLINE_BACKEND: expected torch or c++, got {wanted!r}. Set it to one, or unset it.")
-    with _LOCK:  # if several threads arrive here, only one compiles
-        library, why = _load_once()
-    if library is None and wanted:
-        fix = "Install a C++ compiler (apt install g++), or unset it."
-        raise MissingExtraError(f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. {fix}")
-    return library
+    return compiler.chosen(_load_once)[0]
 
 
 def kernel_for(*tensors: Tensor) -> CDLL | None:

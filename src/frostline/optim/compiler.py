@@ -19,11 +19,13 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from frostline.errors import FrostlineError, MissingExtraError
 from frostline.files import is_private, private_folder, replacing
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 SOURCE = resources.files(__package__).joinpath("kernel.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
 _SECONDS = 120  # a compiler that takes longer is stuck
+_LOCK = threading.Lock()
+
+Loaded = tuple[ctypes.CDLL | None, str]  # a library, or None, and why
 
 
 class BuildError(Exception):
@@ -72,6 +77,31 @@ def load(*sources: Traversable) -> tuple[ctypes.CDLL, str]:
             return ctypes.CDLL(str(compiled)), f"{by} for this process: cannot use {where}"
     except OSError as error:
         raise BuildError(f"the compiled kernel does not load: {error}") from None
+
+
+def chosen(load: Callable[[], Loaded]) -> Loaded:
+    """Return what `load` returns; no library where the environment variable `FROSTLINE_BACKEND` asks for plain torch.
+
+    Raises:
+        MissingExtraError: FROSTLINE_BACKEND is c++, but `load` finds no library.
+        FrostlineError: FROSTLINE_BACKEND has another value.
+    """
+    wanted = os.environ.get("FROSTLINE_BACKEND", "")
+    if wanted == "torch":
+        return None, "FROSTLINE_BACKEND asks for it"
+    if wanted not in ("", "c++"):
+        raise FrostlineError(f"FROSTLINE_BACKEND: expected torch or c++, got {wanted!r}. Set it to one, or unset it.")
+    library, why = one_at_a_time(load)
+    if library is None and wanted:
+        fix = "Install a C++ compiler (apt install g++), or unset it."
+        raise MissingExtraError(f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. {fix}")
+    return library, why
+
+
+def one_at_a_time(load: Callable[[], Loaded]) -> Loaded:
+    """Return what `load`, which keeps its result, returns: if several threads arrive here, only one compiles."""
+    with _LOCK:
+        return load()
 
 
 def _find(folder: Path, key: str) -> ctypes.CDLL | None:

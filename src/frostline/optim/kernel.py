@@ -14,8 +14,6 @@ step is limited by cache misses, and on a busy machine, threads that wait for ea
 from __future__ import annotations
 
 import math
-import os
-import threading
 from collections.abc import Callable
 from ctypes import CDLL, c_double, c_int, c_int64, c_void_p
 from dataclasses import dataclass
@@ -25,13 +23,12 @@ from typing import TYPE_CHECKING, NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
-from frostline.errors import FrostlineError, MissingExtraError
+from frostline.errors import MissingExtraError
 from frostline.optim import compiler, reference
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_LOCK = threading.Lock()
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 _LIMIT = 2**31  # rows or entries: the kernel sorts keys of 64 bits, half of them the id, half the index of the entry
 _POINTER, _INT64, _DOUBLE, _INT = c_void_p, c_int64, c_double, c_int
@@ -78,21 +75,8 @@ def backend() -> Backend:
         >>> backend().name in ("c++", "torch")
         True
     """
-    wanted = os.environ.get("FROSTLINE_BACKEND", "")
-    if wanted == "torch":
-        return Backend("torch", "FROSTLINE_BACKEND asks for it")
-    if wanted not in ("", "c++"):
-        raise FrostlineError(f"FROSTLINE_BACKEND: expected torch or c++, got {wanted!r}. Set it to one, or unset it.")
-    library, why = _library()
-    if library is None and wanted:
-        fix = "Install a C++ compiler (apt install g++), or unset it."
-        raise MissingExtraError(f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. {fix}")
+    library, why = compiler.chosen(_load_once)
     return Backend("torch" if library is None else "c++", why)
-
-
-def _library() -> tuple[CDLL | None, str]:
-    with _LOCK:  # if several threads arrive here, only one compiles
-        return _load_once()
 
 
 @cache
@@ -261,7 +245,7 @@ def adamw_(
 
 def _count_uses(step: Tensor, rows: Tensor | None) -> tuple[Tensor, int]:
     """Count one more use of `rows`, as `count_uses` of reference.py; return the new counts, int32, and the largest."""
-    library, _ = _library()
+    library, _ = compiler.one_at_a_time(_load_once)
     if rows is None or step.dim() == 0 or library is None:
         reference.count_uses(step, rows)
         return step, int(step.max())
@@ -319,7 +303,7 @@ def _is_plain_cpu_tensor(tensor: Tensor) -> bool:
 
 
 def _function(name: str, like: Tensor) -> Callable[..., int]:
-    library, why = _library()
+    library, why = compiler.one_at_a_time(_load_once)
     if library is None:
         raise MissingExtraError(f"the kernel: {why}. Install a C++ compiler (apt install g++).")
     function: Callable[..., int] = getattr(library, f"frostline_{name}_{_NAMES[like.dtype]}")

@@ -6,16 +6,12 @@ reads the text: the same results (of training, within rounding), slower.
 
 from __future__ import annotations
 
-import os
-import threading
 from ctypes import CDLL, POINTER, Structure, c_char_p, c_double, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from importlib import resources
 
-from frostline.errors import FrostlineError, MissingExtraError
 from frostline.optim import compiler
 
-_LOCK = threading.Lock()
 _SOURCES = {"kernel.cpp": ("arithmetic.h", "team.h", "kernel.cpp"), "encoder.cpp": ("encoder.cpp",)}
 
 
@@ -61,17 +57,7 @@ def encoder() -> CDLL | None:
 
 
 def _library(name: str) -> CDLL | None:
-    wanted = os.environ.get("FROSTLINE_BACKEND", "")
-    if wanted == "torch":
-        return None
-    if wanted not in ("", "c++"):
-        raise FrostlineError(f"FROSTLINE_BACKEND: expected torch or c++, got {wanted!r}. Set it to one, or unset it.")
-    with _LOCK:  # if several threads arrive here, only one compiles
-        library, why = _load_once(name)
-    if library is None and wanted:
-        fix = "Install a C++ compiler (apt install g++), or unset it."
-        raise MissingExtraError(f"FROSTLINE_BACKEND: c++ cannot be used here: {why}. {fix}")
-    return library
+    return compiler.chosen(lambda: _load_once(name))[0]
 
 
 @cache

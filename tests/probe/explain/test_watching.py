@@ -278,3 +278,19 @@ def test_a_compiled_model_trains_and_is_said_to_be_compiled():
     explanation = watched(compiled, lambda: compiled(x).square().mean(), optimizer)
     assert explanation.alarms == []
     assert "compiled" in explanation.remarks[0]
+
+
+def test_a_watch_inside_of_another_is_refused_and_the_outer_one_sees_the_step() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with fl.watching(model, optimizer) as seen:
+        with pytest.raises(fl.ProbeError, match="watched or explained already"), fl.watching(model, optimizer):
+            pass
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert seen.explanation.to_dict()["weight"]["verdict"] == "learns"
+    with fl.watching(model, optimizer) as again:  # one after the other is fine
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert again.explanation.alarms == []

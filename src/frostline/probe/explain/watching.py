@@ -16,6 +16,7 @@ from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.watched_run import WatchedRun
 from frostline.probe.inputs import check_model, unwrapped
 from frostline.probe.restore.bits import local, same
+from frostline.probe.trace.patches import is_traced
 
 _COMPILED = "The model is compiled: lines inside of compiled code are not seen."
 _NO_GRAPH = "The loss requires no gradient: nothing can learn from it."
@@ -53,6 +54,10 @@ class Watching:
             raise ProbeError(str(self.explanation))
 
     def __enter__(self) -> Watching:
+        if is_traced():
+            raise ProbeError(
+                "watching: this thread is watched or explained already, and one would not see. Leave that."
+            )
         self._found = find_tensors(self._model)
         self._leaves = [each.tensor if each.learned is None else each.learned for each in self._found]
         frozen_parts = [each.tensor for each in self._found if each.learned is not None and not each.mapped]
@@ -114,6 +119,7 @@ def watching(model: nn.Module, optimizer: Any = None) -> Watching:
 
     Raises:
         TypeError: `model` is not a module, or `optimizer` not an optimizer.
+        ProbeError: The block is inside of another one, or of an `explain`.
 
     Cost: a note for each torch function, a look at each gradient, and a copy of the parameters while the block runs.
         Losses, weights, optimizer state and random numbers are those of a step that is not watched, bit for bit.

@@ -54,6 +54,11 @@ _running = 0
 _originals: dict[tuple[Any, str], tuple[Any, Any]] = {}  # where -> what was there, and the patch
 
 
+def is_traced() -> bool:
+    """Return whether a trace sees what this thread does."""
+    return _this_thread.tracer is not None
+
+
 @contextlib.contextmanager
 def patched_for(tracer: Tracer) -> Iterator[None]:
     """Show `tracer` what this thread does in the block."""
