@@ -135,13 +135,38 @@ class WatchedRun(Step):
 
     # The step
 
-    def _before_step(self, optimizer: Any, *_: Any) -> None:
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         self._run_trace.paused = True
         self.steps += 1
+        at = 1 if len(args) > 1 else "closure"
+        closure = args[1] if at == 1 else kwargs.get("closure")
+        if not callable(closure):
+            self._look_at_gradients(optimizer)
+            return None
+        watched = self._watched_closure(optimizer, closure)
+        return ((args[0], watched, *args[2:]), kwargs) if at == 1 else (args, {**kwargs, "closure": watched})
+
+    def _watched_closure(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return `closure`, watched: it runs forward and backward inside of the step (LBFGS, Lightning)."""
+
+        def watched() -> Any:
+            self._run_trace.paused = False
+            try:
+                return closure()
+            finally:
+                self._run_trace.paused = True
+                self._look_at_gradients(optimizer)
+
+        return watched
+
+    def _look_at_gradients(self, optimizer: Any) -> None:
+        """Note what became of the gradients until the step uses them."""
+        if not self._passes_before_step:
+            return
         for group in optimizer.param_groups:
             for tensor in group["params"]:
                 index = self._index.get(id(tensor))
-                if index is None or self.gradients[index].kind != "nonzero" or not self._passes_before_step:
+                if index is None or self.gradients[index].kind != "nonzero":
                     continue
                 if group.get("lr") is not None and not float(group["lr"]):
                     self._rate_0.add(index)
