@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -46,7 +47,7 @@ class WatchedRun(Step):
         self._error: BaseException | None = None
         self._index = {id(tensor): index for index, tensor in enumerate(tensors)}
         self._start = next_sequence_number()
-        self._stack = contextlib.ExitStack()
+        self._hooks = contextlib.ExitStack()
         self._run_trace = RunTrace(tensors, self._backward, self._note_write)
         self.trace: Trace = self._run_trace
         self.gradients: list[GradientStatus] = [_NOTHING for _ in tensors]
@@ -67,15 +68,30 @@ class WatchedRun(Step):
         self._writes: dict[int, SourceLine] = {}
         for optimizer in map(_innermost, groups.optimizers):
             if isinstance(optimizer, Optimizer):
-                self._stack.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-                self._stack.callback(optimizer.register_step_post_hook(self._after_step).remove)
+                self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
+                self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
 
     def __enter__(self) -> WatchedRun:
-        self._stack.enter_context(self.trace)
+        self.trace.__enter__()
         return self
 
+    def end_with(self, frame: FrameType) -> None:
+        """Forget everything once `frame` no longer runs."""
+        self._run_trace.end_with(frame, self._let_go)
+
+    def forget(self) -> None:
+        """Stop watching, whatever else has been entered since."""
+        self._run_trace.abandon()
+        self._run_trace.leave()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._hooks.close()
+        self._values.clear()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        self._stack.close()
+        self.trace.__exit__(None, None, None)
+        self._hooks.close()
         self._error = error
         self._rates_after = {id(tensor): self._groups_now().learning_rates(tensor) for tensor in self._tensors}
 
