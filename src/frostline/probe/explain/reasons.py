@@ -55,6 +55,8 @@ def reason_for(
         return _how_much(index, watched, model_tensor), None
     if verdict == LEARNS and evidence.gradient == "zero":
         return "its gradient is zero now, but not after a step", None
+    if verdict == NOT_FINITE and watched.spoilt and not_finite in ("its gradient", "the loss"):
+        return f"the loss holds NaN or Inf from {called(watched.spoilt)}", watched.spoilt[0].where
     if lines := watched.vanished.get(index):
         if verdict == NOT_FINITE and not_finite == "its gradient":
             return f"its gradient holds NaN or Inf from {called(lines)}", lines[0].where

@@ -54,6 +54,7 @@ class WatchedRun(Step):
         self.loss = Provenance(0, 0)
         self.cuts: dict[int, list[SourceLine]] = {}
         self.vanished: dict[int, list[SourceLine]] = {}
+        self.spoilt: list[SourceLine] = []
         self.behind_zero: set[int] = set()
         self.other_leaves: list[Tensor] = []
         self.has_graph = False
@@ -119,6 +120,8 @@ class WatchedRun(Step):
                     self.other_leaves.append(leaf)
             result = run()
         finite = all(is_finite_loss(loss) for loss in losses if loss.numel() == 1)
+        if not finite:
+            self.spoilt = self.spoilt or self.trace.nodes.where_not_finite([loss.grad_fn for loss in losses])
         learning = {id(self._tensors[index]) for index, status in seen.items() if status.kind == "nonzero"}
         for index, status in seen.items():
             if not finite and not status.not_finite:
