@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.explanation import Explanation
 from frostline.probe.explain.ranks import merged, of_all_ranks
+from frostline.probe.explain.verdicts import Finding
 
 SCRIPT = Path(__file__).with_name("explain_in_two_processes.py")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.explanation import Explanation
 from frostline.probe.explain.verdicts import (
     ALARMS,
     CUT,
@@ -22,6 +22,7 @@ from frostline.probe.explain.verdicts import (
     UNUSED,
     VERDICTS,
     ZERO_GRADIENT,
+    Finding,
 )
 
 _BY_BATCH = {CUT, UNUSED, ZERO_GRADIENT, MOVES_WITHOUT_GRADIENT}  # what another process may make good
@@ -46,7 +47,8 @@ def merged(explanations: Sequence[Explanation]) -> Explanation:
     for rank, explanation in enumerate(explanations[1:], start=1):
         remarks += [f"Rank {rank}: {remark}" for remark in explanation.remarks if remark not in explanations[0].remarks]
     buffers = dict.fromkeys(name for explanation in explanations for name in explanation.buffers)
-    return Explanation([_merged(of_ranks) for of_ranks in by_name.values()], list(buffers), remarks)
+    raised = next((explanation.raised for explanation in explanations if explanation.raised), "")
+    return Explanation([_merged(of_ranks) for of_ranks in by_name.values()], list(buffers), remarks, raised=raised)
 
 
 def _merged(of_ranks: dict[int, Finding]) -> Finding:

@@ -20,7 +20,7 @@ from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.run_trace import RunTrace
 from frostline.probe.explain.step import Step
 from frostline.probe.explain.vanishing import Kind, Vanishing, extent
-from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_SKIPPED
+from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_RAISED, STEP_SKIPPED
 from frostline.probe.restore.bits import local, same, storage_address
 from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.source_line import SourceLine, current_line
@@ -269,13 +269,19 @@ class WatchedRun(Step):
         """Return notes on a rate of 0 that has changed since, and on a step that a scaler skipped."""
         rates = self._rates_after.get(id(tensor), [])
         warm_up = (LEARNING_RATE_0,) if index in self._rate_0 and any(rates) else ()
+        if self.raised:
+            return (STEP_RAISED,)
         return (*warm_up, *((STEP_SKIPPED,) if self._skipped_once() and self.gradients[index].kind != "none" else ()))
+
+    @property
+    def raised(self) -> str:
+        """What the block raised; empty if it did not."""
+        error = self._error
+        return "" if error is None else f"The block raised {type(error).__name__}: {' '.join(str(error).split())}"
 
     def remarks(self) -> list[str]:
         """Return what is to be said of the run as a whole."""
         lines = [] if self.passes else ["No backward pass ran while it was watched."]
-        if self._error is not None:
-            lines.append(f"The step raised {type(self._error).__name__}: {' '.join(str(self._error).split())}")
         lines += ["A scaler skipped the step: it looks for a scale at first."] if self._skipped_once() else []
         written = {line.where for index, line in self._writes.items() if not self.is_overwritten(index)}
         lines += [f"Weights were written to after the step, in {', '.join(sorted(written))}."] if written else []

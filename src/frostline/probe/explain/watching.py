@@ -58,8 +58,8 @@ class Watching:
         self._run.forget()
 
     def check(self) -> None:
-        """Raise ProbeError, with the table, if any parameter does not train as it stands."""
-        if self.explanation.alarms:
+        """Raise ProbeError, with the table, if any parameter does not train as it stands, or the block raised."""
+        if self.explanation.alarms or self.explanation.raised:
             raise ProbeError(str(self.explanation))
 
     def __enter__(self) -> Watching:
@@ -88,6 +88,8 @@ class Watching:
     def _explain(self) -> Explanation:
         run = self._run
         run.forgive_skipped()
+        if run.raised and not run.passes:
+            return Explanation([], [], [], raised=run.raised)
         faint = faint_gradients(run, [leaf.dtype for leaf in self._leaves])
         findings = [
             finding(
@@ -101,7 +103,7 @@ class Watching:
         remarks += self._groups.remarks(self.model, self._leaves, run.other_leaves)
         now = dict(self.model.named_buffers())
         moving = [name for name in now if name not in self._buffers or not same(self._buffers[name], now[name])]
-        return Explanation(findings, of_frozen_modules(self.model, moving), remarks)
+        return Explanation(findings, of_frozen_modules(self.model, moving), remarks, raised=run.raised)
 
 
 def watching(model: nn.Module, optimizer: Any = None) -> Watching:
