@@ -29,6 +29,7 @@ from frostline.probe.explain.verdicts import (
     Finding,
     verdicts_for,
 )
+from frostline.probe.trace.source_line import SourceLine
 
 _OF_HINT = {
     LEARNING_RATE_0: "its rate was 0 at this step, and no longer is",
@@ -90,9 +91,19 @@ def finding(
         hints=(*notes, *hints),
         reason=reason,
         where=where,
-        fix=fix_for(verdicts[0], None if line is None else line.call),
+        fix=fix_for(_to_mend(verdicts[0], evidence, line), None if line is None else line.call),
         groups=_groups(model_tensor, verdicts, evidence, gradient.rows),
     )
+
+
+def _to_mend(verdict: str, evidence: Evidence, line: SourceLine | None) -> str:
+    """Return the verdict whose fix helps: where decay moves what has no gradient, that is the fault."""
+    if verdict == MOVES_WITHOUT_GRADIENT and not evidence.frozen_part_moved:
+        if evidence.without_effect:
+            return ROUNDS_AWAY
+        if line is not None:
+            return ZERO_GRADIENT
+    return verdict
 
 
 def _is_frozen_by_plan(model_tensor: ModelTensor, leaf: Tensor) -> bool:

@@ -94,7 +94,7 @@ def fix_for(verdict: str, call: str | None = None) -> str:
         return "return a gradient from its `backward`"
     by_call = {CUT: _CUT_BY, ZERO_GRADIENT: _ZERO_BY, NOT_FINITE: _NOT_FINITE_BY}.get(verdict, {})
     otherwise = _IN_RANGE if verdict == NOT_FINITE else FIXES.get(verdict, "")
-    return by_call.get(call, otherwise).format(call=call)
+    return by_call.get(call, otherwise).replace("{call}", call)
 
 
 def page_of(verdict: str) -> str:
