@@ -72,7 +72,7 @@ def _alarms(findings: Sequence[Finding], every: Sequence[str]) -> Iterable[str]:
     said = set()
     for group in _grouped(findings):
         first = group[0]
-        lines = [f"! {first.verdict}: {_in_one_line(group, every)}", f"  why    {_why(first, _WIDEST_LINE)}"]
+        lines = [f"! {first.verdict}: {_in_one_line(group, every, 2)}", f"  why    {_why(first, _WIDEST_LINE)}"]
         lines += [f"  where  {first.where}"] if first.where else []
         if (first.verdict, first.fix) not in said:
             lines += [f"  fix    {first.fix}", f"  page   {page_of(first.verdict)}"]
@@ -86,7 +86,7 @@ def _quiet_rows(findings: Sequence[Finding], every: Sequence[str]) -> Iterable[t
         first = group[0]
         why, where = _why(first, _WIDEST), first.where or ""
         if first.verdict in (FROZEN, FROZEN_BY_PLAN):
-            names = [_in_one_line(group, every)]
+            names = [_in_one_line(group, every, 1)]
         elif len(group) <= _MOST_LINES:
             names = [_all_names(finding) for finding in group]
         else:
@@ -109,11 +109,12 @@ def _why(finding: Finding, most: int) -> str:
     return f"{reason} ({notes})".strip() if notes else reason
 
 
-def _in_one_line(findings: Sequence[Finding], every: Sequence[str]) -> str:
+def _in_one_line(findings: Sequence[Finding], every: Sequence[str], first: int) -> str:
+    """Return the names of tensors or blocks, the `first` of them where they are many."""
     if len(findings) <= _MOST_NAMES:
         return ", ".join(map(_all_names, findings))
     names, counts = zip(*_block_names(findings, every, 0), strict=True)
-    shown = len(names) if len(names) <= _MOST_NAMES else _MOST_NAMES - 1
+    shown = len(names) if len(names) <= _MOST_NAMES else first
     more = sum(counts[shown:])
     return ", ".join(names[:shown]) + (f" and {more:,} more tensors" if more else "")
 
