@@ -52,6 +52,12 @@ def test_no_such_name(assert_learns, make):
     assert_learns(*make(), except_=["embed.*", "embedding.*"])
 
 
+def test_a_step_that_raises(assert_learns, make):
+    model, loss_fn, optimizer = make()
+    optimizer.step = lambda closure=None: 1 / 0
+    assert_learns(model, loss_fn, optimizer, except_=["*"])
+
+
 def test_excepted(assert_learns, make):
     assert_learns(*make(), except_=["embed.*"])
     assert_learns(*make(frozen=True), except_=iter(["embed.weight", "*.bias"]))
@@ -66,12 +72,14 @@ def test_a_test_fails_with_the_explanation_when_a_tensor_does_not_learn(tmp_path
     environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "COLUMNS": "200"}
     environment.pop("CI", None)
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert "3 failed, 2 passed" in run.stdout, run.stdout + run.stderr
+    assert "4 failed, 2 passed" in run.stdout, run.stdout + run.stderr
     assert "AssertionError: 1 tensor does not learn: embed.weight" in run.stdout
     assert "detach: loss_fn = lambda: " in run.stdout
     assert "test_model.py:14" in run.stdout
     assert "AssertionError: 1 tensor does not learn: head.bias" in run.stdout
     assert "except_: 'embedding.*' matches no tensor of the model. Its tensors: embed.weight, head" in run.stdout
+    assert "AssertionError: nothing is known to learn" in run.stdout
+    assert "The step raised ZeroDivisionError: division by zero" in run.stdout
     assert "explain(model, loss_fn, optimizer)" not in run.stdout  # the user's lines alone
 
 

@@ -63,6 +63,8 @@ def _assert_learns(
         if finding.verdict not in (LEARNS, LEARNS_IN_PART)
         and not any(fnmatchcase(name, pattern) for name in names[finding.name] for pattern in patterns)
     ]
+    if explanation.raised:
+        raise AssertionError(f"nothing is known to learn\n\n{explanation}")
     if still:
         count = f"{len(still)} tensor{'s do' if len(still) > 1 else ' does'} not learn"
         raise AssertionError(f"{count}: {listed(still, most=5)}\n\n{explanation}")
