@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from frostline.printing import listed, shortened, text_table
@@ -101,19 +101,6 @@ class Explanation:
     def alarms(self) -> list[str]:
         """The names of the parameters that do not train as they stand, worst first: these fail a build."""
         return [finding.name for finding in self._worst_first() if finding.is_alarm]
-
-    def under(self, prefix: str) -> Explanation:
-        """Return what is said of the tensors whose names begin with `prefix`, named without it."""
-
-        def cut(names: Iterable[str]) -> tuple[str, ...]:
-            return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-
-        findings = [
-            replace(finding, name=finding.name.removeprefix(prefix), tied=cut(finding.tied))
-            for finding in self.findings
-            if finding.name.startswith(prefix)
-        ]
-        return Explanation(findings, cut(self.buffers), self.remarks)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the findings as plain values that `json.dumps` takes.

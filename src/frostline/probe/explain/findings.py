@@ -56,7 +56,7 @@ def finding(
         in_part=in_part and leaf.numel() < model_tensor.tensor.numel(),
         frozen_part_moved=in_part and bool(step.moved(model_tensor.tensor)),
         without_effect=step.is_without_effect(index, leaf),
-        not_stepped=step.why_not_taken(),
+        not_stepped=step.why_not_taken(index),
         gradient_lost=step.why_gradient_was_lost(index),
         overwritten=step.is_overwritten(index),
     )

@@ -1,21 +1,25 @@
-"""The trace of a run that is watched: it also tells of backward passes, of writes, and of a scaler that is to step."""
+"""The trace of a run that is watched: it also tells of backward passes, of writes, and of a scaler that is to step.
+
+It sleeps until a tensor that requires a gradient is used: what came before depends on no parameter.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from frostline.probe.restore.torch_calls import tensors_in
 from frostline.probe.trace.trace import Trace
 
 
 class RunTrace(Trace):
-    """A Trace that is paused while a backward pass or a step runs.
+    """A Trace that is paused while a backward pass or a step runs, and that takes parameters as they appear.
 
     Args:
-        parameters: See Trace.
+        take: Called with a Parameter that is not known yet; returns its index.
         on_backward: Called instead of a backward pass, with its tensors and the function that runs it.
         on_write: Called after each write of a torch function, with the name of the function and the target.
 
@@ -28,18 +32,36 @@ class RunTrace(Trace):
 
     def __init__(
         self,
-        parameters: Sequence[Tensor],
+        take: Callable[[Tensor], int],
         on_backward: Callable[[Sequence[Tensor], Callable[[], Any]], Any],
         on_write: Callable[[str, Tensor], None],
     ) -> None:
-        super().__init__(parameters)
-        self._on_backward, self._on_write = on_backward, on_write
+        super().__init__(())
+        self._take, self._on_backward, self._on_write = take, on_backward, on_write
+        self._asleep = True
         self.paused = False
         self.scaler_steps = 0
 
+    def follow(self, parameter: Tensor, index: int) -> None:
+        """Follow a parameter from here on; whoever calls holds it, so that no id is used twice."""
+        self._bits[id(parameter)] = 1 << index
+        self._known.pop(id(parameter), None)
+
     def run_call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run a torch function, and note it unless paused."""
-        return func(*args, **(kwargs or {})) if self.paused else super().run_call(func, args, kwargs)
+        """Run a torch function, and note it unless paused or asleep."""
+        if self._asleep and not self.paused:
+            used = tensors_in((args, kwargs) if kwargs else args)
+            self._asleep = not any(type(tensor) is not Tensor or tensor.requires_grad for tensor in used)
+        if self.paused or self._asleep:
+            self.note_grad_mode(func, args)
+            return func(*args, **(kwargs or {}))
+        return super().run_call(func, args, kwargs)
+
+    def bit_of_new(self, tensor: Tensor) -> int:
+        """Return the bit of a Parameter that is met for the first time; 0 for any other tensor."""
+        if not tensor.requires_grad or not isinstance(tensor, nn.Parameter) or nn.parameter.is_lazy(tensor):
+            return 0
+        return 1 << self._take(tensor)
 
     def run_backward(self, tensors: Any, run: Callable[[], Any]) -> Any:
         """Run a backward pass, and tell of it."""
