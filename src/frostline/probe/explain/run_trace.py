@@ -6,13 +6,15 @@ It sleeps until a tensor that requires a gradient is used: what came before depe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from frostline.probe.restore.torch_calls import tensors_in
+from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.trace import Trace
+
+T = TypeVar("T")
 
 
 class RunTrace(Trace):
@@ -25,6 +27,7 @@ class RunTrace(Trace):
 
     Attributes:
         paused: Whether nothing is noted for now.
+        failure: What went wrong while something was noted: from then on nothing is, and the user's code goes on.
         scaler_steps: How often a GradScaler was asked to step.
     """
 
@@ -40,6 +43,7 @@ class RunTrace(Trace):
         self._take, self._on_backward, self._on_write = take, on_backward, on_write
         self._asleep = True
         self.paused = False
+        self.failure: Exception | None = None
         self.scaler_steps = 0
 
     def follow(self, parameter: Tensor, index: int) -> None:
@@ -47,15 +51,64 @@ class RunTrace(Trace):
         self._bits[id(parameter)] = 1 << index
         self._known.pop(id(parameter), None)
 
+    def safely(self, note: Callable[..., T], *args: Any, otherwise: T) -> T:
+        """Return `note(*args)`, or `otherwise` if that fails, now or before."""
+        if self.failure is None:
+            try:
+                return note(*args)
+            except Exception as error:  # ours, whatever it is: the user's step must not end by it
+                self.failure = error
+        return otherwise
+
+    def safely_around(self, watched: Callable[[Callable[[], Any]], Any], run: Callable[[], Any]) -> Any:
+        """Return `watched(run)`, in which only what `run` raises is raised."""
+        started, results = False, []
+
+        def once() -> Any:
+            nonlocal started
+            started = True
+            results.append(run())
+            return results[0]
+
+        if self.failure is not None:
+            return run()
+        try:
+            return watched(once)
+        except Exception as error:
+            if started and not results:
+                raise
+            self.failure = error
+            return results[0] if results else run()
+
     def run_call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a torch function, and note it unless paused or asleep."""
         if self._asleep and not self.paused:
             used = tensors_in((args, kwargs) if kwargs else args)
             self._asleep = not any(type(tensor) is not Tensor or tensor.requires_grad for tensor in used)
-        if self.paused or self._asleep:
+        if self.paused or self._asleep or self.failure is not None:
             self.note_grad_mode(func, args)
             return func(*args, **(kwargs or {}))
         return super().run_call(func, args, kwargs)
+
+    def writes_of(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, Provenance]]:
+        """Return what a call is about to write to."""
+        return self.safely(super().writes_of, name, args, kwargs, otherwise=[])
+
+    def note_result(self, name: str, args: Any, kwargs: Any, result: Any, writes: Any) -> None:
+        """Note what a call has returned."""
+        self.safely(super().note_result, name, args, kwargs, result, writes, otherwise=None)
+
+    def note_parameter(self, parameter: Tensor) -> None:
+        """Note a Parameter that the line running now has made."""
+        if not self.paused:
+            self.safely(super().note_parameter, parameter, otherwise=None)
+
+    def run_function(self, function: Any, args: Any, run: Callable[[], Any]) -> Any:
+        """Run a custom autograd.Function, and note it unless paused."""
+        if self.paused:
+            return run()
+        note = super().run_function
+        return self.safely_around(lambda once: note(function, args, once), run)
 
     def bit_of_new(self, tensor: Tensor) -> int:
         """Return the bit of a Parameter that is met for the first time; 0 for any other tensor."""
@@ -69,7 +122,8 @@ class RunTrace(Trace):
             return run()
         self.paused = True
         try:
-            return self._on_backward(tensors_in([tensors]), run)
+            losses = tensors_in([tensors])
+            return self.safely_around(lambda once: self._on_backward(losses, once), run)
         finally:
             self.paused = False
 

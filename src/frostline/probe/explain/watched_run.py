@@ -1,7 +1,7 @@
 """The user's own passes and steps, watched while they run: gradients of each backward, what each step found and moved.
 
-Nothing is run, and nothing that is computed changes: hooks on the graph only look, and nothing of them stays. Parameters
-are taken as they appear: a layer that is made in the middle of the run is seen like the others.
+Nothing is run, and nothing that is computed changes: hooks on the graph only look, and nothing of them stays.
+Parameters are taken as they appear: a layer that is made in the middle of the run is seen like the others.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from frostline.probe.trace.trace import Trace
 
 _NO_BUFFER = torch.empty(0)
 _NOTHING = GradientStatus("none", "")
-_LIGHT = "Without a copy of what learns (light) it is not known what moves without gradient, rounds away or is overwritten."
+_LIGHT = (
+    "Without a copy of what learns (light) it is not known what moves without gradient, rounds away or is overwritten."
+)
 
 
 class WatchedRun(Step):
@@ -108,6 +110,15 @@ class WatchedRun(Step):
                 self._stale.add(index)
         return self.index[id(tensor)]
 
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong while something was noted; nothing was noted after it."""
+        return self._run_trace.failure
+
+    def has_gradient(self, tensor: int) -> bool:
+        """Return whether the tensor with this `id` has got a gradient."""
+        return tensor in self.index and self.gradients[self.index[tensor]].kind != "none"
+
     def note_module(self, module: nn.Module) -> None:
         """Watch the parameters and buffers that a module owns, from its first call on or from before it."""
         self._modules[id(module)] = module
@@ -177,12 +188,14 @@ class WatchedRun(Step):
         return result
 
     def _noting(self, seen: dict[int, GradientStatus], index: int) -> Callable[[Any], None]:
+        def merge(gradient: Tensor) -> None:
+            tensor = self._tensors[index]
+            status = status_of(tensor, gradient, id(tensor) in self._partial)
+            seen[index] = _merged(seen.get(index, _NOTHING), status)
+
         def note(gradients: Any) -> None:
             if gradients[0] is not None:
-                tensor = self._tensors[index]
-                seen[index] = _merged(
-                    seen.get(index, _NOTHING), status_of(tensor, gradients[0], id(tensor) in self._partial)
-                )
+                self._run_trace.safely(merge, gradients[0], otherwise=None)
 
         return note
 
@@ -204,7 +217,7 @@ class WatchedRun(Step):
         self._run_trace.paused = True
         self._steps += 1
         self._stepping += 1
-        self._look_at_gradients(optimizer)
+        self._run_trace.safely(self._look_at_gradients, optimizer, otherwise=None)
         if not any(map(callable, (*args[1:], *kwargs.values()))):
             return None
         resumed = {name: self._resumed(value, optimizer) for name, value in kwargs.items()}
@@ -249,7 +262,7 @@ class WatchedRun(Step):
                 return value(*args, **kwargs)
             finally:
                 self._run_trace.paused = paused
-                self._look_at_gradients(optimizer)
+                self._run_trace.safely(self._look_at_gradients, optimizer, otherwise=None)
 
         return closure
 
@@ -257,6 +270,9 @@ class WatchedRun(Step):
         """Look at what a step has moved."""
         self._stepping -= 1
         self._run_trace.paused = self._stepping > 0
+        self._run_trace.safely(self._look_at_values, optimizer, otherwise=None)
+
+    def _look_at_values(self, optimizer: Any) -> None:
         for group in optimizer.param_groups:
             for tensor in group["params"]:
                 if (index := self.index.get(id(tensor))) is None:
@@ -361,4 +377,3 @@ def _innermost(optimizer: Any) -> Any:
     while hasattr(inner := getattr(optimizer, "optimizer", None), "param_groups"):
         optimizer = inner
     return optimizer
-

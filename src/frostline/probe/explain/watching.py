@@ -38,11 +38,14 @@ class Watching:
         self._compiled = is_compiled(model)
         self.model = unwrapped(model)
         self._explanation: Explanation | None = None
+        self._failure: ProbeError | None = None
         self._stack = contextlib.ExitStack()
 
     @property
     def explanation(self) -> Explanation:
         """What trains, what does not, and why; ProbeError before the block has ended."""
+        if self._failure is not None:
+            raise self._failure
         if self._explanation is None:
             raise ProbeError("watching: the block has not ended, so there is no explanation yet. Ask for it after it.")
         return self._explanation
@@ -71,7 +74,10 @@ class Watching:
         self._run.__exit__(kind, error, traceback)
         if isinstance(error, Exception | None):
             groups = OptimizerGroups(self._optimizer)
-            self._explanation = explanations_of(self._run, {"": self.model}, groups, self._compiled)[""]
+            try:
+                self._explanation = explanations_of(self._run, {"": self.model}, groups, self._compiled)[""]
+            except ProbeError as failure:  # the user's block goes on; who asks is told
+                self._failure = failure
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -89,7 +95,13 @@ def explanations_of(
         models: Name -> a model as it is now: parameters that came late are in it, and those that were replaced are not.
         groups: The optimizers as they are now.
         compiled: Whether any of it was compiled.
+
+    Raises:
+        ProbeError: Something went wrong while the run was watched.
     """
+    if run.failure is not None:
+        error = f"{type(run.failure).__name__}: {run.failure}"
+        raise ProbeError(f"watching: the step could not be followed, though it ran: {error}") from run.failure
     found = {name: find_tensors(model) for name, model in models.items()}
     leaves = [_leaf_of(each) for tensors in found.values() for each in tensors]
     for leaf in leaves:
@@ -139,7 +151,8 @@ def watching(model: nn.Module, optimizer: Any = None, light: bool = False) -> Wa
     Args:
         model: Any module. Of a compiled model, or one in DistributedDataParallel, the module inside is explained.
         optimizer: What steps the model, or a list of them. None: what only an optimizer can tell is not judged.
-        light: Keep no copy of what learns. What moves without a gradient, rounds away or is overwritten is then not seen.
+        light: Keep no copy of what learns. What moves without gradient, rounds away or is overwritten is then not
+            seen.
 
     Returns:
         A context manager that yields a Watching: `.explanation` after the block, and `.check()`, which raises with the
@@ -149,7 +162,8 @@ def watching(model: nn.Module, optimizer: Any = None, light: bool = False) -> Wa
         TypeError: `model` is not a module, or `optimizer` not an optimizer.
         ProbeError: The block is inside of another one, or of an `explain`.
 
-    Cost: a note for each torch function, a look at each gradient, and a copy of what learns while the block runs (none with `light`).
+    Cost: a note for each torch function, a look at each gradient, and a copy of what learns while the block runs, none
+        with `light`.
         Losses, weights, optimizer state and random numbers are those of a step that is not watched, bit for bit.
 
     Example:

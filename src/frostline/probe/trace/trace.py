@@ -141,15 +141,27 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         self.note_grad_mode(func, args)
         name = name_of(func)
-        # Asked before the call: afterwards a target holds, and requires, what was written.
-        writes = [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
+        writes = self.writes_of(name, args, kwargs)
         result = func(*args, **kwargs)
+        self.note_result(name, args, kwargs, result, writes)
+        return result
+
+    def writes_of(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, Provenance]]:
+        """Return the tensors that a call is about to write to, with what is known of them.
+
+        Asked before the call: afterwards a target holds, and requires, what was written.
+        """
+        return [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
+
+    def note_result(
+        self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
+    ) -> None:
+        """Note the provenance of what a call has returned, and of what it has written to."""
         for target, _ in writes:
             self.note_target(name, target)
         if name not in NO_VALUE:
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
                 self._note_call(name, args, kwargs, result, writes)
-        return result
 
     def note_grad_mode(self, func: Any, args: Any) -> None:
         """Note where gradients are switched off, if `func` does that."""
