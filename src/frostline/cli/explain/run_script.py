@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import os
 import runpy
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Any
 import frostline
 from frostline.errors import ProbeError
 
-_OWN = (str(Path(frostline.__file__).parent), "<frozen runpy>", runpy.__file__)
+_OWN = (str(Path(frostline.__file__).parent), "<frozen runpy>", "<frozen importlib", runpy.__file__)
 
 
 class Stop(SystemExit):
@@ -77,7 +78,7 @@ def run_script(
 
 
 def _run_file(target: str, main: ModuleType) -> None:
-    path = str(Path(target).absolute())
+    path = target if Path(target).is_absolute() else f"{Path.cwd()}{os.sep}{target}"
     loader = SourceFileLoader("__main__", path)
     vars(main).update(__file__=path, __loader__=loader, __cached__=None)
     exec(loader.source_to_code(Path(path).read_bytes(), path), vars(main))
