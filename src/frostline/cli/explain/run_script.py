@@ -87,8 +87,8 @@ def _run_file(target: str, main: ModuleType) -> None:
 def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+    except ModuleNotFoundError as error:  # of its package; what that fails to import is told when it runs
+        return not f"{name}.".startswith(f"{error.name}.")
 
 
 def _code(stop: SystemExit) -> int:
