@@ -132,22 +132,28 @@ class _Once(MetaPathFinder):
 
     def __init__(self, name: str, call: Callable[[], None]) -> None:
         self._name, self._call = name, call
+        self._asking = False
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self._name:
+        if fullname != self._name or self._asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        if spec is not None and spec.loader is not None:
+        self._asking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asking = False
+        if spec is not None and spec.loader is not None:  # it may only be asked for, and never be loaded
             loader: Any = spec.loader
             execute: Callable[[ModuleType], None] = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
                 del loader.exec_module
                 execute(module)
-                self._call()
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
+                    self._call()
 
             loader.exec_module = exec_module
         return spec

@@ -28,6 +28,7 @@ class RunTrace(Trace):
     Attributes:
         paused: Whether nothing is noted for now.
         failure: What went wrong while something was noted: from then on nothing is, and the user's code goes on.
+        compiled: Whether compiled code ran.
         scaler_steps: How often a GradScaler was asked to step.
     """
 
@@ -45,6 +46,7 @@ class RunTrace(Trace):
         self.paused = False
         self.failure: Exception | None = None
         self.scaler_steps = 0
+        self.compiled = False
 
     def follow(self, parameter: Tensor, index: int) -> None:
         """Follow a parameter from here on; whoever calls holds it, so that no id is used twice."""
@@ -107,6 +109,7 @@ class RunTrace(Trace):
         """Run a custom autograd.Function, and note it unless paused."""
         if self.paused:
             return run()
+        self.compiled |= function.__name__ == "CompiledFunction"  # what torch.compile calls, where gradients are needed
         note = super().run_function
         return self.safely_around(lambda once: note(function, args, once), run)
 

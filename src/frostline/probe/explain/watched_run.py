@@ -119,6 +119,11 @@ class WatchedRun(Step):
         """Return whether the tensor with this `id` has got a gradient."""
         return tensor in self.index and self.gradients[self.index[tensor]].kind != "none"
 
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled code ran."""
+        return self._run_trace.compiled
+
     def note_module(self, module: nn.Module) -> None:
         """Watch the parameters and buffers that a module owns, from its first call on or from before it."""
         self._modules[id(module)] = module
@@ -320,15 +325,15 @@ class WatchedRun(Step):
             return "the step came before the backward pass"
         if self._run_trace.scaler_steps and not self._steps:
             return f"the scaler skipped all {self._run_trace.scaler_steps} steps"
-        if self._moved_unseen():
+        if self.is_moved_unseen():
             return ""
         return f"no step came after {self.passes} backward pass{'es' if self.passes > 1 else ''}"
 
     def _skipped_once(self) -> bool:
         return not self._steps and self._run_trace.scaler_steps == 1
 
-    def _moved_unseen(self) -> bool:
-        """Return whether something moved although no step was seen: an optimizer without hooks, or in the backward."""
+    def is_moved_unseen(self) -> bool:
+        """Return whether something moved although no step was seen: an optimizer without hooks, compiled, or none."""
         return not self._steps and any(map(self._differs, range(len(self._tensors))))
 
     def why_gradient_was_lost(self, index: int) -> str:

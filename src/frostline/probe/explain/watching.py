@@ -107,7 +107,7 @@ def explanations_of(
     for leaf in leaves:
         run.take(leaf)
     run.note_rates(groups)
-    remarks = [_COMPILED] if compiled else []
+    remarks = [_COMPILED] if compiled or run.compiled else []
     remarks += [_NO_GRAPH] if run.passes and not run.has_graph else []
     remarks += run.remarks()
     own = {id(leaf) for leaf in leaves}

@@ -12,9 +12,10 @@ import contextlib
 import functools
 import os
 import threading
+import warnings
 import weakref
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -31,6 +32,8 @@ from frostline.probe.script.models import named, outermost_models
 from frostline.probe.trace.patches import is_traced
 
 _MOST_STEPS = 10  # more of one optimizer, while another one that is alive has not stepped
+
+_OF_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"
 
 _watches: weakref.WeakSet[ScriptWatch] = weakref.WeakSet()
 
@@ -62,6 +65,7 @@ class ScriptWatch:
         ):
             self._stack.callback(handle.remove)
         self._stack.callback(self._patch_optimizers())
+        self._stack.enter_context(_ignored_warning(_OF_HOOKS))
         _watches.add(self)
 
     def end(self, error: BaseException | None = None) -> None:
@@ -128,7 +132,7 @@ class ScriptWatch:
             self._begin()
         if not self._sees_this_thread():
             return
-        if self._is_stepped():
+        if self._is_stepped() or self._has_moved_unseen(module):
             return self.end()
         if id(module) not in self._ran:
             self._ran[id(module)] = module
@@ -180,6 +184,13 @@ class ScriptWatch:
             steps.get(id(optimizer), 0) >= self._step for optimizer in self._optimizers()
         )
 
+    def _has_moved_unseen(self, module: nn.Module) -> bool:
+        """Return whether, where the forward begins anew, a step has come of which no hook has told."""
+        anew = module is next(iter(self._ran.values()), None)
+        return (
+            anew and not self._steps and self._run is not None and self._run.passes > 0 and self._run.is_moved_unseen()
+        )
+
     # What is said of it
 
     def _explained(self, run: WatchedRun) -> tuple[dict[str, Explanation], list[str]]:
@@ -208,7 +219,7 @@ class ScriptWatch:
             if id(model) in others
         ]
         shown = {name: model for name, model in names.items() if model in trained}
-        compiled = any(is_compiled(module) for module in self._ran.values())
+        compiled = any(map(is_compiled, shown.values()))
         return (explanations_of(run, shown, groups, compiled) if shown else {}), lines
 
 
@@ -225,6 +236,18 @@ def _with_modes_above(enter_or_leave: Callable[[], object]) -> None:
     finally:
         for mode in reversed(stack):
             torch.overrides._push_mode(mode)
+
+
+@contextlib.contextmanager
+def _ignored_warning(message: str) -> Iterator[None]:
+    """Ignore a warning that is true of the watch, not of the script."""
+    warnings.filterwarnings("ignore", message)
+    ours = warnings.filters[0]
+    try:
+        yield
+    finally:
+        if ours in warnings.filters:
+            cast("list[Any]", warnings.filters).remove(ours)
 
 
 def _forget_in_child() -> None:

@@ -346,7 +346,8 @@ class Trace(TorchFunctionMode):
             result = run()
         finally:
             self._checkpoints -= checkpoint
-        call = "checkpoint" if checkpoint else f"{function.__name__}.apply"
+        call = {"CompiledFunction": "compiled code"}.get(function.__name__, f"{function.__name__}.apply")
+        call = "checkpoint" if checkpoint else call
         if has_no_backward(function):
             # A backward pass would end here with an error, and the parameters before this Function are as good as cut;
             # detached, the rest of the model can still be explained.
