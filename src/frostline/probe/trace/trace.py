@@ -135,21 +135,37 @@ class Trace(TorchFunctionMode):
     def run_call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a torch function, then note the provenance of its outputs."""
         kwargs = kwargs or {}
-        if func is torch._C._set_grad_enabled and not args[0] and torch.is_grad_enabled():
-            # `no_grad` calls this from torch's module grad_mode; the frame around that has the user's `with` in it, or
-            # is torch's wrapper of a decorated function, whose body is the user's.
-            frame = frame_outside(grad_mode)
-            self._no_grad_frame = None if frame is None else id(frame)
+        self.note_grad_mode(func, args)
         name = name_of(func)
-        # Asked before the call: afterwards a target holds, and requires, what was written.
-        writes = [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
+        writes = self.writes_of(name, args, kwargs)
         result = func(*args, **kwargs)
+        self.note_result(name, args, kwargs, result, writes)
+        return result
+
+    def writes_of(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, Provenance]]:
+        """Return the tensors that a call is about to write to, with what is known of them.
+
+        Asked before the call: afterwards a target holds, and requires, what was written.
+        """
+        return [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
+
+    def note_result(
+        self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
+    ) -> None:
+        """Note the provenance of what a call has returned, and of what it has written to."""
         for target, _ in writes:
             self.note_target(name, target)
         if name not in NO_VALUE:
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
                 self._note_call(name, args, kwargs, result, writes)
-        return result
+
+    def note_grad_mode(self, func: Any, args: Any) -> None:
+        """Note where gradients are switched off, if `func` does that."""
+        if func is torch._C._set_grad_enabled and not args[0] and torch.is_grad_enabled():
+            # `no_grad` calls this from torch's module grad_mode; the frame around that has the user's `with` in it, or
+            # is torch's wrapper of a decorated function, whose body is the user's.
+            frame = frame_outside(grad_mode)
+            self._no_grad_frame = None if frame is None else id(frame)
 
     def _note_call(
         self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
@@ -264,7 +280,7 @@ class Trace(TorchFunctionMode):
         reached = self._reached([tensor])
         origin = Provenance.merged([*parents, Provenance(reached, 0)])
         if not origin.value:
-            return NOTHING
+            return self._first_seen(tensor) if self.bit_of_new(tensor) else NOTHING
         provenance = self._after_call(call, origin, reached, parents)
         self._note(tensor, provenance)
         return provenance
@@ -272,7 +288,12 @@ class Trace(TorchFunctionMode):
     def _reached(self, tensors: Sequence[Tensor]) -> int:
         """Return the parameters that autograd's own graph of `tensors` reaches."""
         leaves = [leaf for tensor in tensors for leaf in backward_leaves(tensor.grad_fn)]
-        return functools.reduce(operator.or_, (self._bits.get(id(leaf), 0) for leaf in leaves), 0)
+        bits = (self._bits.get(id(leaf), 0) or self.bit_of_new(leaf) for leaf in leaves)
+        return functools.reduce(operator.or_, bits, 0)
+
+    def bit_of_new(self, tensor: Tensor) -> int:
+        """Return the bit of a parameter that is met for the first time; 0 where only the given ones are followed."""
+        return 0
 
     def _of_gradients(self, gradients: Sequence[Tensor], parents: Sequence[Provenance]) -> Provenance:
         """Return the provenance of gradients that have a graph: it says on which parameters they depend.
@@ -321,7 +342,8 @@ class Trace(TorchFunctionMode):
             result = run()
         finally:
             self._checkpoints -= checkpoint
-        call = "checkpoint" if checkpoint else f"{function.__name__}.apply"
+        call = {"CompiledFunction": "compiled code"}.get(function.__name__, f"{function.__name__}.apply")
+        call = "checkpoint" if checkpoint else call
         if has_no_backward(function):
             # A backward pass would end here with an error, and the parameters before this Function are as good as cut;
             # detached, the rest of the model can still be explained.
