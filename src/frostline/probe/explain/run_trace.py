@@ -122,7 +122,7 @@ class RunTrace(Trace):
             used = tensors_in((args, kwargs) if kwargs else args)
             self._asleep = not any(type(tensor) is not Tensor or tensor.requires_grad for tensor in used)
         if self.paused or self._asleep or self.failure is not None:
-            self.note_grad_mode(func, args)
+            self.grad_mode.note(func, args)
             return func(*args, **(kwargs or {}))
         return super().run_call(func, args, kwargs)
 
