@@ -112,7 +112,10 @@ def _run_script(args: argparse.Namespace, target: str, arguments: list[str], as_
         ended = True
         watch.end(error)
 
-    code = run_script(target, arguments, as_module, end)
+    try:
+        code = run_script(target, arguments, as_module, end)
+    finally:
+        watch.remove()
     alarms = any(explanation.alarms for explanation in watch.explanations.values())
     return 1 if args.fail and alarms and code == 0 else code
 

@@ -59,13 +59,17 @@ class ScriptWatch:
         """Stop watching, and give the explanations to `finished`, if that has not happened."""
         if self._over:
             return
-        self._over = True
-        for handle in self._handles:
-            handle.remove()
+        self.remove()
         if self._watching is not None:
             self._leave(error)
             self.explanations = self._of_each_model(self._watching.explanation)
         self._finished(self.explanations)
+
+    def remove(self) -> None:
+        """Stop waiting for a module to run."""
+        self._over = True
+        for handle in self._handles:
+            handle.remove()
 
     def _before_forward(self, module: nn.Module, _: Any) -> None:
         if self._over or self._thread not in (0, threading.get_ident()):
