@@ -12,7 +12,7 @@ demo: $(VENV)/demo.done
 	$(BIN)/frostline demo
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 soak: $(VENV)/dev.done
 	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties \

@@ -38,6 +38,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Print the counts of a process of pytest-xdist that drew cases."""
+    if drawn := getattr(node, "workeroutput", {}).get("drawn"):
+        print(f"\ndrawn cases, {drawn}")
+
+
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., str]:
     """Run a script: `launch(script, *arguments, processes=n)`; one process runs it plainly, several under torchrun.
