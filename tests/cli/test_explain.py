@@ -295,7 +295,9 @@ def test_a_script_runs_as_it_would_without_us(capfd, script, arguments, code):
     assert found == code == plain.returncode
     assert out == plain.stdout
     assert "step 2" in out
-    verdict = "! cut     body.weight, body.bias  detach: " if "cut" in arguments else "No alarm; 4 learn, 0 frozen."
+    verdict = (
+        "! cut: body.weight, body.bias\n  why    detach: " if "cut" in arguments else "No alarm; 4 learn, 0 frozen."
+    )
     assert verdict in err
     assert err.count("net: Net\n") == 1
     if code == 1:

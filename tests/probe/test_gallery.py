@@ -93,7 +93,7 @@ def test_the_fault_is_named_with_its_line(name):
 def test_what_is_outside_of_the_model_is_remarked(name):
     script = load(name)
     explanation = fl.explain(*script.make())
-    assert [script.REMARK in remark for remark in explanation.remarks].count(True) == 1
+    assert [script.REMARK in remark for remark in (*explanation.remarks, explanation.raised)].count(True) == 1
     assert script.REMARK in str(explanation)
 
 

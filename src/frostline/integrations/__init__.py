@@ -1,13 +1,13 @@
-"""What other libraries call: a callback for the Trainer of transformers.
+"""What other libraries call: callbacks for the Trainers of transformers and Lightning, a plugin for pytest.
 
-Each file here imports the library that it is named after, and is imported when it is first used.
+Each file here that is named after a library imports it, and is imported when it is first used.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-_LIBRARIES = ("transformers",)
+_LIBRARIES = ("lightning", "pytest", "transformers")
 
 
 def __getattr__(name: str) -> object:

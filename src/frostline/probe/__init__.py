@@ -11,7 +11,8 @@ explain/           what will move at the next step, what will not, and the line 
 """
 
 from frostline.probe.explain.explain import explain
-from frostline.probe.explain.explanation import Explanation, Finding
+from frostline.probe.explain.explanation import Explanation
+from frostline.probe.explain.verdicts import Finding
 from frostline.probe.explain.watching import watching
 from frostline.probe.gradients import gradients
 from frostline.probe.outputs import mark

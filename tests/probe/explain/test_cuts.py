@@ -117,7 +117,7 @@ def test_a_cut_in_an_installed_package_is_shown_in_the_users_line():
         found["reason"],
     )
     assert str(explanation).count("! cut") == 1
-    assert f"* ({len(explanation.findings)})" in str(explanation)
+    assert f"* ({len(explanation.findings)} tensors)" in str(explanation)
     assert "The loss requires no gradient: nothing can learn from it." in str(explanation)
 
 

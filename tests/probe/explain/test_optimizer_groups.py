@@ -45,6 +45,7 @@ def test_tied_tensors_are_one_with_a_note():
             "reason": "",
             "where": None,
             "notes": ["tied"],
+            "fix": "",
             "tied": ["head.weight"],
             "groups": None,
         }
@@ -112,7 +113,7 @@ def test_an_optimizer_made_before_the_plan_is_reported_although_its_step_raises(
     fl.train_only(model, {"0.weight": fl.rows([0]), "2.*": fl.everything})
     explanation = fl.explain(model, loss_fn, optimizer)
     assert verdicts(model, loss_fn, optimizer)["0.weight"] == "not in optimizer"
-    assert any(remark.startswith("The step raised StaleOptimizerError: ") for remark in explanation.remarks)
+    assert explanation.raised.startswith("The step raised StaleOptimizerError: ")
 
 
 def test_a_stale_gradient_moves_a_frozen_tensor():

@@ -1,5 +1,6 @@
 """The user's own steps, watched: the verdicts of `explain`, what became of the whole step, and the same bits."""
 
+import contextlib
 import copy
 import math
 import re
@@ -294,3 +295,43 @@ def test_a_watch_inside_of_another_is_refused_and_the_outer_one_sees_the_step() 
         model(torch.ones(1, 2)).sum().backward()
         optimizer.step()
     assert again.explanation.alarms == []
+
+
+@pytest.mark.parametrize("how", ["positional", "keyword"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
+def test_a_pass_inside_of_the_step_is_seen(kind, how):
+    """LBFGS and Lightning run forward and backward in a closure, which the step calls."""
+
+    def train(watch):
+        torch.manual_seed(0)
+        model = nn.ModuleDict({name: nn.Linear(3, 3) for name in "abc"})
+        x = torch.randn(5, 3)
+        optimizer = kind(model.parameters(), lr=0.1)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = (model["b"](model["a"](x).detach()) - 1).square().mean()  # <- cut inside
+            loss.backward()
+            return loss
+
+        with fl.watching(model, optimizer) if watch else contextlib.nullcontext() as seen:
+            loss = optimizer.step(closure) if how == "positional" else optimizer.step(closure=closure)
+        return seen, [loss.detach(), *(p.detach() for p in model.parameters())]
+
+    (seen, bits), (_, plain) = train(True), train(False)
+    assert all(torch.equal(now, then) for now, then in zip(bits, plain, strict=True))
+    found = seen.explanation.to_dict()
+    assert {name: found[f"{name}.weight"]["verdict"] for name in "abc"} == {"a": "cut", "b": "learns", "c": "unused"}
+    assert found["a.weight"]["where"].endswith(f":{line_of(__file__, 'cut inside')}")
+
+
+def test_in_a_pass_inside_of_the_step_a_gradient_can_be_lost():
+    model, loss_fn, optimizer = plain()
+
+    def closure():
+        loss_fn().backward()
+        optimizer.zero_grad()
+
+    with fl.watching(model, optimizer) as seen:
+        optimizer.step(closure)
+    assert {found.verdict for found in seen.explanation.findings} == {"gradient lost"}

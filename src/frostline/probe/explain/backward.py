@@ -49,6 +49,7 @@ class Watched(Protocol):
         loss: The provenance of the loss.
         cuts: Index of a tensor -> the lines at which its gradient was lost.
         vanished: Index of a tensor -> the lines at which its gradient became exactly zero, NaN or Inf.
+        spoilt: The lines of the forward that made a loss NaN or Inf.
     """
 
     gradients: list[GradientStatus]
@@ -56,6 +57,7 @@ class Watched(Protocol):
     loss: Provenance
     cuts: dict[int, list[SourceLine]]
     vanished: dict[int, list[SourceLine]]
+    spoilt: list[SourceLine]
 
     def reaches_loss(self, index: int) -> bool:
         """Return whether the value of a tensor reaches a loss."""
@@ -78,6 +80,7 @@ class WatchedPass:
         reaching_loss: Mask of the tensors whose value reaches the loss.
         cuts: Index of a tensor -> the lines at which its gradient was lost.
         vanished: Index of a tensor -> the lines at which its gradient became exactly zero, NaN or Inf.
+        spoilt: The lines of the forward that made a loss NaN or Inf.
         other_leaves: Leaves that got a gradient and are not among the tensors.
         has_graph: Whether the loss requires a gradient at all.
     """
@@ -113,6 +116,7 @@ class WatchedPass:
             ]
         missing = sum(1 << index for index, status in enumerate(self.gradients) if status.kind == "none")
         self.vanished: dict[int, list[SourceLine]] = {}
+        self.spoilt = self.trace.nodes.where_not_finite([loss.grad_fn]) if self.has_graph and not finite else []
         for index, status in enumerate(self.gradients):
             if status.kind == "zero" or status.not_finite == "its gradient":
                 kind: Kind = "zero" if status.kind == "zero" else "not finite"

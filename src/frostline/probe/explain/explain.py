@@ -108,7 +108,7 @@ def explain(
         buffers = dict(model.named_buffers())
         partial = {index for index, model_tensor in enumerate(found) if model_tensor.indices is not None}
         watched = WatchedPass(leaves, loss_fn, partial, note_calls=target is not None, compiled=snapshot.compiled)
-        path, graph = None, []
+        path, graph, raised = None, [], ""
         if target is not None:
             path = find_path(path_to or "", target, watched.loss, watched.trace.calls)
             graph = graph_of(watched.loss, watched.trace.calls, [model_tensor.name for model_tensor in found])
@@ -120,8 +120,8 @@ def explain(
             remarks += take_one_step(groups, leaves, stale, loss_fn)
             step = Step(snapshot if groups.optimizers or hooked else None, idle)
         except Exception as error:  # whatever an optimizer raises is for the user to read
-            remarks.append(f"The step raised {type(error).__name__}: {' '.join(str(error).split())}")
-            step = Step(None, {})
+            raised = f"The step raised {type(error).__name__}: {' '.join(str(error).split())}"
+            step = Step(None, {}, raised)
         # Of a sharded model each process sees its own shards only, and one more pass on some processes would hang.
         sharded = any(is_sharded(leaf) for leaf in leaves)
         zero = [index for index, status in enumerate(watched.gradients) if status.kind == "zero" and not sharded]
@@ -133,7 +133,7 @@ def explain(
             for index, model_tensor in enumerate(found)
         ]
     remarks += groups.remarks(model, leaves, watched.other_leaves)
-    return Explanation(findings, of_frozen_modules(model, moving), remarks, path, graph)
+    return Explanation(findings, of_frozen_modules(model, moving), remarks, path, graph, raised)
 
 
 def _index_of(name: str | None, found: Sequence[ModelTensor]) -> int | None:

@@ -8,23 +8,34 @@ from torch import Tensor, nn
 
 from frostline.partial.model_tensors import ModelTensor, state_of
 from frostline.probe.explain.backward import Watched
-from frostline.probe.explain.explanation import Finding
 from frostline.probe.explain.faint import Faint
+from frostline.probe.explain.fixes import fix_for
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.reasons import reason_for
 from frostline.probe.explain.step import Step
 from frostline.probe.explain.vanishing import extent
 from frostline.probe.explain.verdicts import (
     FROZEN_BY_PLAN,
+    LEARNING_RATE_0,
     LEARNS,
     LEARNS_IN_PART,
     MOVES_WITHOUT_GRADIENT,
     OVERWRITTEN,
     ROUNDS_AWAY,
+    STEP_RAISED,
+    STEP_SKIPPED,
     ZERO_GRADIENT,
     Evidence,
+    Finding,
     verdicts_for,
 )
+from frostline.probe.trace.source_line import SourceLine
+
+_OF_HINT = {
+    LEARNING_RATE_0: "its rate was 0 at this step, and no longer is",
+    STEP_SKIPPED: "the scaler skipped this step",
+    STEP_RAISED: "it got a gradient, but no step ended",
+}
 
 
 def finding(
@@ -61,7 +72,11 @@ def finding(
         overwritten=step.is_overwritten(index),
     )
     verdicts = verdicts_for(evidence)
-    reason, where = reason_for(verdicts[0], index, evidence, watched, not_finite, model_tensor)
+    reason, line = reason_for(verdicts[0], index, evidence, watched, not_finite, model_tensor)
+    where = None if line is None else line.where
+    hints = step.hints(index, leaf)
+    if verdicts[0] in (LEARNS, LEARNS_IN_PART):
+        reason = "; ".join(filter(None, [reason, *(_OF_HINT[hint] for hint in hints)]))
     notes: tuple[str, ...] = ()
     if faint is not None and verdicts[0] in (LEARNS, LEARNS_IN_PART, ROUNDS_AWAY, MOVES_WITHOUT_GRADIENT):
         notes, reason, where = (faint.note,), f"{reason}; {faint.reason}".removeprefix("; "), where or faint.where
@@ -73,11 +88,22 @@ def finding(
         shape=tuple(model_tensor.tensor.shape),
         verdicts=tuple(verdicts),
         listed_twice=(evidence.listings or 0) > 1,
-        hints=(*notes, *step.hints(index, leaf)),
+        hints=(*notes, *hints),
         reason=reason,
         where=where,
+        fix=fix_for(_to_mend(verdicts[0], evidence, line), None if line is None else line.call),
         groups=_groups(model_tensor, verdicts, evidence, gradient.rows),
     )
+
+
+def _to_mend(verdict: str, evidence: Evidence, line: SourceLine | None) -> str:
+    """Return the verdict whose fix helps: where decay moves what has no gradient, that is the fault."""
+    if verdict == MOVES_WITHOUT_GRADIENT and not evidence.frozen_part_moved:
+        if evidence.without_effect:
+            return ROUNDS_AWAY
+        if line is not None:
+            return ZERO_GRADIENT
+    return verdict
 
 
 def _is_frozen_by_plan(model_tensor: ModelTensor, leaf: Tensor) -> bool:

@@ -31,8 +31,8 @@ _MOVED_ALL_THE_SAME = "decay, momentum or an older `.grad` moves it"
 
 def reason_for(
     verdict: str, index: int, evidence: Evidence, watched: Watched, not_finite: str, model_tensor: ModelTensor
-) -> tuple[str, str | None]:
-    """Return why `verdict` applies to a tensor, and the line as `file:line` or None.
+) -> tuple[str, SourceLine | None]:
+    """Return why `verdict` applies to a tensor, and the line that is the reason, or None.
 
     Args:
         verdict: One of VERDICTS.
@@ -49,17 +49,19 @@ def reason_for(
     if verdict == MOVES_WITHOUT_GRADIENT:
         lines = watched.vanished.get(index) if evidence.requires_grad and evidence.gradient == "zero" else None
         if lines and not evidence.frozen_part_moved:
-            return f"exactly zero from {lines[0].call} on, but {_MOVED_ALL_THE_SAME}", lines[0].where
+            return f"exactly zero from {lines[0].call} on, but {_MOVED_ALL_THE_SAME}", lines[0]
         return _why_it_moves(evidence), None
     if verdict == LEARNS_IN_PART:
         return _how_much(index, watched, model_tensor), None
     if verdict == LEARNS and evidence.gradient == "zero":
         return "its gradient is zero now, but not after a step", None
+    if verdict == NOT_FINITE and watched.spoilt and not_finite in ("its gradient", "the loss"):
+        return f"the loss holds NaN or Inf from {called(watched.spoilt)}", watched.spoilt[0]
     if lines := watched.vanished.get(index):
         if verdict == NOT_FINITE and not_finite == "its gradient":
-            return f"its gradient holds NaN or Inf from {called(lines)}", lines[0].where
+            return f"its gradient holds NaN or Inf from {called(lines)}", lines[0]
         if verdict == ZERO_GRADIENT:
-            return f"its gradient is exactly zero from {called(lines)}", lines[0].where
+            return f"its gradient is exactly zero from {called(lines)}", lines[0]
     dtype = str(model_tensor.tensor.dtype).removeprefix("torch.")
     return {
         FROZEN_BY_PLAN: "train_only",
@@ -83,11 +85,11 @@ def _how_much(index: int, watched: Watched, model_tensor: ModelTensor) -> str:
     return f"{learned:,} of {total:,} {indices.kind}" + (f", {now:,} with a gradient now" if now < learned else "")
 
 
-def _why_cut(index: int, watched: Watched) -> tuple[str, str | None]:
+def _why_cut(index: int, watched: Watched) -> tuple[str, SourceLine | None]:
     lines = watched.cuts.get(index)
     if not lines:
         return "its value reaches the loss, but its gradient does not come back", None
-    return called(lines), lines[0].where
+    return called(lines), lines[0]
 
 
 def called(lines: Sequence[SourceLine]) -> str:
@@ -100,12 +102,12 @@ def called(lines: Sequence[SourceLine]) -> str:
     return f"{first.call}{also}: {first.source}".removesuffix(": ") + installed
 
 
-def _why_unused(index: int, watched: Watched) -> tuple[str, str | None]:
+def _why_unused(index: int, watched: Watched) -> tuple[str, SourceLine | None]:
     trace = watched.trace
     for escape in trace.escaped.escapes:
         line = escape.provenance.line
         if escape.provenance.value >> index & 1 and line is not None:
-            return f"its value leaves torch by {line.call} and does not come back", line.where
+            return f"its value leaves torch by {line.call} and does not come back", line
     if trace.branched_on >> index & 1:
         return "only a Python `if` asks for its value", None
     if trace.outside_gradients >> index & 1:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from frostline.probe.explain.backward import GradientStatus
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.vanishing import extent
+from frostline.probe.explain.verdicts import STEP_RAISED
 from frostline.probe.restore.bits import local, same
 from frostline.probe.restore.restored import restored
 from frostline.probe.restore.snapshot import Snapshot
@@ -28,10 +29,11 @@ class Step:
     Args:
         snapshot: The values before the step; None if none was taken.
         idle: Index of a tensor -> its values after a step with a gradient of zeros.
+        raised: What the step raised; empty if it did not.
     """
 
-    def __init__(self, snapshot: Snapshot | None, idle: Mapping[int, Tensor]) -> None:
-        self._snapshot, self._idle = snapshot, idle
+    def __init__(self, snapshot: Snapshot | None, idle: Mapping[int, Tensor], raised: str = "") -> None:
+        self._snapshot, self._idle, self._raised = snapshot, idle, raised
 
     @property
     def taken(self) -> bool:
@@ -70,7 +72,7 @@ class Step:
 
     def hints(self, index: int, tensor: Tensor) -> tuple[str, ...]:
         """Return further notes."""
-        return ()
+        return (STEP_RAISED,) if self._raised else ()
 
 
 def add_stale(stale: Mapping[Tensor, Tensor]) -> None:

@@ -6,7 +6,7 @@ that a stale `.grad` moves is "moves without gradient".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +21,9 @@ VERDICTS = (
 )
 ALARMS = frozenset(VERDICTS) - {FROZEN_BY_PLAN, FROZEN, LEARNS_IN_PART, LEARNS}
 # Only ever notes:
-TIED, LISTED_TWICE, NOISE, PARTLY_CUT, STEP_SKIPPED = "tied", "listed twice", "noise", "partly cut", "step skipped"
+TIED, LISTED_TWICE, NOISE, PARTLY_CUT = "tied", "listed twice", "noise", "partly cut"
+STEP_SKIPPED, STEP_RAISED = "step skipped", "step raised"
+NOTES = (TIED, LISTED_TWICE, NOISE, PARTLY_CUT, STEP_SKIPPED, STEP_RAISED)
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,53 @@ def verdicts_for(evidence: Evidence) -> list[str]:
     learns = [LEARNS_IN_PART if evidence.in_part else LEARNS, *([ZERO_GRADIENT] if zero else [])]
     verdicts = [verdict for verdict in VERDICTS if applies.get(verdict)] or learns
     return [MOVES_WITHOUT_GRADIENT, *verdicts] if evidence.frozen_part_moved else verdicts
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What applies to one parameter of a model.
+
+    Attributes:
+        name: Its first name in the model.
+        tied: Its other names: the same tensor.
+        shape: Its shape; for a partial tensor the whole tensor's.
+        verdicts: Every verdict that applies, the one that counts first.
+        reason: Why, in one line.
+        where: The line of code that is the reason, as `file:line`; None if no line is.
+        groups: Of a partial tensor: verdict -> how many of its rows, or entries, it applies to; None for others.
+        listed_twice: Whether optimizers list it more than once.
+        hints: Notes that are no verdicts: "noise" and "partly cut", guesses from the size of its gradient; "step
+            skipped", "step raised".
+        fix: What to type; empty unless it is an alarm.
+    """
+
+    name: str
+    tied: tuple[str, ...]
+    shape: tuple[int, ...]
+    verdicts: tuple[str, ...]
+    reason: str
+    where: str | None = None
+    groups: Mapping[str, int] | None = None
+    listed_twice: bool = False
+    hints: tuple[str, ...] = ()
+    fix: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The verdict that counts."""
+        return self.verdicts[0]
+
+    @property
+    def notes(self) -> list[str]:
+        """The other verdicts that apply, `hints`, "listed twice", and "tied" for a tensor of several names."""
+        return [
+            *self.verdicts[1:],
+            *self.hints,
+            *([LISTED_TWICE] if self.listed_twice else []),
+            *([TIED] if self.tied else []),
+        ]
+
+    @property
+    def is_alarm(self) -> bool:
+        """Whether it does not train as it stands."""
+        return self.verdict in ALARMS

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.run_trace import RunTrace
 from frostline.probe.explain.step import Step
 from frostline.probe.explain.vanishing import Kind, Vanishing, extent
-from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_SKIPPED
+from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_RAISED, STEP_SKIPPED
 from frostline.probe.restore.bits import local, same, storage_address
 from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.source_line import SourceLine, current_line
@@ -46,13 +47,14 @@ class WatchedRun(Step):
         self._error: BaseException | None = None
         self._index = {id(tensor): index for index, tensor in enumerate(tensors)}
         self._start = next_sequence_number()
-        self._stack = contextlib.ExitStack()
+        self._hooks = contextlib.ExitStack()
         self._run_trace = RunTrace(tensors, self._backward, self._note_write)
         self.trace: Trace = self._run_trace
         self.gradients: list[GradientStatus] = [_NOTHING for _ in tensors]
         self.loss = Provenance(0, 0)
         self.cuts: dict[int, list[SourceLine]] = {}
         self.vanished: dict[int, list[SourceLine]] = {}
+        self.spoilt: list[SourceLine] = []
         self.behind_zero: set[int] = set()
         self.other_leaves: list[Tensor] = []
         self.has_graph = False
@@ -67,15 +69,30 @@ class WatchedRun(Step):
         self._writes: dict[int, SourceLine] = {}
         for optimizer in map(_innermost, groups.optimizers):
             if isinstance(optimizer, Optimizer):
-                self._stack.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-                self._stack.callback(optimizer.register_step_post_hook(self._after_step).remove)
+                self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
+                self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
 
     def __enter__(self) -> WatchedRun:
-        self._stack.enter_context(self.trace)
+        self.trace.__enter__()
         return self
 
+    def end_with(self, frame: FrameType) -> None:
+        """Forget everything once `frame` no longer runs."""
+        self._run_trace.end_with(frame, self._let_go)
+
+    def forget(self) -> None:
+        """Stop watching, whatever else has been entered since."""
+        self._run_trace.abandon()
+        self._run_trace.leave()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        self._hooks.close()
+        self._values.clear()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        self._stack.close()
+        self.trace.__exit__(None, None, None)
+        self._hooks.close()
         self._error = error
         self._rates_after = {id(tensor): self._groups_now().learning_rates(tensor) for tensor in self._tensors}
 
@@ -103,6 +120,8 @@ class WatchedRun(Step):
                     self.other_leaves.append(leaf)
             result = run()
         finite = all(is_finite_loss(loss) for loss in losses if loss.numel() == 1)
+        if not finite:
+            self.spoilt = self.spoilt or self.trace.nodes.where_not_finite([loss.grad_fn for loss in losses])
         learning = {id(self._tensors[index]) for index, status in seen.items() if status.kind == "nonzero"}
         for index, status in seen.items():
             if not finite and not status.not_finite:
@@ -135,13 +154,38 @@ class WatchedRun(Step):
 
     # The step
 
-    def _before_step(self, optimizer: Any, *_: Any) -> None:
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         self._run_trace.paused = True
         self.steps += 1
+        at = 1 if len(args) > 1 else "closure"
+        closure = args[1] if at == 1 else kwargs.get("closure")
+        if not callable(closure):
+            self._look_at_gradients(optimizer)
+            return None
+        watched = self._watched_closure(optimizer, closure)
+        return ((args[0], watched, *args[2:]), kwargs) if at == 1 else (args, {**kwargs, "closure": watched})
+
+    def _watched_closure(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Return `closure`, watched: it runs forward and backward inside of the step (LBFGS, Lightning)."""
+
+        def watched() -> Any:
+            self._run_trace.paused = False
+            try:
+                return closure()
+            finally:
+                self._run_trace.paused = True
+                self._look_at_gradients(optimizer)
+
+        return watched
+
+    def _look_at_gradients(self, optimizer: Any) -> None:
+        """Note what became of the gradients until the step uses them."""
+        if not self._passes_before_step:
+            return
         for group in optimizer.param_groups:
             for tensor in group["params"]:
                 index = self._index.get(id(tensor))
-                if index is None or self.gradients[index].kind != "nonzero" or not self._passes_before_step:
+                if index is None or self.gradients[index].kind != "nonzero":
                     continue
                 if group.get("lr") is not None and not float(group["lr"]):
                     self._rate_0.add(index)
@@ -225,13 +269,19 @@ class WatchedRun(Step):
         """Return notes on a rate of 0 that has changed since, and on a step that a scaler skipped."""
         rates = self._rates_after.get(id(tensor), [])
         warm_up = (LEARNING_RATE_0,) if index in self._rate_0 and any(rates) else ()
+        if self.raised:
+            return (STEP_RAISED,)
         return (*warm_up, *((STEP_SKIPPED,) if self._skipped_once() and self.gradients[index].kind != "none" else ()))
+
+    @property
+    def raised(self) -> str:
+        """What the block raised; empty if it did not."""
+        error = self._error
+        return "" if error is None else f"The block raised {type(error).__name__}: {' '.join(str(error).split())}"
 
     def remarks(self) -> list[str]:
         """Return what is to be said of the run as a whole."""
         lines = [] if self.passes else ["No backward pass ran while it was watched."]
-        if self._error is not None:
-            lines.append(f"The step raised {type(self._error).__name__}: {' '.join(str(self._error).split())}")
         lines += ["A scaler skipped the step: it looks for a scale at first."] if self._skipped_once() else []
         written = {line.where for index, line in self._writes.items() if not self.is_overwritten(index)}
         lines += [f"Weights were written to after the step, in {', '.join(sorted(written))}."] if written else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from torch import nn
@@ -26,6 +26,7 @@ class Watching:
     """What is seen of a training step while it runs; see `watching`.
 
     Attributes:
+        model: The module that is explained, without what wraps it.
         explanation: The Explanation, when the block has ended.
     """
 
@@ -33,7 +34,7 @@ class Watching:
         check_model(model)
         self._groups = OptimizerGroups(optimizer)
         self._compiled = any("_orig_mod" in module._modules for module in model.modules())
-        self._model = unwrapped(model)
+        self.model = unwrapped(model)
         self._explanation: Explanation | None = None
 
     @property
@@ -48,9 +49,17 @@ class Watching:
         """Whether a backward pass has run in the block."""
         return self._run.passes > 0
 
+    def end_with(self, frame: FrameType) -> None:
+        """Stop watching, without an explanation, once `frame` no longer runs: for callbacks that no error is told."""
+        self._run.end_with(frame)
+
+    def forget(self) -> None:
+        """Stop watching, without an explanation."""
+        self._run.forget()
+
     def check(self) -> None:
-        """Raise ProbeError, with the table, if any parameter does not train as it stands."""
-        if self.explanation.alarms:
+        """Raise ProbeError, with the table, if any parameter does not train as it stands, or the block raised."""
+        if self.explanation.alarms or self.explanation.raised:
             raise ProbeError(str(self.explanation))
 
     def __enter__(self) -> Watching:
@@ -58,11 +67,11 @@ class Watching:
             raise ProbeError(
                 "watching: this thread is watched or explained already, and one would not see. Leave that."
             )
-        self._found = find_tensors(self._model)
+        self._found = find_tensors(self.model)
         self._leaves = [each.tensor if each.learned is None else each.learned for each in self._found]
         frozen_parts = [each.tensor for each in self._found if each.learned is not None and not each.mapped]
         held = {id(tensor) for tensor in self._groups.tensors}
-        self._buffers = {name: local(buffer).clone() for name, buffer in self._model.named_buffers()}
+        self._buffers = {name: local(buffer).clone() for name, buffer in self.model.named_buffers()}
         partial = {index for index, each in enumerate(self._found) if each.indices is not None}
         others = [tensor for tensor in frozen_parts if id(tensor) in held]
         self._run = WatchedRun(self._leaves, others, partial, self._groups)
@@ -79,6 +88,8 @@ class Watching:
     def _explain(self) -> Explanation:
         run = self._run
         run.forgive_skipped()
+        if run.raised and not run.passes:
+            return Explanation([], [], [], raised=run.raised)
         faint = faint_gradients(run, [leaf.dtype for leaf in self._leaves])
         findings = [
             finding(
@@ -89,10 +100,10 @@ class Watching:
         remarks = [_COMPILED] if self._compiled else []
         remarks += [_NO_GRAPH] if run.passes and not run.has_graph else []
         remarks += run.remarks()
-        remarks += self._groups.remarks(self._model, self._leaves, run.other_leaves)
-        now = dict(self._model.named_buffers())
+        remarks += self._groups.remarks(self.model, self._leaves, run.other_leaves)
+        now = dict(self.model.named_buffers())
         moving = [name for name in now if name not in self._buffers or not same(self._buffers[name], now[name])]
-        return Explanation(findings, of_frozen_modules(self._model, moving), remarks)
+        return Explanation(findings, of_frozen_modules(self.model, moving), remarks, raised=run.raised)
 
 
 def watching(model: nn.Module, optimizer: Any = None) -> Watching:

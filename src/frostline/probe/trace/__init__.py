@@ -1,7 +1,8 @@
 """Trace a forward pass: which parameters reach a tensor by value and by gradient, and where a gradient was lost.
 
 trace.py            the mode that sees every torch function
-node_lines.py       the line that made a node of autograd's graph
+node_lines.py       the line that made a node of autograd's graph, and where NaN or Inf came up
+none_returned.py    a custom Function's backward that returns no gradient
 patches.py          what no mode sees, and other threads
 provenance.py       what is known of one tensor, and of one storage
 escaped_numbers.py  numbers that left torch and return

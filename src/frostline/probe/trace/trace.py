@@ -46,8 +46,9 @@ from frostline.probe.restore.torch_calls import (
 )
 from frostline.probe.trace.escaped_numbers import ESCAPES, EscapedNumbers
 from frostline.probe.trace.node_lines import NodeLines
+from frostline.probe.trace.none_returned import NoneReturned
 from frostline.probe.trace.patches import patched_for
-from frostline.probe.trace.provenance import NOTHING, Provenance, Storages, indices_in
+from frostline.probe.trace.provenance import NOTHING, Provenance, Storages
 from frostline.probe.trace.source_line import SourceLine, current_line, frame_outside
 
 
@@ -86,7 +87,7 @@ class Trace(TorchFunctionMode):
         # again, so whoever looks one up compares the tensor too.
         self._known: dict[int, tuple[weakref.ref[Tensor], Provenance]] = {}
         self._storages = Storages()
-        self._none_returned: list[tuple[int, SourceLine | None]] = []  # by the backward of a custom Function
+        self._none_returned = NoneReturned()
         self._checkpoints = 0  # how many reentrant checkpoints are running, one inside the other
         self._no_grad_frame: int | None = None  # id of the frame that switched gradients off last
         self._lines = 0  # how many lines were noted: their order
@@ -123,12 +124,7 @@ class Trace(TorchFunctionMode):
         Returns:
             Index of the parameter -> lines in the order in which they ran, as `Provenance.cuts` does.
         """
-        found = self.provenance(value).cuts(mask)
-        for lost, line in self._none_returned:
-            for index in indices_in(lost & mask):
-                if line is not None:
-                    found.setdefault(index, [line])
-        return found
+        return self._none_returned.lines(mask) | self.provenance(value).cuts(mask)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run `func`, then note the provenance of its outputs."""
@@ -344,17 +340,6 @@ class Trace(TorchFunctionMode):
             self._note(output, self._after_call(call, merged, merged.gradient if flows else 0, parents))
             self.nodes.note(call, output)
             if flows and output.grad_fn is not None and not checkpoint:
-                # Whether its backward returns None for an input, only the backward can tell.
-                hook = self._noting_none([provenance.gradient for provenance in inputs], self._line(call))
-                output.grad_fn.register_hook(hook)
+                gradients = [provenance.gradient for provenance in inputs]
+                output.grad_fn.register_hook(self._none_returned.hook(gradients, self._line(call)))
         return result
-
-    def _noting_none(self, gradients: Sequence[int], line: SourceLine | None) -> Callable[[Any, Any], None]:
-        """Return a hook on a backward that notes the inputs for which it returns None."""
-
-        def note(returned: Any, given: Any) -> None:
-            self._none_returned += [
-                (mask, line) for mask, value in zip(gradients, returned, strict=False) if value is None and mask
-            ]
-
-        return note
