@@ -64,19 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         2
     """
     _open_closed_streams()
-    parser = Parser(
-        prog="frostline",
-        description="Choose what learns in a PyTorch model; everything else keeps every bit.",
-        epilog="examples:\n  frostline demo\n  frostline tagger train --help\n\n"
-        'tab completion:\n  eval "$(register-python-argcomplete frostline)"   # --shell zsh | fish',
-    )
-    parser.add_argument("--version", action=Version, nargs=0, help="print versions in one line and exit")
-    commands = parser.add_subparsers(metavar="command", required=True)
-    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
-        command = import_module(f"{__name__}.{name}")
-        child = commands.add_parser(name, help=command.HELP, description=command.HELP)
-        child.set_defaults(run=command.run)
-        command.configure(child)
+    parser = make_parser()
     if "_ARGCOMPLETE" in os.environ:  # the shell asks what could come next
         _complete(parser)
     if sys.stdout is None:
@@ -105,6 +93,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def make_parser() -> Parser:
+    """Return the parser of `frostline` with all its commands."""
+    parser = Parser(
+        prog="frostline",
+        description="Choose what learns in a PyTorch model; everything else keeps every bit.",
+        epilog="examples:\n  frostline demo\n  frostline tagger train --help\n\n"
+        'tab completion:\n  eval "$(register-python-argcomplete frostline)"   # --shell zsh | fish',
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="print versions in one line and exit")
+    commands = parser.add_subparsers(metavar="command", required=True)
+    for name in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+        command = import_module(f"{__name__}.{name}")
+        child = commands.add_parser(name, help=command.HELP, description=command.HELP)
+        child.set_defaults(run=command.run)
+        command.configure(child)
+    return parser
+
+
 def _complete(parser: argparse.ArgumentParser) -> None:
     """Answer the shell and exit, if argcomplete is installed: `eval "$(register-python-argcomplete frostline)"`."""
     try:
@@ -125,8 +131,9 @@ def _open_closed_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            if stream is None and os.open(os.devnull, os.O_RDWR) != number:
-                raise  # the lowest number that is free is taken
+            if stream is None and (opened := os.open(os.devnull, os.O_RDWR)) != number:
+                os.dup2(opened, number)
+                os.close(opened)
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115, for as long as the process runs
 
