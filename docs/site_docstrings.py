@@ -1,7 +1,7 @@
 """How the API reference reads the project's docstrings; mkdocs.yml names this file.
 
-`Cost:` and `Source:` are paragraphs here, whose further lines may be indented, and `Example:` is what Google's style calls
-`Examples:`.
+`Cost:` and `Source:` are paragraphs here, whose further lines may be indented; `Example:` is `Examples:` in Google's
+style.
 """
 
 from __future__ import annotations

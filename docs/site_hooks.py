@@ -1,4 +1,4 @@
-"""What the site shows beside docs/: the README as its first page, other pages of the root, examples, the commands' help.
+"""What the site shows beside docs/: the README as first page, other pages of the root, examples, the commands' help.
 
 MkDocs calls `on_files` and `on_page_markdown`; mkdocs.yml names this file.
 """
