@@ -26,7 +26,7 @@ check: $(VENV)/dev.done
 	$(MAKE) docs
 
 docs: $(VENV)/dev.done
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --clean
 
 bench: $(VENV)/dev.done
 	for file in $(BENCHMARKS); do $(BIN)/python $$file || exit 1; done
