@@ -22,6 +22,7 @@ MAY_BE_SKIPPED = (
     "needs CUDA",
     "needs a small disk",
     "a library that quantizes",
+    "is not one of the extras",
     ": make soak",
 )
 
@@ -38,6 +39,13 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Print the counts of a process of pytest-xdist that drew cases."""
+    if drawn := getattr(node, "workeroutput", {}).get("drawn"):
+        print(f"\ndrawn cases, {drawn}")
+
+
 @pytest.fixture(scope="session")
 def launch() -> Callable[..., str]:
     """Run a script: `launch(script, *arguments, processes=n)`; one process runs it plainly, several under torchrun.
@@ -47,6 +55,21 @@ def launch() -> Callable[..., str]:
     if not Path("/sys/class/net/lo").exists():
         pytest.skip("needs a loopback interface called lo")
     return _launch
+
+
+@pytest.fixture(scope="session")
+def made_up_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of a device that torch takes for an accelerator, and that refuses to mix with the CPU."""
+    from torch import __path__ as torch_folders
+    from torch.utils.cpp_extension import include_paths
+
+    library = tmp_path_factory.mktemp("elsewhere") / "elsewhere.so"
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", *(f"-I{path}" for path in include_paths())]
+    command += [str(Path(__file__).parent / "tagger" / "elsewhere.cpp"), f"-L{Path(torch_folders[0]) / 'lib'}"]
+    command += ["-ltorch", "-ltorch_cpu", "-lc10", "-o", str(library)]
+    built = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return library
 
 
 def _launch(*script: object, processes: int = 1) -> str:

@@ -15,6 +15,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from frostline.errors import DataFileError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h>
 
@@ -111,6 +114,17 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def standard_input() -> BinaryIO:
+    """Return stdin, to read bytes from.
+
+    Raises:
+        DataFileError: It is closed (`command <&-`).
+    """
+    if sys.stdin is None:
+        raise DataFileError("stdin is closed. Name a file, or pipe one in.")
+    return sys.stdin.buffer
 
 
 def replace_folder(new: Path, target: Path) -> None:

@@ -53,6 +53,8 @@ def stop_gradient(x: Tensor, where: Tensor | None = None) -> Tensor:
         return x.detach().clone()
     if not isinstance(where, Tensor):
         raise TypeError(f"where: {type(where).__name__}, but it must be a bool tensor. Pass `torch.as_tensor(where)`.")
+    if where.layout != torch.strided:
+        raise TypeError("where: a sparse tensor. Pass `where=mask.to_dense()`.")
     if where.dtype != torch.bool:
         raise TypeError(
             f"where: dtype {where.dtype}, but it must be torch.bool, True where the gradient stops. "

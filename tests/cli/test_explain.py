@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from frostline.cli import main
+from frostline.probe.trace.patches import is_traced
 
 TRAIN = """
 import torch
@@ -393,3 +394,20 @@ def test_what_cannot_be_run_as_a_script_ends_with_2_and_one_line(capfd, script, 
     code, out, err = run(capfd, *arguments)
     assert (code, out, len(err.splitlines())) == (2, "", 1)
     assert says in err
+
+
+def test_after_a_script_that_cannot_be_run_nothing_waits_for_a_module(capfd, monkeypatch):
+    import torch
+
+    import frostline as fl
+
+    assert main(["explain", "missing.py"]) == 2
+    capfd.readouterr()
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 2)).sum().backward()
+    assert not is_traced()
+    with fl.watching(model, optimizer) as seen:  # refused while another one runs
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+    assert seen.explanation.to_dict()["weight"]["verdict"] == "learns"

@@ -349,7 +349,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path, use):
 
 
 def test_selections_that_are_not_a_mapping_are_refused():
-    with pytest.raises(TypeError, match="selections: expected a mapping, got 'weight'"):
+    with pytest.raises(TypeError, match="selections: expected a dict of names, got 'weight'"):
         fl.train_only(nn.Linear(2, 2), "weight")
 
 

@@ -371,7 +371,7 @@ def test_a_parametrized_weight_learns_in_part_if_the_plan_comes_after_and_is_ref
     assert plan.parameters()[0].grad.abs().sum() > 0
     module = nn.Linear(3, 4)
     fl.train_only(module, {"weight": fl.rows([1])})
-    with pytest.raises(fl.PartialTensorError, match=r"call fl.merge\(model\)"):
+    with pytest.raises(fl.PartialTensorError, match=r"Call fl.merge\(model\)"):
         nn.utils.parametrizations.weight_norm(module)
 
 

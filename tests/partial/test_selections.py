@@ -82,7 +82,7 @@ def test_entries_take_a_mask_with_negative_strides_and_keep_their_own_copy():
         (lambda: fl.rows([2]), fl.RowError, "row 2 is the padding row (padding_idx=2)"),
         (lambda: fl.rows(slice(None)), fl.RowError, "or pass rows(..., learn_padding=True)."),
         (lambda: fl.entries(torch.ones(10, 4) > 0), fl.ShapeError, "the mask is True in row 2, the padding row"),
-        (lambda: [1, 2], TypeError, "expected a selection, got [1, 2]. Pass fl.everything, fl.nothing, fl.rows("),
+        (lambda: [1, 2], TypeError, "expected a selection, got [1, 2]. Write fl.rows([1, 2])."),
     ],
 )
 def test_an_invalid_selection_names_the_tensor_the_value_and_the_fix(selection, error, says):

@@ -8,6 +8,12 @@ from . import counts
 from .cases import SEED
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process of pytest-xdist, hand over the counts: it prints nothing."""
+    if counts.totals and hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["drawn"] = f"FROSTLINE_SEED={SEED}\n{counts.table()}"
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if counts.totals:
         terminalreporter.section(f"drawn cases, FROSTLINE_SEED={SEED}")

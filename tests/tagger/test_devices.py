@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.utils import cpp_extension
 
 import frostline as fl
 from frostline import tagger
@@ -78,16 +76,10 @@ def test_a_device_that_works_is_returned() -> None:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(tmp_path_factory: pytest.TempPathFactory, launch: Callable[..., None]) -> Path:
+def elsewhere(made_up_device: Path, launch: Callable[..., None]) -> Path:
     """What train_elsewhere.py writes: trained on the CPU and on a device that torch takes for a different one."""
-    folder = tmp_path_factory.mktemp("elsewhere")
-    torch_lib = Path(torch.__path__[0]) / "lib"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", *(f"-I{path}" for path in cpp_extension.include_paths())]
-    command += [str(HERE / "elsewhere.cpp"), f"-L{torch_lib}", "-ltorch", "-ltorch_cpu", "-lc10"]
-    built = subprocess.run([*command, "-o", folder / "elsewhere.so"], capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    launch(HERE / "train_elsewhere.py", folder / "elsewhere.so", folder)
-    return folder
+    launch(HERE / "train_elsewhere.py", made_up_device, made_up_device.parent)
+    return made_up_device.parent
 
 
 def _found(folder: Path) -> Any:

@@ -64,10 +64,15 @@ def refused(use: Callable[[], object]) -> bool:
     return False
 
 
-if __name__ == "__main__":
-    torch.ops.load_library(sys.argv[1])
+def use_library(path: str) -> None:
+    """Let torch know the device."""
+    torch.ops.load_library(path)
     rename_privateuse1_backend("elsewhere")
     torch._register_device_module("elsewhere", _Elsewhere())
+
+
+if __name__ == "__main__":
+    use_library(sys.argv[1])
     out = Path(sys.argv[2])
     ones = torch.ones(3, device="elsewhere")
     found: dict[str, Any] = {

@@ -90,7 +90,7 @@ def test_a_byte_order_mark_is_no_part_of_a_word(tmp_path, folder):
         (b" \n\n", 1, "text.txt: holds no words"),
         (b"ice snow ice", 5, "none of its 2 words occurs 5 times; the most frequent, 'ice', occurs 2 times"),
         (b"ice\nsn\xe9w\n", 1, "text.txt:2: not UTF-8"),
-        (gzip.compress(b"ice " * 9999)[:-20], 1, "text.txt: the gzip file is cut off"),
+        (gzip.compress(b"ice " * 9999, mtime=0)[:-20], 1, "text.txt: the gzip file is cut off"),
         (b"\x1f\x8bxx", 1, "text.txt: the gzip file is cut off or damaged"),
     ],
 )

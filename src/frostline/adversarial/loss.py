@@ -57,7 +57,10 @@ def loss(
             distributions change most; the adversarial loss is then the Kullback-Leibler divergence from the clean
             ones, a mean over rows, and needs no labels.
         weight: Of the adversarial loss, 0 or more.
-        norm, per, model, generators: As for `perturb`; "vat" needs norm="l2".
+        norm: As for `perturb`; "vat" needs "l2".
+        per: As for `perturb`.
+        model: As for `perturb`.
+        generators: As for `perturb`.
 
     Returns:
         One number with its graph: the gradient of both passes, while the perturbation counts as constant.

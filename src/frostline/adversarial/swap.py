@@ -76,7 +76,8 @@ def swap(
         k: For each sentence and exchange, how many replacements, those that score best over all positions and the
             beam, are checked exactly. None: all that are allowed.
         beam: How many of the best go on to the next exchange, 1 or more.
-        model, generators: As for `fl.gradients`.
+        model: As for `fl.gradients`.
+        generators: As for `fl.gradients`.
 
     Returns:
         A `Swap`. A sentence without an allowed exchange, or in which none raises the loss, comes back as it was.

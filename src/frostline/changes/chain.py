@@ -26,6 +26,7 @@ from frostline.errors import CheckpointError, LearnedFileError
 from frostline.optim import huge_pages
 from frostline.optim.row_optimizer import RowOptimizer
 from frostline.partial import learned_format
+from frostline.partial.arguments import check_model
 from frostline.partial.learned_format import Saved, Step
 
 
@@ -70,6 +71,7 @@ class Changes:
                 raise TypeError(
                     f"optimizers: {name}, but only those of fl.optim say which rows they change. Leave it out."
                 )
+        check_model(model)
         self._model, self._processes = model, Processes(model)
         state = live_state(model)
         self._like = {name: _described(tensor) for name, tensor in state.items()}

@@ -56,7 +56,9 @@ def digest(model: nn.Module | str | os.PathLike[str], *, per_tensor: bool = Fals
     """
     if isinstance(model, nn.Module):
         state, processes = live_state(model), Processes(model)
-    else:
+    elif isinstance(model, str | os.PathLike):
         state, processes = read_state(model), Processes()
+    else:
+        raise TypeError(f"model: expected an nn.Module or the path of a checkpoint, got {type(model).__name__}.")
     sums = state_sums(state, processes)
     return tensor_digests(state, sums) if per_tensor else state_digest(state, sums)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from frostline.changes.one_pass import bits_of
 from frostline.errors import CheckpointError
+from frostline.partial.arguments import check_model
 from frostline.partial.sharded import is_sharded
 
 
@@ -124,6 +125,7 @@ def live_state(model: nn.Module) -> State:
     Raises:
         CheckpointError: A tensor has no bits that could be compared: sparse, quantized, on the meta device.
     """
+    check_model(model)
     found: dict[object, tuple[list[str], Tensor]] = {}
     for name, tensor in unwrapped(model).state_dict(keep_vars=True).items():
         if isinstance(tensor, Tensor):

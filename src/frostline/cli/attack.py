@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from frostline.cli.explain.function import load_function
 from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
 from frostline.errors import DataFileError, FrostlineError
+from frostline.files import standard_input
 
 if TYPE_CHECKING:
     from frostline.adversarial.attack import Attacked, Prediction, Summary, Victim
@@ -115,10 +116,8 @@ def _sentences(args: argparse.Namespace) -> Iterator[tuple[Sequence[str], Predic
             raise FrostlineError("--columns needs a FILE.")
         yield from ((list(tokens), list(tags)) for tokens, tags in read_conll(args.file, columns(args)))
         return
-    if args.file is None and sys.stdin is None:
-        raise FrostlineError("stdin is closed. Name a file.")
     with contextlib.ExitStack() as stack:
-        file = sys.stdin.buffer if args.file is None else stack.enter_context(Path(args.file).open("rb"))
+        file = standard_input() if args.file is None else stack.enter_context(Path(args.file).open("rb"))
         for number, line in enumerate(decode_lines(file, args.file or "stdin"), start=1):
             if not line.strip():
                 continue

@@ -159,10 +159,11 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _cover(args: argparse.Namespace) -> None:
     from frostline.errors import DataFileError
+    from frostline.files import standard_input
     from frostline.vectors import cover
 
     vectors = _load(args.file)
-    raw = sys.stdin.buffer.read() if args.text is None else Path(args.text).read_bytes()
+    raw = standard_input().read() if args.text is None else Path(args.text).read_bytes()
     try:
         counts = Counter(raw.decode().split())
     except UnicodeDecodeError as error:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from frostline.errors import LearnedFileError
 from frostline.partial import learned_format
+from frostline.partial.arguments import check_model
 from frostline.partial.learned_format import Saved, dtype_name
 from frostline.partial.learned_match import check_plan, described, resolve, tokens_of
 from frostline.partial.model_tensors import ModelTensor, find_tensors, state_of
@@ -86,6 +87,7 @@ def save_learned(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> other.weight[[1, 4]].tolist()
         [[7.0, 7.0], [7.0, 7.0]]
     """
+    check_model(model)
     saved: dict[str, Saved] = {}
     for model_tensor in find_tensors(model):
         name, tensor = model_tensor.name, model_tensor.tensor
@@ -140,6 +142,7 @@ def load_learned(model: nn.Module, path: str | os.PathLike[str], strict: bool = 
         it returns.
     """
     path = Path(path)
+    check_model(model)
     targets = find_tensors(model)
     try:
         saved = learned_format.read(path)

@@ -187,6 +187,10 @@ class PartialModule(nn.Module):
         own = getattr(super(), "set_deepspeed_parallelism", None)
         return None if own is None else own(*args, **kwargs)
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Raise: `torch.jit.script` asks every module that has this for another one to compile."""
+        raise PartialTensorError("torch.jit.script cannot compile a partial tensor. Call fl.merge(model) first.")
+
     def __delattr__(self, name: str) -> None:
         """Raise for a partial tensor: whoever removes it puts something of its own there, as `spectral_norm` does."""
         if any(name in (partial, learned_name(partial)) for partial in self._frostline.partial):

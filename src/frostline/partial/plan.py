@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +93,10 @@ class Plan:
     def parameters(self) -> list[nn.Parameter]:
         """Return the Parameters that learn, for an optimizer: those of `model.parameters()` with `requires_grad`."""
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Raise: a plan that is given to an optimizer as it is would be iterated."""
+        raise TypeError("a plan is not a list. Give an optimizer plan.parameters(); plan.lines has its tensors.")
 
     def carry(self, optimizer: Optimizer, *others: Optimizer, group: int | None = None) -> None:
         """Update an existing optimizer to this plan, keeping the state of entries that still learn.

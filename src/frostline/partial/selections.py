@@ -45,6 +45,10 @@ class All(Selection):
     def resolve(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> bool:  # noqa: D102
         return self.learns
 
+    def __call__(self, *args: object) -> None:
+        """Raise: it is a value, but `rows` and `entries` beside it are functions."""
+        raise TypeError(f"fl.{self} takes no parentheses. Write fl.{self}.")
+
     def __repr__(self) -> str:
         return "everything" if self.learns else "nothing"
 
@@ -92,7 +96,7 @@ class Entries(Selection):
         if self.mask.shape != tensor.shape:
             raise ShapeError(
                 f"entries: the mask has shape {tuple(self.mask.shape)}, the tensor {tuple(tensor.shape)}. "
-                "Pass a bool mask of the tensor's own shape."
+                f"{_entries_fix(self.mask, tensor)}"
             )
         if tensor.ndim == 0:
             return bool(self.mask)
@@ -166,10 +170,39 @@ def entries(mask: MaskLike, *, dtype: torch.dtype | None = None) -> Entries:
         [(2,)]
     """
     _check_dtype(dtype)
-    chosen = mask.detach() if isinstance(mask, Tensor) else torch.from_numpy(np.array(mask))
+    chosen = mask.detach() if isinstance(mask, Tensor) else _to_mask(mask)
+    if chosen.layout != torch.strided:
+        raise TypeError("entries: the mask is a sparse tensor. Pass entries(mask.to_dense() != 0).")
     if chosen.dtype != torch.bool:
-        raise TypeError(f"entries: the mask is {chosen.dtype}, not bool. Pass `entries(mask != 0)` for a 0/1 mask.")
+        raise TypeError(
+            f"entries: the mask is {chosen.dtype}, not bool. Pass `entries(mask != 0)` for a 0/1 mask. "
+            "Whole rows are chosen by `rows(ids)`."
+        )
     return Entries(chosen.clone(), dtype)
+
+
+def _to_mask(mask: Any) -> Tensor:
+    try:
+        array = np.array(mask)
+    except ValueError:  # rows of different lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"entries: expected a bool mask of the tensor's shape, got {_short(mask)}. Pass a bool tensor.")
+    return torch.from_numpy(array)
+
+
+def _entries_fix(mask: Tensor, tensor: Tensor) -> str:
+    """Return what to pass instead of a mask of another shape than the tensor."""
+    if tensor.ndim > 1 and mask.shape == tensor.shape[:1]:
+        return "For whole rows pass fl.rows(mask)."
+    if tensor.ndim > 1 and mask.ndim == tensor.ndim and mask.shape == (len(tensor), *[1] * (tensor.ndim - 1)):
+        return "For whole rows pass fl.rows(mask.flatten())."
+    sizes = zip(mask.shape[::-1], tensor.shape[::-1], strict=False)
+    if 1 <= mask.ndim <= tensor.ndim and all(size in (1, full) for size, full in sizes):
+        return f"Pass fl.entries(mask.expand{tuple(tensor.shape)})."
+    if mask.ndim == 2 and mask.T.shape == tensor.shape:
+        return "Pass fl.entries(mask.T)."
+    return "Pass a bool mask of the tensor's own shape."
 
 
 def _check_dtype(dtype: torch.dtype | None) -> None:
@@ -207,9 +240,14 @@ def _to_ids(given: Any, count: int) -> Tensor:
             f"Pass rows([{given!r}]) for a single row."
         )
     ids = given.detach().cpu() if isinstance(given, Tensor) else _to_tensor(given)
+    if ids.layout != torch.strided:
+        raise RowError("rows: the ids are a sparse tensor. Pass rows(ids.to_dense()).")
     if ids.dtype == torch.bool:
         if ids.shape != (count,):
-            raise ShapeError(f"rows: the mask has shape {tuple(ids.shape)}, but the table has {count} rows.")
+            fix = "Pass a mask of one value a row; single entries are chosen by fl.entries(mask)."
+            if ids.ndim > 1 and ids.numel() == count:
+                fix = "Pass rows(mask.flatten())."
+            raise ShapeError(f"rows: the mask has shape {tuple(ids.shape)}, but the table has {count} rows. {fix}")
         return ids.nonzero().squeeze(1)
     if ids.is_floating_point() or ids.is_complex() or ids.ndim != 1:
         raise RowError(

@@ -6,7 +6,6 @@ all of it out. Everything that can be wrong is found before the first tensor cha
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from frostline.errors import FrostlineError, PatternError, SelectionError
 from frostline.partial import sharded, tensor_parallel
+from frostline.partial.arguments import check_arguments, check_model, check_patterns
 from frostline.partial.checks import (
     check_mapped_selection,
     check_memory,
@@ -79,15 +79,12 @@ def train_only(model: nn.Module, selections: Mapping[str, Selection], *, freeze_
         ------------------------------------------------------------------
         total         19 parameters  52.6 % learns          10          20
     """
-    if not isinstance(selections, Mapping):
-        raise TypeError(
-            f"selections: expected a mapping, got {selections!r}. Pass {{'name or pattern': fl.rows(ids), ...}}."
-        )
+    check_arguments(model, selections)
     check_not_wrapped(model)
     tensors = find_tensors(model)
     for tensor in tensors:
         tensor.sync()
-    _check_patterns(selections, tensors)
+    check_patterns(selections, tensors)
     choices = [_choose(tensor, selections) for tensor in tensors]
     check_unseen_uses(
         model, tensors, [tensor for tensor, choice in zip(tensors, choices, strict=True) if choice.values is not None]
@@ -137,6 +134,7 @@ def merge(model: nn.Module) -> None:
         >>> type(embedding) is nn.Embedding, embedding.weight.requires_grad
         (True, True)
     """
+    check_model(model)
     check_not_sharded(model)
     tensors = find_tensors(model)
     for tensor in tensors:
@@ -197,22 +195,9 @@ def _same(first: Selection, second: Selection, tensor: ModelTensor) -> bool:
     return a is b
 
 
-def _check_patterns(selections: Mapping[str, Selection], tensors: list[ModelTensor]) -> None:
-    names = [name for tensor in tensors for name in tensor.names]
-    for pattern in selections:
-        if not any(name == pattern or fnmatchcase(name, pattern) for name in names):
-            near = difflib.get_close_matches(pattern, names, n=4, cutoff=0.3) or names[:4]
-            raise PatternError(f"{pattern!r} matches no parameter. The nearest names are: {', '.join(near) or 'none'}.")
-
-
 def _resolve(tensor: ModelTensor, selection: Selection, exact: bool) -> LearnedIndices | bool:
     """Return what of the tensor learns under `selection`; errors name the tensor."""
     name = tensor.name
-    if not isinstance(selection, Selection):
-        raise TypeError(
-            f"{name}: expected a selection, got {selection!r}. "
-            "Pass fl.everything, fl.nothing, fl.rows(ids) or fl.entries(mask)."
-        )
     if isinstance(tensor.tensor, nn.UninitializedParameter):
         raise SelectionError(f"{name}: the module is lazy and has no shape yet. Run one batch through the model first.")
     if why := why_it_cannot_learn(tensor.tensor):

@@ -22,7 +22,7 @@ from frostline.partial.optimizer_guard import is_stale
 from frostline.partial.sharded import is_sharded
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.autograd_graph import backward_nodes, next_sequence_number
-from frostline.probe.inputs import check_loss, check_loss_fn
+from frostline.probe.inputs import check_loss, check_loss_fn, own_backward
 from frostline.probe.outputs import Output, observing, place
 from frostline.probe.restore.restored import compile_stance, restored
 
@@ -98,15 +98,16 @@ def gradients(
         retain = any(node._sequence_nr() < start for node in nodes)
         # An edge into the graph, not a tensor, for an output: later writes in place change a tensor's own edge.
         inputs = [[target] if isinstance(target, Tensor) else target.edges(call) for target, call in targets]
-        if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
-            found = _by_backward(loss, targets, nodes, retain)
-        else:
-            flat = iter(
-                torch.autograd.grad(loss, list(chain.from_iterable(inputs)), allow_unused=True, retain_graph=retain)
-                if inputs
-                else ()
-            )
-            found = [[next(flat) for _ in group] for group in inputs]
+        with own_backward():
+            if any(node.name() == "CheckpointFunctionBackward" for node in nodes):
+                found = _by_backward(loss, targets, nodes, retain)
+            else:
+                flat = iter(
+                    torch.autograd.grad(loss, list(chain.from_iterable(inputs)), allow_unused=True, retain_graph=retain)
+                    if inputs
+                    else ()
+                )
+                found = [[next(flat) for _ in group] for group in inputs]
         for index, (group, (target, call)) in enumerate(zip(found, targets, strict=True)):
             for number, gradient in enumerate(group):
                 if gradient is None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from frostline.errors import ProbeError
-
-
-def check_model(model: object) -> None:
-    """Raise TypeError unless `model` is a module."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}.")
+from frostline.partial.arguments import check_model as check_model
 
 
 def check_loss_fn(loss_fn: object) -> None:
@@ -26,8 +23,8 @@ def check_loss_fn(loss_fn: object) -> None:
 def check_loss(loss: Any) -> Tensor:
     """Return `loss`; raise ProbeError unless it is a tensor of one element, of any shape, dtype or graph."""
     if not isinstance(loss, Tensor):
-        hint = " Return its `.loss`." if hasattr(loss, "loss") else ""
-        raise ProbeError(f"loss_fn: it returned {type(loss).__name__}, but the loss must be a tensor.{hint}")
+        kind = "None" if loss is None else type(loss).__name__
+        raise ProbeError(f"loss_fn: it returned {kind}, but the loss must be a tensor. {_loss_fix(loss)}")
     if loss.numel() != 1:
         raise ProbeError(
             f"loss_fn: the loss has shape {tuple(loss.shape)}, but it must be one number. Return its mean."
@@ -35,14 +32,43 @@ def check_loss(loss: Any) -> Tensor:
     return loss
 
 
+def _loss_fix(returned: Any) -> str:
+    """Return what `loss_fn` should return instead of `returned`."""
+    if isinstance(returned, Mapping):
+        losses = [key for key in returned if "loss" in str(key)]
+        return f"Return one of its values, such as result[{(losses or [*returned] or ['loss'])[0]!r}]."
+    if hasattr(returned, "loss"):
+        return "Return its `.loss`."
+    if isinstance(returned, tuple | list):
+        return "Return the loss alone."
+    if returned is None:
+        return "End it with `return loss`."
+    return "Return the tensor itself, without item(), float() or numpy()."
+
+
+@contextlib.contextmanager
+def own_backward() -> Iterator[None]:
+    """Run the backward pass of a loss; if `loss_fn` has run one already, say that it must not."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" not in str(error):
+            raise
+        raise ProbeError(
+            "loss_fn: it called backward() itself, or its loss is of an earlier pass. Let it run the forward pass and "
+            "return the loss, without backward() and step()."
+        ) from error
+
+
 def check_optimizers(optimizer: Any) -> list[Any]:
     """Return `optimizer`, or the optimizers of a list, as a list; TypeError without `param_groups` or `step`."""
     optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
     for each in optimizers:
         if not (hasattr(each, "param_groups") and hasattr(each, "step")):
-            raise TypeError(
-                f"optimizer: {type(each).__name__} has no `param_groups` and `step`. Pass the optimizer(s)."
-            )
+            fix = "Pass the optimizer(s)."
+            if hasattr(getattr(each, "optimizer", None), "param_groups"):
+                fix = "Pass the one that it drives: its `.optimizer`."
+            raise TypeError(f"optimizer: {type(each).__name__} has no `param_groups` and `step`. {fix}")
     return optimizers
 
 

@@ -20,7 +20,7 @@ from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.partial.sharded import is_sharded, shard_slices
 from frostline.printing import listed, text_table
 from frostline.probe.changes import EntryChanges, Tally, first_row
-from frostline.probe.inputs import check_loss, check_loss_fn, check_model, check_optimizers, unwrapped
+from frostline.probe.inputs import check_loss, check_loss_fn, check_model, check_optimizers, own_backward, unwrapped
 from frostline.probe.restore.bits import local, same
 from frostline.probe.restore.reachable import optimizers_in_backward
 from frostline.probe.restore.restored import restored
@@ -143,7 +143,8 @@ def trial_step(model: nn.Module, loss_fn: Callable[[], Tensor], optimizer: Any) 
             raise ProbeError(
                 "loss_fn: the loss does not depend on anything that learns, so backward() cannot run. See fl.explain."
             )
-        loss.backward()
+        with own_backward():
+            loss.backward()
         losses.append(float(loss.detach()))
         return loss.detach()
 

@@ -35,6 +35,11 @@ def vocabulary_of(tokenizer: Any) -> dict[str, int]:
         raise TypeError(
             f"tokenizer: a {type(tokenizer).__name__} has no get_vocab(). If it is a processor, pass its .tokenizer."
         )
+    if not callable(tokenizer):
+        raise TypeError(
+            f"tokenizer: a {type(tokenizer).__module__.partition('.')[0]}.{type(tokenizer).__name__} cannot be called. "
+            "Pass transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer)."
+        )
     return cast(dict[str, int], tokenizer.get_vocab())
 
 

@@ -15,7 +15,6 @@ import json
 import mmap
 import os
 import shutil
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from frostline.errors import DataFileError, RunFolderError
-from frostline.files import replacing
+from frostline.files import replacing, standard_input
 from frostline.word2vec.encode import BadText, Counts, Encoder, Ids, encoder
 
 Text = str | os.PathLike[str] | Iterable[Sequence[str]]
@@ -185,7 +184,7 @@ def _pieces(path: str | os.PathLike[str], name: str) -> Iterator[tuple[bytes, in
 @contextmanager
 def _opened(path: str | os.PathLike[str], name: str) -> Iterator[IO[bytes]]:
     if str(path) == "-":
-        yield sys.stdin.buffer
+        yield standard_input()
         return
     try:
         with Path(path).open("rb") as file:

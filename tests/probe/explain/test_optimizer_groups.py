@@ -209,7 +209,7 @@ def test_what_is_not_a_model_is_refused():
     ("loss", "says"),
     [
         (lambda model: model(torch.ones(2, 4)), "loss_fn: the loss has shape (2, 1), but it must be one number."),
-        (lambda model: None, "loss_fn: it returned NoneType, but the loss must be a tensor."),
+        (lambda model: None, "loss_fn: it returned None, but the loss must be a tensor. End it with"),
         (lambda model: True, "loss_fn: it returned bool"),
     ],
 )

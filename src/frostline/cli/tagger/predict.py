@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from frostline.cli.tagger.options import add_columns, add_device, columns, device, use_utf8_stdout
 from frostline.errors import FrostlineError
+from frostline.files import standard_input
 
 if TYPE_CHECKING:
     from frostline.tagger import Tagged, Tagger
@@ -66,9 +67,7 @@ def run(args: argparse.Namespace) -> int:
     use_utf8_stdout()
     types = sorted({tag[2:] for tag in loaded.tags if tag != "O"})
     with ExitStack() as stack:
-        if args.file is None and sys.stdin is None:
-            raise FrostlineError("stdin is closed. Name a file.")
-        file = sys.stdin.buffer if args.file is None else stack.enter_context(Path(args.file).open("rb"))
+        file = standard_input() if args.file is None else stack.enter_context(Path(args.file).open("rb"))
         size = 1 if args.file is None else _BATCH  # whoever writes a line to a pipe and waits gets its answer
         name = args.file or "stdin"
         lines = decode_lines(file, name)

@@ -102,8 +102,8 @@ def check_no_new_parameter(caller: FrameType) -> None:
     """Raise if torch is about to make a Parameter of a partial tensor: of one part, for a module that has no plan."""
     if caller.f_code in (nn.Module.register_parameter.__code__, nn.Parameter.__new__.__code__):
         raise PartialTensorError(
-            "a partial tensor has two parts, so it cannot become a Parameter of another module. Pass "
-            "`weight.detach().clone()`; or call fl.merge(model), tie, convert or parametrize, and plan again."
+            "a partial tensor has two parts, so it cannot become a Parameter of another module. Call fl.merge(model), "
+            "tie, convert, prune or parametrize, then fl.train_only again; or pass `weight.detach().clone()`."
         )
 
 

@@ -18,6 +18,7 @@ the detached ones of `functional_call`, and for mapped files.
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -90,6 +91,8 @@ class PartialTensor(MemoryTensor):
     @staticmethod
     def stand_in(frozen: Tensor, learned: Tensor, memory: Memory) -> PartialTensor:
         """Return a partial tensor of parts that share no memory that may be written; no memory is copied."""
+        if torch._C._get_tracing_state() is not None and _is_onnx_export():
+            raise PartialTensorError("torch.onnx.export cannot trace a partial tensor. Call fl.merge(model) first.")
         try:
             # Not `_make_wrapper_subclass`, which torch.compile cannot trace.
             tensor = frozen.detach().as_subclass(PartialTensor)
@@ -195,6 +198,12 @@ def partial_tensor(memory: Memory, frozen: Tensor, learned: Tensor) -> PartialTe
     _set_fields(made, frozen, learned, memory, stands_in=False)
     memory.shown = weakref.ref(made)
     return made
+
+
+def _is_onnx_export() -> bool:
+    """Return whether torch.onnx exports now, by its TorchScript exporter or its newer one; it is loaded then."""
+    onnx: Any = sys.modules.get("torch.onnx")
+    return onnx is not None and bool(onnx.is_in_onnx_export())
 
 
 def _set_fields(tensor: PartialTensor, frozen: Tensor, learned: Tensor, memory: Memory, stands_in: bool) -> None:

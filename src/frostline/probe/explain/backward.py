@@ -15,7 +15,7 @@ from torch import Tensor
 
 from frostline.probe.autograd_graph import backward_nodes, next_sequence_number
 from frostline.probe.explain.vanishing import Kind, Vanishing, extent
-from frostline.probe.inputs import check_loss
+from frostline.probe.inputs import check_loss, own_backward
 from frostline.probe.restore.bits import local
 from frostline.probe.restore.restored import compile_stance
 from frostline.probe.trace.provenance import Provenance
@@ -153,7 +153,8 @@ class WatchedPass:
             self._vanishing = Vanishing(nodes, self.trace.nodes.made, start)
             stack.callback(self._vanishing.stop)
         # Nodes older than this pass belong to a graph of the user's, who may still call backward on it.
-        loss.backward(retain_graph=any(node._sequence_nr() < start for node in nodes))
+        with own_backward():
+            loss.backward(retain_graph=any(node._sequence_nr() < start for node in nodes))
 
 
 def status_of(tensor: Tensor, gradient: Tensor | None, count_rows: bool) -> GradientStatus:

@@ -18,9 +18,12 @@ class Score:
     """Counts of entities and of tokens, and the fractions (0 to 1) made of them; 0 / 0 counts as 0.
 
     Args:
-        correct, predicted, gold: Entities found in both, in the predicted tags, in the gold ones.
+        correct: Entities found in both, the predicted tags and the gold ones.
+        predicted: Entities found in the predicted tags.
+        gold: Entities found in the gold tags.
         per_type: The same for each type, in alphabetical order; empty in the score of one type.
-        tokens, right: Tokens, and those whose predicted tag is the gold one; 0 in the score of one type.
+        tokens: How many tokens there are; 0 in the score of one type.
+        right: Tokens whose predicted tag is the gold one; 0 in the score of one type.
     """
 
     correct: int
