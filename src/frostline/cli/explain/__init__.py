@@ -109,7 +109,9 @@ def _run_script(args: argparse.Namespace, target: str, arguments: list[str], as_
         nonlocal alarms, reported
         reported = True
         alarms = any(explanation.alarms for explanation in found.values())
-        report(found, lines, json_file, target)
+        first = watches[0].is_first if watches else None
+        if os.environ.get("RANK", "0") == "0" if first is None else first:
+            report(found, lines, json_file, target)
         if args.stop and not ended:
             raise Stop
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def report(found: dict[str, Explanation], lines: list[str], json_file: Path | None, target: str) -> None:
-    """Print the explanations, by the names of the models, and write them to a file; in the first process alone.
+    """Print the explanations, by the names of the models, and write them to a file.
 
     Args:
         found: Name of a model -> its explanation.
@@ -24,8 +23,6 @@ def report(found: dict[str, Explanation], lines: list[str], json_file: Path | No
         json_file: Where to write what was found; None for nowhere.
         target: The script.
     """
-    if os.environ.get("RANK", "0") != "0":
-        return
     parts = [f"{name}\n{explanation}" for name, explanation in found.items()] + lines
     if not parts:
         parts = [f"{target}: in this process no module with parameters that learn has run, and no optimizer stepped."]

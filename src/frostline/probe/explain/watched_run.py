@@ -24,7 +24,7 @@ from frostline.probe.explain.run_trace import RunTrace
 from frostline.probe.explain.step import Step
 from frostline.probe.explain.vanishing import Kind, Vanishing, extent
 from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_RAISED, STEP_SKIPPED
-from frostline.probe.restore.bits import local, same, storage_address
+from frostline.probe.restore.bits import is_freed, local, same, storage_address
 from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.source_line import SourceLine, current_line
 from frostline.probe.trace.trace import Trace
@@ -111,14 +111,17 @@ class WatchedRun(Step):
         """Every leaf that a loss reached."""
         return list(self._leaves_reached.values())
 
-    def take(self, tensor: Tensor) -> int:
-        """Watch a tensor from here on, if it is not watched yet; return its index."""
+    def take(self, tensor: Tensor, stepping: bool = False) -> int:
+        """Watch a tensor from here on, if it is not watched yet; return its index.
+
+        What `.grad` it has is an older one, unless it is met by the step that uses it.
+        """
         if id(tensor) not in self.index:
             index = self.index[id(tensor)] = len(self._tensors)
             self._tensors.append(tensor)
             self.gradients.append(_NOTHING)
             self._run_trace.follow(tensor, index)
-            if tensor.is_leaf and tensor.grad is not None:
+            if not stepping and tensor.is_leaf and tensor.grad is not None:
                 self._stale.add(index)
         return self.index[id(tensor)]
 
@@ -135,6 +138,13 @@ class WatchedRun(Step):
     def compiled(self) -> bool:
         """Whether compiled code ran."""
         return self._run_trace.compiled
+
+    def note_optimizer(self, optimizer: Any) -> None:
+        """Watch what an optimizer holds."""
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if not nn.parameter.is_lazy(tensor):
+                    self.take(tensor)
 
     def note_module(self, module: nn.Module) -> None:
         """Watch the parameters and buffers that a module owns, from its first call on or from before it."""
@@ -160,7 +170,7 @@ class WatchedRun(Step):
 
     def _keep_value(self, index: int) -> None:
         """Copy a tensor before a step may move it."""
-        if not self._light and index not in self._values:
+        if not self._light and index not in self._values and not is_freed(self._tensors[index]):
             self._values[index] = local(self._tensors[index]).clone()
             self._addresses[storage_address(self._tensors[index])] = index
 
@@ -249,7 +259,7 @@ class WatchedRun(Step):
                     self._look_at(tensor, group.get("lr"))
 
     def _look_at(self, tensor: Tensor, rate: Any) -> None:
-        index = self.take(tensor)
+        index = self.take(tensor, stepping=True)
         self._stepped.add(index)
         self._keep_value(index)
         gradient = self.gradients[index]
@@ -265,7 +275,7 @@ class WatchedRun(Step):
             self._rate_0.add(index)
         if tensor.grad is None:
             self._lost[index] = "it got a gradient, but at the step it has none: zero_grad came before step"
-        elif extent(tensor.grad).zero:
+        elif extent(tensor.grad).zero and local(tensor.grad).numel():  # an empty shard is not lost
             self._lost[index] = "it got a gradient, but at the step all zeros: clipped to nothing, or zeroed"
         else:
             self._kept.add(index)
@@ -308,7 +318,8 @@ class WatchedRun(Step):
             self._writes[index] = line
 
     def _differs(self, index: int) -> bool:
-        return index in self._values and not same(self._values[index], self._tensors[index])
+        tensor = self._tensors[index]
+        return index in self._values and not is_freed(tensor) and not same(self._values[index], tensor)
 
     @property
     def taken(self) -> bool:

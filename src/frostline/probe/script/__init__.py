@@ -2,4 +2,5 @@
 
 watch.py    watch its first step, or its N-th, from outside
 models.py   find its models and their names, by themselves
+ranks.py    compare what several processes found
 """

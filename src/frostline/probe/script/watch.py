@@ -29,6 +29,7 @@ from frostline.probe.explain.run_trace import RunTrace
 from frostline.probe.explain.watched_run import WatchedRun
 from frostline.probe.explain.watching import explanations_of, is_compiled
 from frostline.probe.script.models import named, outermost_models
+from frostline.probe.script.ranks import differences, rank
 from frostline.probe.trace.patches import is_traced
 
 _MOST_STEPS = 10  # more of one optimizer, while another one that is alive has not stepped
@@ -68,6 +69,11 @@ class ScriptWatch:
         self._stack.enter_context(_ignored_warning(_OF_HOOKS))
         _watches.add(self)
 
+    @property
+    def is_first(self) -> bool | None:
+        """Whether this process is the first of several; None if they have not come together."""
+        return None if (number := rank()) is None else number == 0
+
     def end(self, error: BaseException | None = None) -> None:
         """Stop watching, and give what was found to `finished`, if that has not happened."""
         if self._over:
@@ -78,6 +84,7 @@ class ScriptWatch:
         if self._run is not None:
             try:
                 found, lines = self._explained(self._run)
+                lines += differences(found)
             except Exception as failure:  # ours, whatever it is: the script goes on
                 lines = [f"The step could not be explained: {type(failure).__name__}: {failure}"]
         self._run, self._ran, self._models, self._steps = None, {}, [], {}
@@ -120,6 +127,8 @@ class ScriptWatch:
             self._made.append(weakref.ref(optimizer))
             if self._run is None and self._step == 1:
                 self._begin()
+            elif self._run is not None:
+                self._run.note_optimizer(optimizer)
 
     def _before_forward(self, module: nn.Module, _: Any) -> None:
         if torch.compiler.is_compiling() or self._over or torch._C._current_graph_task_id() >= 0:
@@ -164,6 +173,8 @@ class ScriptWatch:
         self._thread = threading.get_ident()
         with torch.inference_mode(False):  # the first forward may be under it
             self._run = WatchedRun(self._light)
+            for optimizer in self._optimizers():
+                self._run.note_optimizer(optimizer)
             _with_modes_above(self._run.__enter__)
 
     def _sees_this_thread(self) -> bool:
