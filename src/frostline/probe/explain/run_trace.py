@@ -46,7 +46,7 @@ class RunTrace(Trace):
         super().__init__(())
         self._take, self._on_backward, self._on_write = take, on_backward, on_write
         self._asleep = True
-        self.paused = False
+        self.paused = self._in_backward = False
         self.failure: Exception | None = None
         self.scaler_steps = 0
         self.compiled = False
@@ -154,15 +154,16 @@ class RunTrace(Trace):
         return 1 << self._take(tensor)
 
     def run_backward(self, tensors: Any, run: Callable[[], Any]) -> Any:
-        """Run a backward pass, and tell of it."""
-        if self.paused:
+        """Run a backward pass, and tell of it, also of one inside of another: a reentrant checkpoint runs it."""
+        if self.paused and not self._in_backward:
             return run()
-        self.paused = True
+        before = self.paused, self._in_backward
+        self.paused = self._in_backward = True
         try:
             losses = tensors_in([tensors])
             return self.safely_around(lambda once: self._on_backward(losses, once), run)
         finally:
-            self.paused = False
+            self.paused, self._in_backward = before
 
     def note_scaler_step(self) -> None:
         """Note that a GradScaler was asked to step."""

@@ -177,7 +177,7 @@ class WatchedRun(Step):
     # The backward pass
 
     def _backward(self, losses: Sequence[Tensor], run: Callable[[], Any]) -> Any:
-        self.passes += 1
+        self.passes += torch._C._current_graph_task_id() < 0  # not one inside of another
         nodes = list(dict.fromkeys(node for loss in losses for node in backward_nodes(loss.grad_fn)))
         self.has_graph |= bool(nodes)
         seen: dict[int, GradientStatus] = {}
