@@ -130,5 +130,9 @@ def _run_script(args: argparse.Namespace, target: str, arguments: list[str], as_
                 finished({}, [])
 
     when_imported("torch", torch_is_there)
-    code = run_script(target, arguments, as_module, end)
+    try:
+        code = run_script(target, arguments, as_module, end)
+    finally:
+        for watch in watches:
+            watch.abandon()  # of a script that could not be run; any other is over
     return 1 if args.fail and alarms and code == 0 else code

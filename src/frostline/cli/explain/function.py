@@ -43,7 +43,7 @@ def run_make(args: argparse.Namespace) -> int:
         describe_run(args.run_folder, title=f"What learns in {args.target}", explanation=explanation)
     print(json.dumps(found, indent=1, ensure_ascii=False) if args.json else explanation)
     if expected is None:
-        return 1 if explanation.alarms else 0
+        return 1 if explanation.alarms or explanation.raised else 0
     lines = differences(found, expected)
     for line in lines:
         print(line, file=sys.stderr)
