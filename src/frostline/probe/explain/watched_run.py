@@ -31,9 +31,7 @@ from frostline.probe.trace.trace import Trace
 
 _NO_BUFFER = torch.empty(0)
 _NOTHING = GradientStatus("none", "")
-_LIGHT = (
-    "Without a copy of what learns (light) it is not known what moves without gradient, rounds away or is overwritten."
-)
+_LIGHT = "No copy was kept (light): what moves without gradient, rounds away or is overwritten is not seen."
 
 
 class WatchedRun(Step):
@@ -133,6 +131,11 @@ class WatchedRun(Step):
     def has_gradient(self, tensor: int) -> bool:
         """Return whether the tensor with this `id` has got a gradient."""
         return tensor in self.index and self.gradients[self.index[tensor]].kind != "none"
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether there was a backward pass, or a step with gradients that came by another way."""
+        return bool(self.passes or self._useful)
 
     @property
     def compiled(self) -> bool:
@@ -390,7 +393,7 @@ class WatchedRun(Step):
 
     def remarks(self) -> list[str]:
         """Return what is to be said of the run as a whole."""
-        lines = [] if self.passes or self._useful else ["No backward pass ran while it was watched."]
+        lines = [] if self.is_of_use else ["No backward pass ran while it was watched."]
         lines += ["A scaler skipped the step: it looks for a scale at first."] if self._skipped_once() else []
         written = {line.where for index, line in self._writes.items() if not self.is_overwritten(index)}
         lines += [f"Weights were written to after the step, in {', '.join(sorted(written))}."] if written else []

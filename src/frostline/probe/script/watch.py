@@ -134,7 +134,9 @@ class ScriptWatch:
         if torch.compiler.is_compiling() or self._over or torch._C._current_graph_task_id() >= 0:
             return  # the last is a checkpoint, in the backward pass
         if self._run is None:
-            if self._step > 1 or not (torch.is_grad_enabled() or module.training):  # an evaluation
+            if self._step > 1 or isinstance(module, torch.fx.GraphModule):  # which compiled code may be running
+                return
+            if not (torch.is_grad_enabled() or module.training):  # an evaluation
                 return
             if not any(parameter.requires_grad for parameter in module.parameters()):
                 return
@@ -178,7 +180,11 @@ class ScriptWatch:
             _with_modes_above(self._run.__enter__)
 
     def _sees_this_thread(self) -> bool:
-        return self._run is not None and is_traced(self._run.trace)
+        """Return whether what runs now is seen: in this thread, and not by compiled code, which puts modes aside."""
+        if self._run is None or not is_traced(self._run.trace):
+            return False
+        modes = torch.overrides._get_current_function_mode_stack()
+        return threading.get_ident() != self._thread or any(mode is self._run.trace for mode in modes)
 
     def _optimizers(self) -> list[Any]:
         """Return the optimizers that are alive, or have stepped; of a wrapper the one inside it, which steps."""
@@ -205,6 +211,10 @@ class ScriptWatch:
     # What is said of it
 
     def _explained(self, run: WatchedRun) -> tuple[dict[str, Explanation], list[str]]:
+        if not run.is_of_use:
+            return {}, [
+                "Nothing is explained: no module has run a backward pass, and no optimizer was given gradients."
+            ]
         groups = OptimizerGroups(self._optimizers() or None)
         held = {id(tensor) for tensor in groups.tensors}
         stepped = {

@@ -151,9 +151,9 @@ class Trace(TorchFunctionMode):
         self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
     ) -> None:
         """Note the provenance of what a call has returned, and of what it has written to."""
-        for target, _ in writes:
-            self.note_target(name, target)
         if name not in NO_VALUE:
+            for target, _ in writes:
+                self.note_target(name, target)
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
                 self._note_call(name, args, kwargs, result, writes)
 

@@ -13,7 +13,7 @@ import torch
 import frostline as fl
 from frostline.cli import main
 
-GALLERY = Path(__file__).parent / "gallery"
+GALLERY = Path(__file__).parents[1] / "gallery"
 STEP = """
 model, loss_fn, optimizer = make()
 loss_fn().backward()
