@@ -1,5 +1,6 @@
 """The site's reference has every public name, once, and nothing else; the site loads nothing from other servers."""
 
+import doctest
 import importlib
 import pkgutil
 import re
@@ -57,11 +58,30 @@ def test_pages_use_no_syntax_of_one_generator(page):
     assert not re.search(r"https?://(fonts\.|cdn\.|unpkg|cdnjs|cdn)", text)
 
 
-def test_docstrings_are_read_as_they_are_meant():
-    pytest.importorskip("griffe")
-    spec = spec_from_file_location("site_docstrings", DOCS / "site_docstrings.py")
+def load(name):
+    """A module beside the pages."""
+    spec = spec_from_file_location(name, DOCS / f"{name}.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["site_docstrings", "site_hooks"])
+def test_the_examples_of_what_builds_the_site_print_what_they_say(name):
+    found = doctest.testmod(load(name))
+    assert (found.attempted > 0, found.failed) == (True, 0)
+
+
+def test_the_site_has_the_help_of_every_command():
+    hooks = load("site_hooks")
+    page = hooks.on_page_markdown((DOCS / "reference" / "command-line.md").read_text(encoding="utf-8"))
+    assert hooks.HELP not in page
+    for command in ("tagger train", "vectors near", "explain"):
+        assert f"## `frostline {command}`\n\n```text\nusage: frostline {command} " in page
+
+
+def test_docstrings_are_read_as_they_are_meant():
+    module = load("site_docstrings")
     written = "Do it.\n\nCost: a copy,\n    made once.\n\nExample:\n    >>> 1\n    1\n\nSource: a paper."
     read = "Do it.\n\n**Cost:** a copy,\nmade once.\n\nExamples:\n    >>> 1\n    1\n\n**Source:** a paper."
     assert module.rewritten(written) == read
