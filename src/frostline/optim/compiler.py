@@ -5,9 +5,9 @@ version of torch. Where a platform wheel brought a library that fits this CPU (p
 
 The name of the file in the cache is KEY-DIGEST.so. KEY is a hash of the source, the flags, and the macros that the
 compiler predefines: its own version and the features of this machine's CPU; a folder shared by different machines
-therefore holds one file for each. DIGEST is the SHA-256 of the file itself, which is compared before the file is loaded:
-to load a truncated library ends the process. The file is written atomically, so any number of processes may compile at
-the same time. If there is no cache, or others can write to it, each process compiles for itself.
+therefore holds one file for each. DIGEST is the SHA-256 of the file itself, which is compared before the file is
+loaded: to load a truncated library ends the process. The file is written atomically, so any number of processes may
+compile at the same time. If there is no cache, or others can write to it, each process compiles for itself.
 """
 
 from __future__ import annotations
