@@ -1,4 +1,4 @@
-"""Refuse to release what is not ready: the tag, the version and the changelog must agree, and the project have an address.
+"""Refuse a release that is not ready: tag, version and changelog must agree, and the project have an address.
 
 Run:    python .ci/check_release.py v0.2.0
 """

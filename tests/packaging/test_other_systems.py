@@ -26,7 +26,7 @@ def test_plans_row_steps_word_vectors_and_digests_work_without_what_windows_lack
     """The functions are gone, as they are there, and ctypes cannot open the program itself."""
     code = f"""
 import ctypes, os, runpy, sys
-import numpy, torch
+import numpy, torch, torch._dynamo
 for name in ("fork", "getuid", "geteuid", "getloadavg", "sched_getaffinity", "uname", "wait", "mkfifo", "chown"):
     delattr(os, name)
 class CDLL(ctypes.CDLL):
@@ -39,7 +39,7 @@ sys.platform = "win32"
 sys.argv = [{str(SMOKE)!r}]
 runpy.run_path({str(SMOKE)!r}, run_name="__main__")
 """
-    environment = {"LOCALAPPDATA": str(tmp_path), "PATH": "", "PYTHONPATH": str(PACKAGE.parent)}
+    environment = {"LOCALAPPDATA": str(tmp_path), "HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(PACKAGE.parent)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert '"moved": [3, 7, 11]' in done.stdout
