@@ -96,8 +96,11 @@ def test_errors_that_nobody_can_read_go_nowhere_else_and_the_exit_code_stays(clo
     assert (done.returncode, done.stdout.split()[0]) == (0, "frostline")
 
 
-def test_a_file_that_is_written_while_stderr_is_closed_holds_nothing_but_its_own(vectors: Path) -> None:
-    done = shell("frostline vectors convert v.txt closed.safetensors 2>&- <&-", vectors, FROSTLINE_CACHE=str(vectors))
+def test_a_file_that_is_written_while_stderr_is_closed_holds_nothing_but_its_own(
+    vectors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROSTLINE_CACHE", str(vectors / "cache"))
+    done = shell("frostline vectors convert v.txt closed.safetensors 2>&- <&-", vectors)
     assert main(["vectors", "convert", str(vectors / "v.txt"), str(vectors / "plain.safetensors")]) == done.returncode
     assert done.returncode == 0
     assert (vectors / "closed.safetensors").read_bytes() == (vectors / "plain.safetensors").read_bytes()
