@@ -11,6 +11,7 @@ from frostline.errors import ProbeError
 from frostline.probe.explain.explanation import Explanation
 from frostline.probe.explain.ranks import of_all_ranks
 from frostline.probe.explain.watching import Watching
+from frostline.probe.trace.patches import is_traced
 
 
 class WatchedSteps:
@@ -33,7 +34,7 @@ class WatchedSteps:
         self._first = 0
 
     def begin(self, step: int, model: nn.Module, optimizer: Any, within: FrameType | None = None) -> None:
-        """Watch from here on, unless that is done.
+        """Watch from here on, unless that is done, or this thread is watched by somebody else (`frostline explain`).
 
         Args:
             step: How many steps there were so far.
@@ -41,7 +42,7 @@ class WatchedSteps:
             optimizer: What steps it.
             within: What runs while the trainer does, of a trainer that tells callbacks no error.
         """
-        if self.explanation is None and self._watching is None:
+        if self.explanation is None and self._watching is None and not is_traced():
             self._first = step
             self._watching = Watching(model, optimizer).__enter__()
             if within is not None:
@@ -74,8 +75,12 @@ class WatchedSteps:
         watching.__exit__(None if error is None else type(error), error, None)
         if error is not None and not isinstance(error, Exception):
             return  # interrupted
-        self.explanation = watching.explanation if error is not None else of_all_ranks(watching.explanation)
+        try:
+            own = watching.explanation
+        except ProbeError as failure:  # the training goes on, and the other processes wait
+            own = Explanation([], [], [], raised=str(failure))
+        self.explanation = own if error is not None else of_all_ranks(own)
         if is_first:
             print(f"\nfrostline: what the training step did to {type(watching.model).__name__}\n\n{self.explanation}\n")
-        if self._fail and error is None and self.explanation.alarms:
+        if self._fail and error is None and (self.explanation.alarms or self.explanation.raised):
             raise ProbeError(str(self.explanation))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from frostline.probe.trace.source_line import SourceLine, current_line
 
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # float8 cannot be compared
+
 
 class NodeLines:
     """Lines, in the order in which the nodes were made.
@@ -65,7 +67,7 @@ class NodeLines:
 
 def _extremes(output: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return the least and the largest value; None of a tensor that is not plain numbers in memory."""
-    plain = type(output) in (Tensor, nn.Parameter) and output.is_floating_point() and output.layout is torch.strided
+    plain = type(output) in (Tensor, nn.Parameter) and output.dtype in _DTYPES and output.layout is torch.strided
     if not plain or output.is_meta or not output.numel() or torch._C._functorch.is_functorch_wrapped_tensor(output):
         return None
     return torch.aminmax(output.detach())
