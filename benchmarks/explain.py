@@ -4,8 +4,11 @@ Compares, on models from 0.01 to 100 million parameters,
     pass      one forward and backward
     step      one forward, backward and AdamW step
     explain   fl.explain, with the optimizer: a watched pass, a step, everything restored
-Each model has a layer that is cut off by `detach`. Before anything is timed, explain must name exactly its parameters
-and leave every weight unchanged.
+    watched   the step, in fl.watching
+    light     the step, in fl.watching(light=True)
+    after     the step after a watched one
+Each model has a layer that is cut off by `detach`. Before anything is timed, explain and watching must name exactly its
+parameters; explain must leave every weight unchanged, and the watched step must give the bits of one that is not.
 
 Run:    python benchmarks/explain.py [--quick]
 """
@@ -13,6 +16,7 @@ Run:    python benchmarks/explain.py [--quick]
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 import time
@@ -68,6 +72,27 @@ def timed(ways: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, l
     return times
 
 
+def check_bits(
+    one_step: Callable[[], None], watched_step: Callable[[], None], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Take the same step watched and not watched, and compare weights, optimizer state and random numbers."""
+
+    def state() -> list[Tensor]:
+        moments = [value for values in optimizer.state.values() for value in values.values()]
+        return [tensor.detach().clone() for tensor in (*model.parameters(), *moments, torch.get_rng_state())]
+
+    start, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    results = []
+    for step in (one_step, watched_step):
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(copy.deepcopy(start))
+        torch.manual_seed(1)
+        step()
+        results.append(state())
+    assert all(torch.equal(watched, plain) for watched, plain in zip(*results, strict=True))
+    assert not all(map(torch.equal, results[0], weights.values()))
+
+
 def measure(size: tuple[int, int, int, int, int], repeats: int) -> tuple[int, dict[str, list[float]]]:
     """Return the number of parameters, and the seconds of each way."""
     vocabulary, width, layers, sequences, words = size
@@ -93,7 +118,21 @@ def measure(size: tuple[int, int, int, int, int], repeats: int) -> tuple[int, di
     explanation = fl.explain(model, loss_fn, optimizer)
     assert explanation.alarms == ["cut_off.weight", "cut_off.bias"], explanation
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    ways = {"pass": one_pass, "step": one_step, "explain": lambda: fl.explain(model, loss_fn, optimizer)}
+
+    def watched_step(light: bool = False) -> None:
+        with fl.watching(model, optimizer, light=light) as seen:
+            one_step()
+        assert seen.explanation.alarms == ["cut_off.weight", "cut_off.bias"], seen.explanation
+
+    check_bits(one_step, watched_step, model, optimizer)
+    ways: dict[str, Callable[[], object]] = {
+        "pass": one_pass,
+        "step": one_step,
+        "explain": lambda: fl.explain(model, loss_fn, optimizer),
+        "light": lambda: watched_step(light=True),
+        "watched": watched_step,
+        "after": one_step,
+    }
     return sum(weight.numel() for weight in before), timed(ways, repeats)
 
 
@@ -106,16 +145,20 @@ def main() -> None:
     torch.set_num_threads(1)
     names = list(SIZES)[:2] if arguments.quick else list(SIZES)
     print(f"torch {torch.__version__}, one thread; milliseconds, median (least - most)\n")
-    print("| parameters | pass | step | explain | explain / pass |")
-    print("| --: | --: | --: | --: | --: |")
+    ways = "pass | step | explain | light | watched | after"
+    print(f"| parameters | {ways} | explain / pass | watched / step | after / step |")
+    print(f"|{' --: |' * 10}")
     for name in names:
         count, times = measure(SIZES[name], 2 if arguments.quick else arguments.repeats)
         cells = [
             f"{1000 * statistics.median(seconds):,.1f} ({1000 * min(seconds):,.1f} - {1000 * max(seconds):,.1f})"
             for seconds in times.values()
         ]
-        ratio = statistics.median(times["explain"]) / statistics.median(times["pass"])
-        print(f"| {count:,} | {' | '.join(cells)} | {ratio:.1f} |", flush=True)
+        ratios = [
+            f"{min(times[way]) / min(times[other]):.2f}"  # of the least: a slow moment hits some more than others
+            for way, other in (("explain", "pass"), ("watched", "step"), ("after", "step"))
+        ]
+        print(f"| {count:,} | {' | '.join([*cells, *ratios])} |", flush=True)
 
 
 if __name__ == "__main__":

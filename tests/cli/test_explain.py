@@ -374,7 +374,8 @@ def test_a_script_without_a_model_says_so(capfd, tmp_path):
     assert run(capfd, str(tmp_path / "none.py")) == (
         0,
         "done\n",
-        f"frostline: {tmp_path / 'none.py'}: no module with parameters that learn has run.\n",
+        f"\nfrostline: {tmp_path / 'none.py'}: in this process no module with parameters that learn has run, "
+        "and no optimizer stepped.\n\n",
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frostline.cli.explain import load_function
+from frostline.cli.explain.function import load_function
 from frostline.cli.tagger.options import add_columns, add_device, at_least, columns, device, use_utf8_stdout
 from frostline.errors import DataFileError, FrostlineError
 from frostline.files import standard_input

@@ -36,7 +36,7 @@ UNLISTED = {"listings": 0, "learning_rates": []}
         ({"gradient": "none", "moved": False}, ["cut"]),
         ({"gradient": "none", "moved": False, "finite": False}, ["not finite", "cut"]),
         ({"gradient": "none", "moved": False, "reaches_loss": False}, ["unused"]),
-        (UNLISTED | {"gradient": "none", "moved": False}, ["cut", "not in optimizer"]),
+        (UNLISTED | {"gradient": "none", "moved": False}, ["frozen", "cut", "not in optimizer"]),
         ({"gradient": "none"}, ["cut", "moves without gradient"]),
         ({"gradient": "none", "reaches_loss": False}, ["unused", "moves without gradient"]),
         (UNLISTED | {"moved": False}, ["not in optimizer"]),

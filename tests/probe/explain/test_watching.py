@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 import frostline as fl
@@ -335,3 +336,25 @@ def test_in_a_pass_inside_of_the_step_a_gradient_can_be_lost():
     with fl.watching(model, optimizer) as seen:
         optimizer.step(closure)
     assert {found.verdict for found in seen.explanation.findings} == {"gradient lost"}
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_what_learns_inside_of_a_checkpoint_is_seen(reentrant):
+    """A reentrant checkpoint makes its graph in the backward pass; a factor of zeros is behind it, as in LoRA."""
+    torch.manual_seed(0)
+    names = ("embed", "a", "b", "cut", "head")
+    model = nn.ModuleDict({name: nn.Linear(4, 4, bias=False) for name in names})
+    nn.init.zeros_(model["b"].weight)
+    x = torch.randn(8, 4)
+
+    def block(h):
+        return h + model["b"](model["a"](h)) + model["cut"](h).detach()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with fl.watching(model, optimizer) as seen:
+        h = torch.utils.checkpoint.checkpoint(block, model["embed"](x), use_reentrant=reentrant)
+        (model["head"](h) - 1).square().mean().backward()
+        optimizer.step()
+    found = {name: seen.explanation.to_dict()[f"{name}.weight"]["verdict"] for name in names}
+    assert found == {"embed": "learns", "a": "learns", "b": "learns", "cut": "cut", "head": "learns"}
+    assert seen.explanation.to_dict()["a.weight"]["notes"] == ["zero gradient"]

@@ -127,7 +127,7 @@ def explain(
         zero = [index for index, status in enumerate(watched.gradients) if status.kind == "zero" and not sharded]
         # A hook may have stepped in the backward pass already, which the second pass would do once more.
         nonzero = nonzero_after_step(zero, leaves, loss_fn, step) if zero and not hooked else set()
-        faint = faint_gradients(watched, [leaf.dtype for leaf in leaves])
+        faint = faint_gradients(watched, {index: leaf.dtype for index, leaf in enumerate(leaves)})
         findings = [
             finding(index, model_tensor, leaves[index], watched, groups, step, index in nonzero, faint.get(index))
             for index, model_tensor in enumerate(found)

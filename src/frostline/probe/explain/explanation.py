@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frostline.probe.explain.path import Path
@@ -42,19 +41,6 @@ class Explanation:
     def alarms(self) -> list[str]:
         """The names of the parameters that do not train as they stand, worst first: these fail a build."""
         return [finding.name for finding in worst_first(self.findings) if finding.is_alarm]
-
-    def under(self, prefix: str) -> Explanation:
-        """Return what is said of the tensors whose names begin with `prefix`, named without it."""
-
-        def cut(names: Iterable[str]) -> tuple[str, ...]:
-            return tuple(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-
-        findings = [
-            replace(finding, name=finding.name.removeprefix(prefix), tied=cut(finding.tied))
-            for finding in self.findings
-            if finding.name.startswith(prefix)
-        ]
-        return Explanation(findings, cut(self.buffers), self.remarks, raised=self.raised)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the findings as plain values that `json.dumps` takes.

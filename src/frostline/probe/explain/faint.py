@@ -7,7 +7,7 @@ in every healthy model.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,12 +37,12 @@ class Faint:
     where: str | None
 
 
-def faint_gradients(watched: Watched, dtypes: Sequence[torch.dtype]) -> dict[int, Faint]:
-    """Return index of a tensor -> what is said of its gradient, for those that are faint."""
+def faint_gradients(watched: Watched, dtypes: Mapping[int, torch.dtype]) -> dict[int, Faint]:
+    """Return index of a tensor -> what is said of its gradient, for those of `dtypes` that are faint."""
     sizes = {
         index: status.largest
-        for index, status in enumerate(watched.gradients)
-        if status.kind == "nonzero" and not status.not_finite and status.largest
+        for index in dtypes
+        if (status := watched.gradients[index]).kind == "nonzero" and not status.not_finite and status.largest
     }
     if len(sizes) < 2:
         return {}

@@ -55,7 +55,8 @@ def finding(
     not_finite = gradient.not_finite or ("it, after the step," if spoilt_by_step else "")
     in_part = model_tensor.learned is not None
     evidence = Evidence(
-        requires_grad=leaf.requires_grad and leaf.numel() > 0,
+        # One that got a gradient was frozen after it, as where two optimizers take turns.
+        requires_grad=(leaf.requires_grad or gradient.kind != "none") and leaf.numel() > 0,
         by_plan=_is_frozen_by_plan(model_tensor, leaf),
         gradient=gradient.kind,
         nonzero_after_step=is_nonzero_after_step,
@@ -67,7 +68,7 @@ def finding(
         in_part=in_part and leaf.numel() < model_tensor.tensor.numel(),
         frozen_part_moved=in_part and bool(step.moved(model_tensor.tensor)),
         without_effect=step.is_without_effect(index, leaf),
-        not_stepped=step.why_not_taken(),
+        not_stepped=step.why_not_taken(index),
         gradient_lost=step.why_gradient_was_lost(index),
         overwritten=step.is_overwritten(index),
     )

@@ -55,6 +55,7 @@ class OptimizerGroups:
             other_leaves: Leaves that the loss also reaches.
         """
         known = {id(tensor) for tensor in tensors}
+        known |= {id(leaf) for leaf in other_leaves}  # a temperature that learns is in no module, and well
         foreign = [tensor for tensor in self.tensors if id(tensor) not in known]
         sharded = any(is_sharded(tensor) for tensor in tensors)  # the loss then reaches the gathered ones
         # An input may require a gradient; a tensor that a module holds without registering it is a fault.

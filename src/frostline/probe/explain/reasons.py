@@ -44,6 +44,9 @@ def reason_for(
     """
     if verdict == CUT:
         return _why_cut(index, watched)
+    if verdict == FROZEN and evidence.requires_grad:
+        reason, where = _why_cut(index, watched)
+        return f"no optimizer holds it, and its gradient is cut (a target network?): {reason}", where
     if verdict == UNUSED:
         return _why_unused(index, watched)
     if verdict == MOVES_WITHOUT_GRADIENT:

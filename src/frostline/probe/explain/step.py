@@ -54,8 +54,8 @@ class Step:
         """Return the learning rates that count for a tensor."""
         return groups.learning_rates(tensor)
 
-    def why_not_taken(self) -> str:
-        """Return why no step used the gradients of a run that was watched; empty if one did."""
+    def why_not_taken(self, index: int) -> str:
+        """Return why no step used the gradient of a tensor in a run that was watched; empty if one did."""
         return ""
 
     def why_gradient_was_lost(self, index: int) -> str:

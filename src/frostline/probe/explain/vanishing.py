@@ -15,8 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from frostline.probe.restore.bits import local
+from frostline.probe.restore.bits import is_freed, local
 from frostline.probe.trace.source_line import SourceLine
+
+_PRODUCTS = {"MulBackward0", "MmBackward0", "MvBackward0", "BmmBackward0"}
 
 Kind = Literal["zero", "not finite"]
 
@@ -43,7 +45,7 @@ def extent(tensor: Tensor) -> Extent:
         tensor = tensor.coalesce().values()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    if not tensor.numel() or tensor.is_meta:
+    if not tensor.numel() or tensor.is_meta or is_freed(tensor):
         return Extent(True, True, 0.0)
     least, most = (float(extreme) for extreme in torch.aminmax(tensor))
     largest = max(abs(least), abs(most)) if least == least else least
@@ -111,8 +113,8 @@ class Vanishing:
             for node, index in self._above.get(waiting.pop(), ()):
                 kind, here = self._lost.get((node, index), ("", False))
                 if kind == "zero" and here:
-                    factors = [_leaf_at(other) for at, (other, _) in enumerate(node.next_functions) if at != index]
-                    if any(each is not None and id(each) in learning and extent(each).zero for each in factors):
+                    others = [other for at, (other, _) in enumerate(node.next_functions) if at != index]
+                    if any(_is_zero(other, learning) for other in others):
                         return True
                 elif kind == "zero" and node not in done:
                     done.add(node)
@@ -140,9 +142,11 @@ class Vanishing:
         return compare
 
 
-def _leaf_at(node: Any) -> Tensor | None:
-    """Return the leaf that comes to a node as it is, cast or transposed; None if there is none."""
+def _is_zero(node: Any, learning: Container[int]) -> bool:
+    """Return whether what comes to a node is all zeros as a leaf that learns is: cast, transposed, or multiplied."""
     while node is not None and not hasattr(node, "variable"):
         following = [each for each, _ in node.next_functions]
+        if node.name() in _PRODUCTS:
+            return any(_is_zero(each, learning) for each in following)
         node = following[0] if len(following) == 1 else None
-    return None if node is None else node.variable
+    return node is not None and id(node.variable) in learning and extent(node.variable).zero

@@ -71,6 +71,8 @@ def verdicts_for(evidence: Evidence) -> list[str]:
         frozen = FROZEN_BY_PLAN if evidence.by_plan else FROZEN
         return [MOVES_WITHOUT_GRADIENT, frozen] if evidence.moved else [frozen]
     none, zero, nonzero = (evidence.gradient == kind for kind in ("none", "zero", "nonzero"))
+    if none and evidence.reaches_loss and evidence.listings == 0 and not evidence.moved and evidence.finite:
+        return [FROZEN, CUT, NOT_IN_OPTIMIZER]  # a target network, a teacher: nobody means to train it
     dead = zero and not evidence.nonzero_after_step
     rate_0 = bool(evidence.learning_rates) and not any(evidence.learning_rates)
     applies = {

@@ -1,19 +1,22 @@
 """The user's own passes and steps, watched while they run: gradients of each backward, what each step found and moved.
 
 Nothing is run, and nothing that is computed changes: hooks on the graph only look, and nothing of them stays.
+Parameters are taken as they appear: a layer that is made in the middle of the run is seen like the others.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from frostline.partial.model_tensors import learned_name, state_of
 from frostline.probe.autograd_graph import backward_nodes, next_sequence_number
 from frostline.probe.explain.backward import GradientStatus, is_finite_loss, status_of
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
@@ -21,89 +24,163 @@ from frostline.probe.explain.run_trace import RunTrace
 from frostline.probe.explain.step import Step
 from frostline.probe.explain.vanishing import Kind, Vanishing, extent
 from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_RAISED, STEP_SKIPPED
-from frostline.probe.restore.bits import local, same, storage_address
+from frostline.probe.restore.bits import is_freed, local, same, storage_address
 from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.source_line import SourceLine, current_line
 from frostline.probe.trace.trace import Trace
 
+_NO_BUFFER = torch.empty(0)
 _NOTHING = GradientStatus("none", "")
+_LIGHT = "No copy was kept (light): what moves without gradient, rounds away or is overwritten is not seen."
 
 
 class WatchedRun(Step):
     """What is seen of passes and steps while the block runs; it is both the pass and the step that are explained.
 
     Args:
-        tensors: Leaf tensors to watch.
-        others: Further tensors that a step might move: the frozen parts of partial tensors.
-        partial: Indices of the tensors whose rows with a gradient are counted.
-        groups: The optimizers.
+        light: Keep no copy of what learns: whether a step moved it is then not known.
+
+    Attributes:
+        index: `id` of each tensor that was met -> its index in `gradients`.
+        passes: How many backward passes have run.
     """
 
-    def __init__(
-        self, tensors: Sequence[Tensor], others: Sequence[Tensor], partial: Container[int], groups: OptimizerGroups
-    ) -> None:
+    def __init__(self, light: bool = False) -> None:
         super().__init__(None, {})
-        self._tensors, self._partial, self._groups = tensors, partial, groups
+        self._light = light
         self._error: BaseException | None = None
-        self._index = {id(tensor): index for index, tensor in enumerate(tensors)}
+        self._tensors: list[Tensor] = []
+        self.index: dict[int, int] = {}
+        self._partial: set[int] = set()  # those whose rows with a gradient are counted
+        self._modules: dict[int, nn.Module] = {}
+        self._buffers: dict[tuple[int, str], Tensor] = {}
         self._start = next_sequence_number()
-        self._hooks = contextlib.ExitStack()
-        self._run_trace = RunTrace(tensors, self._backward, self._note_write)
+        self._run_trace = RunTrace(self.take, self._backward, self._note_write)
         self.trace: Trace = self._run_trace
-        self.gradients: list[GradientStatus] = [_NOTHING for _ in tensors]
+        self.gradients: list[GradientStatus] = []
         self.loss = Provenance(0, 0)
         self.cuts: dict[int, list[SourceLine]] = {}
         self.vanished: dict[int, list[SourceLine]] = {}
         self.spoilt: list[SourceLine] = []
         self.behind_zero: set[int] = set()
-        self.other_leaves: list[Tensor] = []
+        self._leaves_reached: dict[int, Tensor] = {}
         self.has_graph = False
-        self.passes = self.steps = self.useful_steps = 0
-        self._passes_before_step = 0
-        self._values = {id(tensor): local(tensor).clone() for tensor in (*tensors, *others)}
-        self._addresses = {storage_address(tensor): index for index, tensor in enumerate(tensors)}
+        self.passes = 0
+        self._stepping = 0  # optimizers that are stepping now, one inside the other
+        self._steps = 0
+        self._values: dict[int, Tensor] = {}  # before the first step that may move it
+        self._addresses: dict[int, int] = {}
+        self._stale: set[int] = set()  # had a `.grad` when they were met
+        self._fresh: set[int] = set()  # got a gradient since their last step
+        self._stepped: set[int] = set()
+        self._useful: set[int] = set()  # were stepped after a pass
         self._moved: set[int] = set()
         self._lost: dict[int, str] = {}
         self._kept: set[int] = set()
         self._rate_0: set[int] = set()
+        self._rates_after: dict[int, list[float]] = {}
         self._writes: dict[int, SourceLine] = {}
-        for optimizer in map(_innermost, groups.optimizers):
-            if isinstance(optimizer, Optimizer):
-                self._hooks.callback(optimizer.register_step_pre_hook(self._before_step).remove)
-                self._hooks.callback(optimizer.register_step_post_hook(self._after_step).remove)
 
     def __enter__(self) -> WatchedRun:
         self.trace.__enter__()
         return self
 
-    def end_with(self, frame: FrameType) -> None:
-        """Forget everything once `frame` no longer runs."""
-        self._run_trace.end_with(frame, self._let_go)
+    def end_with(self, frame: FrameType, forget: Callable[[], None]) -> None:
+        """Stop watching, and call `forget`, once `frame` no longer runs."""
+        self._run_trace.end_with(frame, forget)
 
     def forget(self) -> None:
         """Stop watching, whatever else has been entered since."""
         self._run_trace.abandon()
         self._run_trace.leave()
-        self._let_go()
-
-    def _let_go(self) -> None:
-        self._hooks.close()
         self._values.clear()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        self.trace.__exit__(None, None, None)
-        self._hooks.close()
+        self.trace.__exit__(kind, error, traceback)
         self._error = error
-        self._rates_after = {id(tensor): self._groups_now().learning_rates(tensor) for tensor in self._tensors}
+        if self._skipped_once():  # gradients that overflowed under a scaler's first scale: the step is yet to come
+            self.gradients = [
+                replace(status, not_finite="") if status.not_finite == "its gradient" else status
+                for status in self.gradients
+            ]
 
-    def _groups_now(self) -> OptimizerGroups:
-        return OptimizerGroups(self._groups.optimizers or None)
+    @property
+    def leaves_reached(self) -> list[Tensor]:
+        """Every leaf that a loss reached."""
+        return list(self._leaves_reached.values())
+
+    def take(self, tensor: Tensor, stepping: bool = False) -> int:
+        """Watch a tensor from here on, if it is not watched yet; return its index.
+
+        What `.grad` it has is an older one, unless it is met by the step that uses it.
+        """
+        if id(tensor) not in self.index:
+            index = self.index[id(tensor)] = len(self._tensors)
+            self._tensors.append(tensor)
+            self.gradients.append(_NOTHING)
+            self._run_trace.follow(tensor, index)
+            if not stepping and tensor.is_leaf and tensor.grad is not None:
+                self._stale.add(index)
+        return self.index[id(tensor)]
+
+    @property
+    def failure(self) -> Exception | None:
+        """What went wrong while something was noted; nothing was noted after it."""
+        return self._run_trace.failure
+
+    def has_gradient(self, tensor: int) -> bool:
+        """Return whether the tensor with this `id` has got a gradient."""
+        return tensor in self.index and self.gradients[self.index[tensor]].kind != "none"
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether there was a backward pass, or a step with gradients that came by another way."""
+        return bool(self.passes or self._useful)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether compiled code ran."""
+        return self._run_trace.compiled
+
+    def note_optimizer(self, optimizer: Any) -> None:
+        """Watch what an optimizer holds."""
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if not nn.parameter.is_lazy(tensor):
+                    self.take(tensor)
+
+    def note_module(self, module: nn.Module) -> None:
+        """Watch the parameters and buffers that a module owns, from its first call on or from before it."""
+        self._modules[id(module)] = module
+        if (state := state_of(module)) is not None:
+            self._partial |= {id(module._parameters[learned_name(name)]) for name in state.partial}
+        for parameter in module._parameters.values():
+            if parameter is not None and parameter.requires_grad and not nn.parameter.is_lazy(parameter):
+                self.take(parameter)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not nn.parameter.is_lazy(buffer):
+                self._buffers[id(module), name] = local(buffer).clone()
+
+    def moving_buffers(self, model: nn.Module) -> list[str]:
+        """Return the names of the buffers of a model that are not as they were."""
+        return [
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in model.named_modules()
+            if id(module) in self._modules
+            for name, buffer in module._buffers.items()
+            if buffer is not None and not same(self._buffers.get((id(module), name), _NO_BUFFER), buffer)
+        ]
+
+    def _keep_value(self, index: int) -> None:
+        """Copy a tensor before a step may move it."""
+        if not self._light and index not in self._values and not is_freed(self._tensors[index]):
+            self._values[index] = local(self._tensors[index]).clone()
+            self._addresses[storage_address(self._tensors[index])] = index
 
     # The backward pass
 
     def _backward(self, losses: Sequence[Tensor], run: Callable[[], Any]) -> Any:
-        self.passes += 1
-        self._passes_before_step += 1
+        self.passes += torch._C._current_graph_task_id() < 0  # not one inside of another
         nodes = list(dict.fromkeys(node for loss in losses for node in backward_nodes(loss.grad_fn)))
         self.has_graph |= bool(nodes)
         seen: dict[int, GradientStatus] = {}
@@ -114,11 +191,13 @@ class WatchedRun(Step):
                 leaf = getattr(node, "variable", None)
                 if leaf is None:
                     continue
-                if (index := self._index.get(id(leaf))) is not None:
+                self._leaves_reached[id(leaf)] = leaf
+                if id(leaf) in self.index or self.trace.bit_of_new(leaf):
+                    index = self.index[id(leaf)]
+                    self._keep_value(index)  # an optimizer may step in the backward pass
                     stack.callback(node.register_prehook(self._noting(seen, index)).remove)
-                else:
-                    self.other_leaves.append(leaf)
             result = run()
+        self._fresh |= seen.keys()
         finite = all(is_finite_loss(loss) for loss in losses if loss.numel() == 1)
         if not finite:
             self.spoilt = self.spoilt or self.trace.nodes.where_not_finite([loss.grad_fn for loss in losses])
@@ -141,10 +220,14 @@ class WatchedRun(Step):
         return result
 
     def _noting(self, seen: dict[int, GradientStatus], index: int) -> Callable[[Any], None]:
+        def merge(gradient: Tensor) -> None:
+            tensor = self._tensors[index]
+            status = status_of(tensor, gradient, id(tensor) in self._partial)
+            seen[index] = _merged(seen.get(index, _NOTHING), status)
+
         def note(gradients: Any) -> None:
             if gradients[0] is not None:
-                status = status_of(self._tensors[index], gradients[0], index in self._partial)
-                seen[index] = _merged(seen.get(index, _NOTHING), status)
+                self._run_trace.safely(merge, gradients[0], otherwise=None)
 
         return note
 
@@ -154,103 +237,132 @@ class WatchedRun(Step):
 
     # The step
 
-    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+    def hook(self, optimizers: Iterable[Any], stack: contextlib.ExitStack) -> None:
+        """Watch the steps of these optimizers until `stack` is closed."""
+        for optimizer in map(_innermost, optimizers):
+            if isinstance(optimizer, Optimizer):
+                stack.callback(optimizer.register_step_pre_hook(self.before_step).remove)
+                stack.callback(optimizer.register_step_post_hook(self.after_step).remove)
+
+    def before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """Look at the gradients that a step is given; the pass that a closure runs inside of it is watched."""
         self._run_trace.paused = True
-        self.steps += 1
-        at = 1 if len(args) > 1 else "closure"
-        closure = args[1] if at == 1 else kwargs.get("closure")
-        if not callable(closure):
-            self._look_at_gradients(optimizer)
+        self._steps += 1
+        self._stepping += 1
+        self._run_trace.safely(self._look_at_gradients, optimizer, otherwise=None)
+        if not any(map(callable, (*args[1:], *kwargs.values()))):
             return None
-        watched = self._watched_closure(optimizer, closure)
-        return ((args[0], watched, *args[2:]), kwargs) if at == 1 else (args, {**kwargs, "closure": watched})
-
-    def _watched_closure(self, optimizer: Any, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """Return `closure`, watched: it runs forward and backward inside of the step (LBFGS, Lightning)."""
-
-        def watched() -> Any:
-            self._run_trace.paused = False
-            try:
-                return closure()
-            finally:
-                self._run_trace.paused = True
-                self._look_at_gradients(optimizer)
-
-        return watched
+        resumed = {name: self._resumed(value, optimizer) for name, value in kwargs.items()}
+        return (*args[:1], *(self._resumed(value, optimizer) for value in args[1:])), resumed
 
     def _look_at_gradients(self, optimizer: Any) -> None:
-        """Note what became of the gradients until the step uses them."""
-        if not self._passes_before_step:
-            return
         for group in optimizer.param_groups:
             for tensor in group["params"]:
-                index = self._index.get(id(tensor))
-                if index is None or self.gradients[index].kind != "nonzero":
-                    continue
-                if group.get("lr") is not None and not float(group["lr"]):
-                    self._rate_0.add(index)
-                if tensor.grad is None:
-                    self._lost[index] = "it got a gradient, but at the step it has none: zero_grad came before step"
-                elif extent(tensor.grad).zero:
-                    self._lost[index] = "it got a gradient, but at the step all zeros: clipped to nothing, or zeroed"
-                else:
-                    self._kept.add(index)
+                if not nn.parameter.is_lazy(tensor):
+                    self._look_at(tensor, group.get("lr"))
 
-    def _after_step(self, *_: Any) -> None:
-        self._run_trace.paused = False
-        self.useful_steps += bool(self._passes_before_step)
-        self._passes_before_step = 0
-        self._moved |= {index for index, tensor in enumerate(self._tensors) if self._differs(tensor)}
+    def _look_at(self, tensor: Tensor, rate: Any) -> None:
+        index = self.take(tensor, stepping=True)
+        self._stepped.add(index)
+        self._keep_value(index)
+        gradient = self.gradients[index]
+        if gradient.kind == "none" and tensor.grad is not None and index not in self._stale:
+            # It came by another way: torch.autograd.grad, a sum over processes, a pass that was not seen.
+            status = status_of(tensor, tensor.grad, id(tensor) in self._partial)
+            if status.kind == "nonzero":
+                self.gradients[index] = gradient = status
+                self._fresh.add(index)
+        if gradient.kind != "nonzero" or index not in self._fresh:
+            return
+        if rate is not None and not float(rate):
+            self._rate_0.add(index)
+        if tensor.grad is None:
+            self._lost[index] = "it got a gradient, but at the step it has none: zero_grad came before step"
+        elif extent(tensor.grad).zero and local(tensor.grad).numel():  # an empty shard is not lost
+            self._lost[index] = "it got a gradient, but at the step all zeros: clipped to nothing, or zeroed"
+        else:
+            self._kept.add(index)
+
+    def _resumed(self, value: Any, optimizer: Any) -> Any:
+        """Return a closure that is watched, although it runs inside a step; anything else as it is."""
+        if not callable(value):
+            return value
+
+        def closure(*args: Any, **kwargs: Any) -> Any:
+            paused, self._run_trace.paused = self._run_trace.paused, False
+            try:
+                return value(*args, **kwargs)
+            finally:
+                self._run_trace.paused = paused
+                self._run_trace.safely(self._look_at_gradients, optimizer, otherwise=None)
+
+        return closure
+
+    def after_step(self, optimizer: Any, *_: Any) -> None:
+        """Look at what a step has moved."""
+        self._stepping -= 1
+        self._run_trace.paused = self._stepping > 0
+        self._run_trace.safely(self._look_at_values, optimizer, otherwise=None)
+
+    def _look_at_values(self, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            for tensor in group["params"]:
+                if (index := self.index.get(id(tensor))) is None:
+                    continue
+                if index in self._fresh:
+                    self._useful.add(index)
+                    self._fresh.discard(index)
+                if index not in self._moved and self._differs(index):
+                    self._moved.add(index)
 
     def _note_write(self, call: str, target: Tensor) -> None:
-        index = self._addresses.get(storage_address(target)) if self.steps else None
+        index = self._addresses.get(storage_address(target)) if self._steps else None
         if index is not None and (line := current_line(call)) is not None:
             self._writes[index] = line
 
-    def _differs(self, tensor: Tensor) -> bool:
-        return not same(self._values[id(tensor)], tensor)
+    def _differs(self, index: int) -> bool:
+        tensor = self._tensors[index]
+        return index in self._values and not is_freed(tensor) and not same(self._values[index], tensor)
 
     @property
     def taken(self) -> bool:
         """Whether there was a step."""
-        return self.steps > 0
+        return self._steps > 0
 
     def moved(self, tensor: Tensor) -> bool | None:
-        """Return whether any bit of `tensor` changed; None if that is not known."""
-        index = self._index.get(id(tensor))
-        unknown = not self._groups.optimizers or self._error is not None
-        if unknown or id(tensor) not in self._values or not local(tensor).numel():
+        """Return whether a step changed any bit of `tensor`; None if that is not known."""
+        index = self.index.get(id(tensor))
+        if self._error is not None or self._light or index not in self._values or not local(tensor).numel():
             return None
-        if index is not None and (index in self._rate_0 or self._skipped_once()):
-            return None if not self._differs(tensor) else True
-        return self._differs(tensor) or index in self._moved
+        moved = index in self._moved if index in self._stepped else self._differs(index)
+        return moved or (None if index in self._rate_0 or self._skipped_once() else False)
+
+    def note_rates(self, groups: OptimizerGroups) -> None:
+        """Note the learning rates after the run."""
+        self._rates_after = {id(tensor): groups.learning_rates(tensor) for tensor in groups.tensors}
 
     def learning_rates(self, tensor: Tensor, groups: OptimizerGroups) -> list[float]:
         """Return the learning rates after the run where they were 0 at the step: under a warm-up they are not."""
         return self._rates_after.get(id(tensor), groups.learning_rates(tensor))
 
-    def why_not_taken(self) -> str:
-        """Return why no step used the gradients of the run; empty if one did."""
-        if (
-            self._error is not None
-            or self.useful_steps
-            or not self.passes
-            or self._skipped_once()
-            or self._moved_unseen()
-        ):
+    def why_not_taken(self, index: int) -> str:
+        """Return why no step used the gradients of a tensor; empty if one did."""
+        if self._error is not None or index in self._useful or not self.passes or self._skipped_once():
             return ""
-        if self.steps:
+        if index in self._stepped:
             return "the step came before the backward pass"
-        if self._run_trace.scaler_steps:
+        if self._run_trace.scaler_steps and not self._steps:
             return f"the scaler skipped all {self._run_trace.scaler_steps} steps"
+        if self.is_moved_unseen():
+            return ""
         return f"no step came after {self.passes} backward pass{'es' if self.passes > 1 else ''}"
 
     def _skipped_once(self) -> bool:
-        return not self.steps and self._run_trace.scaler_steps == 1
+        return not self._steps and self._run_trace.scaler_steps == 1
 
-    def _moved_unseen(self) -> bool:
-        """Return whether something moved although no step was seen: an optimizer without hooks, or in the backward."""
-        return not self.steps and any(map(self._differs, self._tensors))
+    def is_moved_unseen(self) -> bool:
+        """Return whether something moved although no step was seen: an optimizer without hooks, compiled, or none."""
+        return not self._steps and any(map(self._differs, range(len(self._tensors))))
 
     def why_gradient_was_lost(self, index: int) -> str:
         """Return what became of the gradient between backward and step; empty if it was still there."""
@@ -258,7 +370,7 @@ class WatchedRun(Step):
 
     def is_overwritten(self, index: int) -> bool:
         """Return whether the step moved a tensor that has its old bits again."""
-        return index in self._moved and not self._differs(self._tensors[index])
+        return index in self._moved and not self._differs(index)
 
     def overwriting_line(self, index: int) -> str | None:
         """Return the line that wrote to a tensor after the step, as `file:line`."""
@@ -281,19 +393,12 @@ class WatchedRun(Step):
 
     def remarks(self) -> list[str]:
         """Return what is to be said of the run as a whole."""
-        lines = [] if self.passes else ["No backward pass ran while it was watched."]
+        lines = [] if self.is_of_use else ["No backward pass ran while it was watched."]
         lines += ["A scaler skipped the step: it looks for a scale at first."] if self._skipped_once() else []
         written = {line.where for index, line in self._writes.items() if not self.is_overwritten(index)}
         lines += [f"Weights were written to after the step, in {', '.join(sorted(written))}."] if written else []
+        lines += [_LIGHT] if self._light else []
         return lines
-
-    def forgive_skipped(self) -> None:
-        """Take gradients that overflowed under a scaler's first scale as those of a step that is yet to come."""
-        if self._skipped_once():
-            self.gradients = [
-                replace(status, not_finite="") if status.not_finite == "its gradient" else status
-                for status in self.gradients
-            ]
 
 
 def _merged(first: GradientStatus, second: GradientStatus) -> GradientStatus:

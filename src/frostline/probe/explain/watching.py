@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from types import FrameType, TracebackType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from frostline.errors import ProbeError
-from frostline.partial.model_tensors import find_tensors
+from frostline.partial.model_tensors import ModelTensor, find_tensors
 from frostline.probe.explain.explanation import Explanation
 from frostline.probe.explain.faint import faint_gradients
 from frostline.probe.explain.findings import finding, of_frozen_modules
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.watched_run import WatchedRun
 from frostline.probe.inputs import check_model, unwrapped
-from frostline.probe.restore.bits import local, same
 from frostline.probe.trace.patches import is_traced
 
 _COMPILED = "The model is compiled: lines inside of compiled code are not seen."
@@ -30,31 +31,32 @@ class Watching:
         explanation: The Explanation, when the block has ended.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Any = None) -> None:
+    def __init__(self, model: nn.Module, optimizer: Any = None, light: bool = False) -> None:
         check_model(model)
         self._groups = OptimizerGroups(optimizer)
-        self._compiled = any("_orig_mod" in module._modules for module in model.modules())
+        self._optimizer, self._light = optimizer, light
+        self._compiled = is_compiled(model)
         self.model = unwrapped(model)
         self._explanation: Explanation | None = None
+        self._failure: ProbeError | None = None
+        self._stack = contextlib.ExitStack()
 
     @property
     def explanation(self) -> Explanation:
         """What trains, what does not, and why; ProbeError before the block has ended."""
+        if self._failure is not None:
+            raise self._failure
         if self._explanation is None:
             raise ProbeError("watching: the block has not ended, so there is no explanation yet. Ask for it after it.")
         return self._explanation
 
-    @property
-    def has_seen_a_pass(self) -> bool:
-        """Whether a backward pass has run in the block."""
-        return self._run.passes > 0
-
     def end_with(self, frame: FrameType) -> None:
         """Stop watching, without an explanation, once `frame` no longer runs: for callbacks that no error is told."""
-        self._run.end_with(frame)
+        self._run.end_with(frame, self._stack.close)
 
     def forget(self) -> None:
         """Stop watching, without an explanation."""
+        self._stack.close()
         self._run.forget()
 
     def check(self) -> None:
@@ -67,46 +69,83 @@ class Watching:
             raise ProbeError(
                 "watching: this thread is watched or explained already, and one would not see. Leave that."
             )
-        self._found = find_tensors(self.model)
-        self._leaves = [each.tensor if each.learned is None else each.learned for each in self._found]
-        frozen_parts = [each.tensor for each in self._found if each.learned is not None and not each.mapped]
-        held = {id(tensor) for tensor in self._groups.tensors}
-        self._buffers = {name: local(buffer).clone() for name, buffer in self.model.named_buffers()}
-        partial = {index for index, each in enumerate(self._found) if each.indices is not None}
-        others = [tensor for tensor in frozen_parts if id(tensor) in held]
-        self._run = WatchedRun(self._leaves, others, partial, self._groups)
+        self._run = WatchedRun(self._light)
+        for module in self.model.modules():
+            self._run.note_module(module)
+        self._run.hook(self._groups.optimizers, self._stack)
         self._run.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._stack.close()
         self._run.__exit__(kind, error, traceback)
         if isinstance(error, Exception | None):
-            self._explanation = self._explain()
-
-    def _explain(self) -> Explanation:
-        run = self._run
-        run.forgive_skipped()
-        if run.raised and not run.passes:
-            return Explanation([], [], [], raised=run.raised)
-        faint = faint_gradients(run, [leaf.dtype for leaf in self._leaves])
-        findings = [
-            finding(
-                index, each, self._leaves[index], run, self._groups, run, index in run.behind_zero, faint.get(index)
-            )
-            for index, each in enumerate(self._found)
-        ]
-        remarks = [_COMPILED] if self._compiled else []
-        remarks += [_NO_GRAPH] if run.passes and not run.has_graph else []
-        remarks += run.remarks()
-        remarks += self._groups.remarks(self.model, self._leaves, run.other_leaves)
-        now = dict(self.model.named_buffers())
-        moving = [name for name in now if name not in self._buffers or not same(self._buffers[name], now[name])]
-        return Explanation(findings, of_frozen_modules(self.model, moving), remarks, raised=run.raised)
+            groups = OptimizerGroups(self._optimizer)
+            try:
+                self._explanation = explanations_of(self._run, {"": self.model}, groups, self._compiled)[""]
+            except ProbeError as failure:  # the user's block goes on; who asks is told
+                self._failure = failure
 
 
-def watching(model: nn.Module, optimizer: Any = None) -> Watching:
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether a module, or one inside of it, is compiled."""
+    return any("_orig_mod" in module._modules or module._compiled_call_impl for module in model.modules())
+
+
+def explanations_of(
+    run: WatchedRun, models: Mapping[str, nn.Module], groups: OptimizerGroups, compiled: bool
+) -> dict[str, Explanation]:
+    """Return what a run that is over says of each model.
+
+    Args:
+        run: The run.
+        models: Name -> a model as it is now: parameters that came late are in it, and those that were replaced are not.
+        groups: The optimizers as they are now.
+        compiled: Whether any of it was compiled.
+
+    Raises:
+        ProbeError: Something went wrong while the run was watched.
+    """
+    if run.failure is not None:
+        error = f"{type(run.failure).__name__}: {run.failure}"
+        raise ProbeError(f"watching: the step could not be followed, though it ran: {error}") from run.failure
+    if run.raised and not run.passes:
+        return {name: Explanation([], [], [], raised=run.raised) for name in models}
+    found = {name: find_tensors(model) for name, model in models.items()}
+    leaves = [_leaf_of(each) for tensors in found.values() for each in tensors]
+    for leaf in leaves:
+        run.take(leaf)
+    run.note_rates(groups)
+    remarks = [_COMPILED] if compiled or run.compiled else []
+    remarks += [_NO_GRAPH] if run.passes and not run.has_graph else []
+    remarks += run.remarks()
+    own = {id(leaf) for leaf in leaves}
+    others = [leaf for leaf in run.leaves_reached if id(leaf) not in own]
+    remarks += groups.remarks(nn.ModuleList(models.values()), leaves, others)
+    return {name: _explanation(run, model, found[name], groups, remarks) for name, model in models.items()}
+
+
+def _explanation(
+    run: WatchedRun, model: nn.Module, found: list[ModelTensor], groups: OptimizerGroups, remarks: list[str]
+) -> Explanation:
+    indices = [run.index[id(_leaf_of(each))] for each in found]
+    dtypes = {index: _leaf_of(each).dtype for index, each in zip(indices, found, strict=True)}
+    faint = faint_gradients(run, dtypes)
+    findings = [
+        finding(index, each, _leaf_of(each), run, groups, run, index in run.behind_zero, faint.get(index))
+        for index, each in zip(indices, found, strict=True)
+    ]
+    return Explanation(findings, of_frozen_modules(model, run.moving_buffers(model)), remarks, raised=run.raised)
+
+
+def _leaf_of(model_tensor: ModelTensor) -> Tensor:
+    """Return what optimizers hold of a tensor of a model: if it is partial, the part that learns."""
+    return model_tensor.tensor if model_tensor.learned is None else model_tensor.learned
+
+
+def watching(model: nn.Module, optimizer: Any = None, light: bool = False) -> Watching:
     """Explain the step that the block takes: the user's own forward, backward and step, or several of them.
 
     The verdicts, lines and notes are those of `explain`, from the real pass, the real gradients and the real step;
@@ -118,11 +157,13 @@ def watching(model: nn.Module, optimizer: Any = None) -> Watching:
     - "overwritten": the step moved it, and afterwards it was given its old values again.
 
     A learning rate of 0 that a scheduler has raised by the end of the block, and the first step that a scaler skips,
-    are notes.
+    are notes. A layer that is made or replaced in the block is judged as it is at the end.
 
     Args:
         model: Any module. Of a compiled model, or one in DistributedDataParallel, the module inside is explained.
         optimizer: What steps the model, or a list of them. None: what only an optimizer can tell is not judged.
+        light: Keep no copy of what learns. What moves without gradient, rounds away or is overwritten is then not
+            seen.
 
     Returns:
         A context manager that yields a Watching: `.explanation` after the block, and `.check()`, which raises with the
@@ -132,7 +173,8 @@ def watching(model: nn.Module, optimizer: Any = None) -> Watching:
         TypeError: `model` is not a module, or `optimizer` not an optimizer.
         ProbeError: The block is inside of another one, or of an `explain`.
 
-    Cost: a note for each torch function, a look at each gradient, and a copy of the parameters while the block runs.
+    Cost: a note for each torch function, a look at each gradient, and a copy of what learns while the block runs, none
+        with `light`.
         Losses, weights, optimizer state and random numbers are those of a step that is not watched, bit for bit.
 
     Example:
@@ -145,4 +187,4 @@ def watching(model: nn.Module, optimizer: Any = None) -> Watching:
         >>> seen.explanation.alarms, seen.explanation.to_dict()["0.weight"]["verdict"]
         (['0.weight', '0.bias'], 'cut')
     """
-    return Watching(model, optimizer)
+    return Watching(model, optimizer, light)

@@ -44,6 +44,16 @@ def storage_address(tensor: Tensor) -> int:
             return 0
 
 
+def is_freed(tensor: Tensor) -> bool:
+    """Return whether the memory of a strided tensor is gone, as that of a parameter which FSDP gathers and frees."""
+    if tensor.layout != torch.strided or inner_tensors(tensor):
+        return False
+    try:
+        return local(tensor).untyped_storage().nbytes() == 0 < local(tensor).numel()
+    except (RuntimeError, NotImplementedError):
+        return False
+
+
 def bits(tensor: Tensor) -> Tensor:
     """Return the bits of `tensor` (*) as integers in the same memory; of complex numbers as two each, (*, 2)."""
     tensor = local(tensor)

@@ -1,5 +1,6 @@
 """Explain the training step of a script that knows nothing of it.
 
-run.py      run a script as `python script.py` would
-watch.py    find the models and optimizers of a running script, and watch its first step
+watch.py    watch its first step, or its N-th, from outside
+models.py   find its models and their names, by themselves
+ranks.py    compare what several processes found
 """

@@ -2,6 +2,7 @@
 
 trace.py            the mode that sees every torch function
 node_lines.py       the line that made a node of autograd's graph, and where NaN or Inf came up
+grad_mode.py        whether gradients flow now
 none_returned.py    a custom Function's backward that returns no gradient
 patches.py          what no mode sees, and other threads
 provenance.py       what is known of one tensor, and of one storage

@@ -54,9 +54,10 @@ _running = 0
 _originals: dict[tuple[Any, str], tuple[Any, Any]] = {}  # where -> what was there, and the patch
 
 
-def is_traced() -> bool:
-    """Return whether a trace sees what this thread does."""
-    return _this_thread.tracer is not None
+def is_traced(tracer: Tracer | None = None) -> bool:
+    """Return whether a trace, or this one, sees what this thread does."""
+    seen_by_one = _this_thread.tracer is not None
+    return seen_by_one if tracer is None else _this_thread.tracer is tracer
 
 
 @contextlib.contextmanager

@@ -163,7 +163,7 @@ def _storage(tensor: Tensor) -> torch.UntypedStorage | None:
     try:
         storage = tensor.untyped_storage()
         return storage if storage.data_ptr() else None
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ValueError):  # the last of a lazy parameter that has no shape yet
         return None
 
 

@@ -30,13 +30,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import grad_mode
 from torch.overrides import TorchFunctionMode
 
 from frostline.partial.tensor import PartialTensor, PartialView
 from frostline.probe.autograd_graph import backward_leaves
 from frostline.probe.restore.torch_calls import (
-    CUTS,
     NO_VALUE,
     has_no_backward,
     inputs_of,
@@ -45,11 +43,12 @@ from frostline.probe.restore.torch_calls import (
     tensors_in,
 )
 from frostline.probe.trace.escaped_numbers import ESCAPES, EscapedNumbers
+from frostline.probe.trace.grad_mode import GradMode
 from frostline.probe.trace.node_lines import NodeLines
 from frostline.probe.trace.none_returned import NoneReturned
 from frostline.probe.trace.patches import patched_for
 from frostline.probe.trace.provenance import NOTHING, Provenance, Storages
-from frostline.probe.trace.source_line import SourceLine, current_line, frame_outside
+from frostline.probe.trace.source_line import SourceLine, current_line
 
 
 class Trace(TorchFunctionMode):
@@ -66,6 +65,7 @@ class Trace(TorchFunctionMode):
         outside_gradients: Mask of those that reach a tensor of which `torch.autograd.grad` took a gradient that does
             not depend on them.
         nodes: The line of each call that made a node of autograd's graph.
+        grad_mode: Whether gradients flow now.
         escaped: The numbers that left torch.
         calls: With `note_calls`, the line of the call that made each provenance, in the order in which they ran.
     """
@@ -88,9 +88,7 @@ class Trace(TorchFunctionMode):
         self._known: dict[int, tuple[weakref.ref[Tensor], Provenance]] = {}
         self._storages = Storages()
         self._none_returned = NoneReturned()
-        self._checkpoints = 0  # how many reentrant checkpoints are running, one inside the other
-        self._no_grad_frame: int | None = None  # id of the frame that switched gradients off last
-        self._lines = 0  # how many lines were noted: their order
+        self.grad_mode = GradMode()
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Trace:
@@ -135,21 +133,29 @@ class Trace(TorchFunctionMode):
     def run_call(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run a torch function, then note the provenance of its outputs."""
         kwargs = kwargs or {}
-        if func is torch._C._set_grad_enabled and not args[0] and torch.is_grad_enabled():
-            # `no_grad` calls this from torch's module grad_mode; the frame around that has the user's `with` in it, or
-            # is torch's wrapper of a decorated function, whose body is the user's.
-            frame = frame_outside(grad_mode)
-            self._no_grad_frame = None if frame is None else id(frame)
+        self.grad_mode.note(func, args)
         name = name_of(func)
-        # Asked before the call: afterwards a target holds, and requires, what was written.
-        writes = [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
+        writes = self.writes_of(name, args, kwargs)
         result = func(*args, **kwargs)
-        for target, _ in writes:
-            self.note_target(name, target)
+        self.note_result(name, args, kwargs, result, writes)
+        return result
+
+    def writes_of(self, name: str, args: Any, kwargs: Any) -> list[tuple[Tensor, Provenance]]:
+        """Return the tensors that a call is about to write to, with what is known of them.
+
+        Asked before the call: afterwards a target holds, and requires, what was written.
+        """
+        return [(target, self.provenance(target)) for target in targets_of(name, args, kwargs)]
+
+    def note_result(
+        self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
+    ) -> None:
+        """Note the provenance of what a call has returned, and of what it has written to."""
         if name not in NO_VALUE:
+            for target, _ in writes:
+                self.note_target(name, target)
             with torch._C.DisableTorchFunction():  # other modes need not see what is looked at here
                 self._note_call(name, args, kwargs, result, writes)
-        return result
 
     def _note_call(
         self, name: str, args: Any, kwargs: Any, result: Any, writes: Sequence[tuple[Tensor, Provenance]]
@@ -173,7 +179,7 @@ class Trace(TorchFunctionMode):
         elif name in ESCAPES:
             escaped = self._after_call(name, inputs, 0, parents)
             # Also where the gradient was lost before: a parameter that is unused is explained by where its value left.
-            escaped.line = escaped.line or self._line(name)
+            escaped.line = escaped.line or self.grad_mode.line(name)
             self.escaped.note(escaped, result)
         elif writes:
             self._note_writes(name, writes, inputs, parents)
@@ -183,13 +189,13 @@ class Trace(TorchFunctionMode):
     def _note_outputs(
         self, name: str, outputs: Sequence[Tensor], inputs: Provenance, parents: Sequence[Provenance]
     ) -> None:
-        hidden = self._graph_is_hidden()
+        hidden = self.grad_mode.is_hidden
         # At most two for a call, with and without a gradient: `max` returns values and indices.
         made: dict[bool, Provenance] = {}
         for output in outputs:
             if isinstance(output, PartialTensor):
                 continue  # `weight.requires_grad_()`: what is known of it is known of its parts
-            flows = self._may_flow(name) and (
+            flows = self.grad_mode.may_flow(name) and (
                 output.is_floating_point() or output.is_complex() if hidden else output.requires_grad
             )
             if flows not in made:
@@ -207,7 +213,7 @@ class Trace(TorchFunctionMode):
         for target, before in writes:
             if isinstance(target, PartialTensor | PartialView):
                 target = (target if isinstance(target, PartialTensor) else target.origin).learned
-            flows = self._may_flow(name) and (self._graph_is_hidden() or target.requires_grad)
+            flows = self.grad_mode.may_flow(name) and (self.grad_mode.is_hidden or target.requires_grad)
             # A write may cover a few entries only, so what was there before still reaches the target.
             keeps = target.requires_grad and name != "detach_"
             gradient = (before.gradient if keeps else 0) | (inputs.gradient if flows else 0)
@@ -218,35 +224,16 @@ class Trace(TorchFunctionMode):
                 # The target itself lost nothing, but another tensor over this storage may, since autograd does not know
                 # that they share it. Then this is the line to blame.
                 if after.line is None and inputs.gradient:
-                    after.line = self._line(name)
+                    after.line = self.grad_mode.line(name)
                 self._storages.note_write(target, after)
 
     def _after_call(self, name: str, inputs: Provenance, gradient: int, parents: Sequence[Provenance]) -> Provenance:
         """Return the provenance of what a call made of `inputs`, of which `gradient` came through."""
         lost = inputs.gradient & ~gradient
-        made = Provenance(inputs.value, gradient, lost, self._line(name) if lost else None, tuple(parents))
+        made = Provenance(inputs.value, gradient, lost, self.grad_mode.line(name) if lost else None, tuple(parents))
         if self._note_calls:
             self.calls[made] = current_line(name, len(self.calls))
         return made
-
-    def _line(self, call: str) -> SourceLine | None:
-        self._lines += 1
-        if torch.is_grad_enabled() or self._graph_is_hidden():
-            return current_line(call, self._lines)
-        # The block around the call is to blame: the line in the function that has switched gradients off.
-        call = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
-        return current_line(call, self._lines, self._no_grad_frame)
-
-    def _graph_is_hidden(self) -> bool:
-        """Return whether gradients flow although `requires_grad` does not show it.
-
-        A reentrant checkpoint runs its forward under no_grad and makes the graph in the backward; torch.func keeps its
-        own graph. There a gradient is taken to flow through every call but those in CUTS.
-        """
-        return bool(self._checkpoints) or torch._C._functorch.peek_interpreter_stack() is not None
-
-    def _may_flow(self, name: str) -> bool:
-        return name not in CUTS if self._graph_is_hidden() else torch.is_grad_enabled()
 
     def _first_seen(self, tensor: Tensor, call: str = "a tensor made outside torch functions") -> Provenance:
         """Return what is known of a tensor that no call has returned: a parameter, an input, or one made by `call`."""
@@ -264,7 +251,7 @@ class Trace(TorchFunctionMode):
         reached = self._reached([tensor])
         origin = Provenance.merged([*parents, Provenance(reached, 0)])
         if not origin.value:
-            return NOTHING
+            return self._first_seen(tensor) if self.bit_of_new(tensor) else NOTHING
         provenance = self._after_call(call, origin, reached, parents)
         self._note(tensor, provenance)
         return provenance
@@ -272,7 +259,12 @@ class Trace(TorchFunctionMode):
     def _reached(self, tensors: Sequence[Tensor]) -> int:
         """Return the parameters that autograd's own graph of `tensors` reaches."""
         leaves = [leaf for tensor in tensors for leaf in backward_leaves(tensor.grad_fn)]
-        return functools.reduce(operator.or_, (self._bits.get(id(leaf), 0) for leaf in leaves), 0)
+        bits = (self._bits.get(id(leaf), 0) or self.bit_of_new(leaf) for leaf in leaves)
+        return functools.reduce(operator.or_, bits, 0)
+
+    def bit_of_new(self, tensor: Tensor) -> int:
+        """Return the bit of a parameter that is met for the first time; 0 where only the given ones are followed."""
+        return 0
 
     def _of_gradients(self, gradients: Sequence[Tensor], parents: Sequence[Provenance]) -> Provenance:
         """Return the provenance of gradients that have a graph: it says on which parameters they depend.
@@ -316,12 +308,13 @@ class Trace(TorchFunctionMode):
         """Run a custom autograd.Function, and note the provenance of its outputs."""
         inputs = [self.provenance(argument) for argument in args if isinstance(argument, Tensor)]
         checkpoint = function.__name__ == "CheckpointFunction"  # torch's; other libraries have theirs under this name
-        self._checkpoints += checkpoint
+        self.grad_mode.checkpoints += checkpoint
         try:
             result = run()
         finally:
-            self._checkpoints -= checkpoint
-        call = "checkpoint" if checkpoint else f"{function.__name__}.apply"
+            self.grad_mode.checkpoints -= checkpoint
+        call = {"CompiledFunction": "compiled code"}.get(function.__name__, f"{function.__name__}.apply")
+        call = "checkpoint" if checkpoint else call
         if has_no_backward(function):
             # A backward pass would end here with an error, and the parameters before this Function are as good as cut;
             # detached, the rest of the model can still be explained.
@@ -341,5 +334,5 @@ class Trace(TorchFunctionMode):
             self.nodes.note(call, output)
             if flows and output.grad_fn is not None and not checkpoint:
                 gradients = [provenance.gradient for provenance in inputs]
-                output.grad_fn.register_hook(self._none_returned.hook(gradients, self._line(call)))
+                output.grad_fn.register_hook(self._none_returned.hook(gradients, self.grad_mode.line(call)))
         return result
