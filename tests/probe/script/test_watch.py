@@ -114,7 +114,13 @@ for number in range(2):
     optimizer.step(closure)
 """
 COMPILED = """
-model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 1)
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+model = Model()
 model.compile(backend="aot_eager", fullgraph=True)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for number in range(2):
@@ -140,7 +146,7 @@ CASES = {
     "steps by hand": (BY_HAND, {}),
     "gradients put in place by hand": (GIVEN_GRADIENTS, {"model: Sequential": {LEARNS}}),
     "a closure": (CLOSURE, {"model: Sequential": {LEARNS, CUT}}),
-    "a compiled model": (COMPILED, {"model: Sequential": {LEARNS}}),
+    "a compiled model": (COMPILED, {"model: Model": {LEARNS}}),
     "behind a factor of zeros": (FACTORS, {"model: Module": {LEARNS}}),
 }
 
