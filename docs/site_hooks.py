@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the project's root, and the examples as they are."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=inside_docs((ROOT / source).read_text(encoding="utf-8"))))
-    for example in sorted((ROOT / "examples").glob("*.py")):
+    for example in sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".py", ".ipynb")):
         files.append(File.generated(config, f"examples/{example.name}", abs_src_path=str(example)))
     return files
 

@@ -13,7 +13,19 @@ import frostline as fl
 from frostline import errors
 
 PROJECT = Path(__file__).resolve().parents[1]
-EXTRAS = ["rich", "gensim", "matplotlib", "transformers", "peft", "polars", "pyarrow", "scipy", "plotly", "tensorboard"]
+EXTRAS = [
+    "rich",
+    "argcomplete",
+    "gensim",
+    "matplotlib",
+    "transformers",
+    "peft",
+    "polars",
+    "pyarrow",
+    "scipy",
+    "plotly",
+    "tensorboard",
+]
 
 
 def test_the_public_names_are_pinned():

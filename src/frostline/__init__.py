@@ -62,7 +62,7 @@ if TYPE_CHECKING:  # the table below, for type checkers and editors; a test comp
     from frostline.tokens import add_tokens as add_tokens
     from frostline.tokens import export_peft as export_peft
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {  # room: the names of it that `import frostline` offers
     "changes": ("Changes", "apply_changes", "digest"),

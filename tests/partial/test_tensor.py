@@ -196,7 +196,7 @@ def test_tying_a_plain_module_to_a_partial_tensor_is_refused():
     module, other = partial(), nn.Linear(4, 6)
     before = other.weight
     for weight in (module.weight, module.weight.data):
-        with pytest.raises(fl.PartialTensorError, match=r"call fl.merge\(model\)"):
+        with pytest.raises(fl.PartialTensorError, match=r"Call fl.merge\(model\)"):
             other.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
         assert other.weight is before
 

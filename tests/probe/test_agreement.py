@@ -116,7 +116,7 @@ class Case:
         if fault == "skipped":
             return "unused"
         if arrives == "nothing":
-            return "cut"
+            return "frozen" if fault == "missing" else "cut"  # no optimizer holds it: it is not meant to train
         if fault == "missing":
             return "not in optimizer"
         if arrives == "zero" and moved:

@@ -1,12 +1,13 @@
 """Compile a C++ file, such as kernel.cpp, once, keep the library in the cache folder, and load it with ctypes.
 
 The command is plain `c++ -shared`, without torch's headers: it takes about a second, and the library works with every
-version of torch. The name of the file in the cache is KEY-DIGEST.so. KEY is a hash of the source, the flags, and the
-macros that the compiler predefines: its own version and the features of this machine's CPU; a folder shared by
-different machines therefore holds one file for each. DIGEST is the SHA-256 of the file itself, which is compared before
-the file is loaded: to load a truncated library ends the process. The file is written atomically, so any number of
-processes may compile at the same time. If there is no cache, or others can write to it, each process compiles for
-itself.
+version of torch. Where a platform wheel brought a library that fits this CPU (prebuilt.py), nothing is compiled.
+
+The name of the file in the cache is KEY-DIGEST.so. KEY is a hash of the source, the flags, and the macros that the
+compiler predefines: its own version and the features of this machine's CPU; a folder shared by different machines
+therefore holds one file for each. DIGEST is the SHA-256 of the file itself, which is compared before the file is
+loaded: to load a truncated library ends the process. The file is written atomically, so any number of processes may
+compile at the same time. If there is no cache, or others can write to it, each process compiles for itself.
 """
 
 from __future__ import annotations
@@ -27,12 +28,14 @@ from typing import TYPE_CHECKING
 
 from frostline.errors import FrostlineError, MissingExtraError
 from frostline.files import is_private, private_folder, replacing
+from frostline.optim import prebuilt
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 SOURCE = resources.files(__package__).joinpath("kernel.cpp")
-_FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+_FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared")
+_NATIVE = "-march=native"
 _SECONDS = 120  # a compiler that takes longer is stuck
 _LOCK = threading.Lock()
 
@@ -44,7 +47,7 @@ class BuildError(Exception):
 
 
 def load(*sources: Traversable) -> tuple[ctypes.CDLL, str]:
-    """Return a kernel, compiled now or earlier, and a sentence that says where it is from.
+    """Return a kernel, prebuilt, compiled earlier or now, and a sentence that says where it is from.
 
     Args:
         sources: C++ files, compiled as one; they include standard headers only. None: the kernel of the row optimizers.
@@ -52,10 +55,13 @@ def load(*sources: Traversable) -> tuple[ctypes.CDLL, str]:
     Raises:
         BuildError: No compiler was found, it fails, or the library does not load.
 
-    Cost: about a second the first time on a machine, then some 20 ms in each process.
+    Cost: prebuilt, less than a millisecond. Compiled, about a second the first time on a machine, then some 20 ms in
+    each process.
     """
-    code = _read(sources or (SOURCE,))
-    compiler = _find_compiler()
+    code = read(sources or (SOURCE,))
+    if ready := prebuilt.load(code):
+        return ready
+    compiler = find_compiler()
     key, by = _cache_key(compiler, code), f"compiled by {compiler[0]}"
     folder = None
     try:
@@ -67,7 +73,7 @@ def load(*sources: Traversable) -> tuple[ctypes.CDLL, str]:
     try:
         with tempfile.TemporaryDirectory(prefix="frostline-", ignore_cleanup_errors=True) as temporary:
             compiled = Path(temporary) / "kernel.so"
-            _run([*compiler, *_FLAGS, "-o", str(compiled), "-x", "c++", "-"], code)
+            build(compiler, code, _NATIVE, compiled)
             if folder is not None:
                 try:
                     return ctypes.CDLL(str(_store(compiled, folder, key))), f"{by}, kept in {folder}"
@@ -104,6 +110,15 @@ def one_at_a_time(load: Callable[[], Loaded]) -> Loaded:
         return load()
 
 
+def build(compiler: Sequence[str], code: bytes, march: str, library: Path) -> None:
+    """Compile `code` for one instruction set, such as "-march=native", to the file `library`.
+
+    Raises:
+        BuildError: The compiler cannot be run, or fails.
+    """
+    _run([*compiler, *_FLAGS, march, "-o", str(library), "-x", "c++", "-"], code)
+
+
 def _find(folder: Path, key: str) -> ctypes.CDLL | None:
     """Return the library in the cache, if there is one that is whole; remove what is not."""
     for file in sorted(folder.glob(f"{key}*.so")):
@@ -126,7 +141,7 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
 
 
-def _find_compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """Return the compiler's command: $CXX, or the first of the usual names that is installed."""
     if own := shlex.split(os.environ.get("CXX", "")):
         return own
@@ -136,7 +151,8 @@ def _find_compiler() -> list[str]:
     raise BuildError("no C++ compiler found (c++, g++ or clang++; $CXX names another)")
 
 
-def _read(sources: Sequence[Traversable]) -> bytes:
+def read(sources: Sequence[Traversable]) -> bytes:
+    """Return the files, joined to one."""
     for source in sources:
         if not source.is_file():
             raise BuildError(f"{source.name} was not installed with frostline")
@@ -145,8 +161,8 @@ def _read(sources: Sequence[Traversable]) -> bytes:
 
 def _cache_key(compiler: Sequence[str], code: bytes) -> str:
     """Return a hash of everything that the machine code depends on."""
-    predefined = _run([*compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull])
-    parts = [code, predefined, " ".join((*compiler, *_FLAGS)).encode()]
+    predefined = _run([*compiler, _NATIVE, "-dM", "-E", "-x", "c++", os.devnull])
+    parts = [code, predefined, " ".join((*compiler, *_FLAGS, _NATIVE)).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
 
 

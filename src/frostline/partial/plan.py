@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 from torch.optim import Optimizer
@@ -94,7 +94,7 @@ class Plan:
         """Return the Parameters that learn, for an optimizer: those of `model.parameters()` with `requires_grad`."""
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> NoReturn:
         """Raise: a plan that is given to an optimizer as it is would be iterated."""
         raise TypeError("a plan is not a list. Give an optimizer plan.parameters(); plan.lines has its tensors.")
 

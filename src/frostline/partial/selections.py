@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ class All(Selection):
     def resolve(self, tensor: Tensor, padding: tuple[int, ...] = ()) -> bool:  # noqa: D102
         return self.learns
 
-    def __call__(self, *args: object) -> None:
+    def __call__(self, *args: object) -> NoReturn:
         """Raise: it is a value, but `rows` and `entries` beside it are functions."""
         raise TypeError(f"fl.{self} takes no parentheses. Write fl.{self}.")
 

@@ -266,7 +266,8 @@ class WatchedRun(Step):
         self._stepped.add(index)
         self._keep_value(index)
         gradient = self.gradients[index]
-        if gradient.kind == "none" and tensor.grad is not None and index not in self._stale:
+        may = tensor.requires_grad and index not in self._stale  # what is frozen has an older one
+        if gradient.kind == "none" and tensor.grad is not None and may:
             # It came by another way: torch.autograd.grad, a sum over processes, a pass that was not seen.
             status = status_of(tensor, tensor.grad, id(tensor) in self._partial)
             if status.kind == "nonzero":

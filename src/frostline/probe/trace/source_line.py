@@ -50,14 +50,24 @@ class SourceLine:
 
     @property
     def where(self) -> str:
-        """The line as `file:line`; the path is relative if the file is in the current folder."""
+        """The line as `file:line`, relative if the file is in the current folder; in a notebook `In[3]:line`."""
         here = str(Path.cwd()) + os.sep
-        return f"{self.path.removeprefix(here)}:{self.line}"
+        return f"{_cell(self.path) or self.path.removeprefix(here)}:{self.line}"
 
     @property
     def source(self) -> str:
         """The text of the line without its comment; empty if it cannot be read."""
         return linecache.getline(self.path, self.line).partition("  # ")[0].strip()
+
+
+def _cell(path: str) -> str:
+    """Return the name that a notebook's cell has for its reader, such as `In[3]`; empty if `path` is a file."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = get_ipython() if get_ipython is not None else None
+    if shell is None:
+        return ""
+    name = shell.compile.format_code_name(path)  # ("Cell", "In[3]"), as in IPython's own tracebacks
+    return "" if name is None else str(name[1])
 
 
 @functools.cache
