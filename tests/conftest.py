@@ -63,12 +63,16 @@ def made_up_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from torch import __path__ as torch_folders
     from torch.utils.cpp_extension import include_paths
 
-    library = tmp_path_factory.mktemp("elsewhere") / "elsewhere.so"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", *(f"-I{path}" for path in include_paths())]
-    command += [str(Path(__file__).parent / "tagger" / "elsewhere.cpp"), f"-L{Path(torch_folders[0]) / 'lib'}"]
-    command += ["-ltorch", "-ltorch_cpu", "-lc10", "-o", str(library)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
+    base = tmp_path_factory.getbasetemp()
+    library = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "elsewhere.so"  # one for all workers
+    if not library.exists():
+        built_here = base / "elsewhere.so.part"
+        command = ["g++", "-std=c++20", "-shared", "-fPIC", *(f"-I{path}" for path in include_paths())]
+        command += [str(Path(__file__).parent / "tagger" / "elsewhere.cpp"), f"-L{Path(torch_folders[0]) / 'lib'}"]
+        command += ["-ltorch", "-ltorch_cpu", "-lc10", "-o", str(built_here)]
+        built = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert built.returncode == 0, built.stderr
+        built_here.replace(library)
     return library
 
 

@@ -14,9 +14,10 @@ MOVED = {"rows": {3, 8}, "rows chosen there": {3, 8}}
 
 
 @pytest.fixture(scope="module")
-def found(made_up_device: Path, launch: Callable[..., str]) -> Any:
-    launch(Path(__file__).parent / "core_elsewhere.py", made_up_device, made_up_device.parent)
-    return json.loads((made_up_device.parent / "core.json").read_text(encoding="utf-8"))
+def found(made_up_device: Path, launch: Callable[..., str], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("core")
+    launch(Path(__file__).parent / "core_elsewhere.py", made_up_device, folder)
+    return json.loads((folder / "core.json").read_text(encoding="utf-8"))
 
 
 def test_the_device_refuses_a_partial_tensor_with_one_of_the_cpu(found: Any) -> None:

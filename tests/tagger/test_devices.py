@@ -76,10 +76,11 @@ def test_a_device_that_works_is_returned() -> None:
 
 
 @pytest.fixture(scope="module")
-def elsewhere(made_up_device: Path, launch: Callable[..., None]) -> Path:
+def elsewhere(made_up_device: Path, launch: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What train_elsewhere.py writes: trained on the CPU and on a device that torch takes for a different one."""
-    launch(HERE / "train_elsewhere.py", made_up_device, made_up_device.parent)
-    return made_up_device.parent
+    folder = tmp_path_factory.mktemp("elsewhere")
+    launch(HERE / "train_elsewhere.py", made_up_device, folder)
+    return folder
 
 
 def _found(folder: Path) -> Any:
