@@ -190,7 +190,9 @@ class ScriptWatch:
         """Return the optimizers that are alive, or have stepped; of a wrapper the one inside it, which steps."""
         alive = [optimizer for made in self._made if (optimizer := made()) is not None]
         every = {id(each): each for each in (*alive, *(optimizer for optimizer, _ in self._steps.values()))}
-        return [each for each in every.values() if not isinstance(getattr(each, "optimizer", None), Optimizer)]
+        return [
+            each for each in every.values() if not any(isinstance(inner, Optimizer) for inner in vars(each).values())
+        ]
 
     def _is_stepped(self) -> bool:
         """Return whether every optimizer that is alive has stepped often enough, or one of them much more often."""
