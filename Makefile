@@ -3,8 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What `oldest` and `newest` run: the core, but what needs extras or many seconds.
-CORE := tests/partial tests/optim tests/probe tests/test_gates.py
+# What `oldest` and `newest` run; `make newest CORE="tests/partial tests/optim tests/probe tests/test_gates.py"` runs all of it.
+CORE := tests/partial tests/optim tests/probe tests/test_gates.py -k "not compiled and not inductor" \
+	$(addprefix --ignore tests/,partial/optimizer_carry partial/test_compiled.py partial/test_rollback.py \
+	partial/test_mapped.py probe/test_healthy.py probe/test_gallery.py probe/test_trial.py)
 # Those that need your files are left out.
 BENCHMARKS := $(filter-out $(addprefix benchmarks/,tagger_% draw_% choose_% word2vec_missing.py),$(wildcard benchmarks/*.py))
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt

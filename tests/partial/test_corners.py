@@ -406,7 +406,7 @@ def test_numbers_of_a_weight_are_plain_and_its_rows_are_views():
 
 @pytest.mark.parametrize("selection", [fl.rows([1]), fl.entries(torch.eye(5, 3) > 0)], ids=["rows", "entries"])
 @pytest.mark.parametrize("make", [lambda: nn.Linear(3, 5), lambda: nn.Embedding(5, 3)], ids=["linear", "embedding"])
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
 def test_a_traced_module_computes_with_what_is_learned_later(make, selection):
     module = make()
     x = torch.tensor([1, 2]) if isinstance(module, nn.Embedding) else torch.ones(2, 3)

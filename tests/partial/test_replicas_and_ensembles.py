@@ -287,7 +287,6 @@ def test_a_learned_part_that_is_given_for_one_call_leaves_no_trace(make, name, x
     assert functional_call(model, {"weight": whole}, (x,)).shape == expected.shape
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in a jvp
 def test_second_derivatives_by_torch_func_are_those_of_the_whole_weight():
     model, _ = partial(*MODELS["plain parameter"][:2], fl.rows([1, 3]))
     parts = {name: value.detach() for name, value in model.named_parameters()}

@@ -315,7 +315,7 @@ def test_a_lazy_module_is_refused_until_it_has_a_shape():
 
 
 def test_a_script_module_is_refused():
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.script"):
         module = torch.jit.script(nn.Linear(2, 2))
     with pytest.raises(fl.PartialTensorError, match="ScriptModule"):
         fl.train_only(module, {"weight": fl.everything})

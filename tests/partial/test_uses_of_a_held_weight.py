@@ -118,7 +118,6 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # torch's own, in a jvp
 @EACH_MODULE
 @pytest.mark.parametrize("hold", [HELD["the weight"], HELD["detached"]], ids=["weight", "detached"])
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS.keys())

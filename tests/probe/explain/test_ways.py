@@ -45,7 +45,6 @@ WRAPS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # forward mode's
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS.keys())
 def test_a_cut_inside_of_it_is_found(wrap):
     model, x = Blocks(wrap), torch.randn(8, 4)
