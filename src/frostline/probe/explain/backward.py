@@ -39,6 +39,15 @@ class GradientStatus:
     rows: int = 0
     largest: float = 0.0
 
+    def merged(self, other: GradientStatus) -> GradientStatus:
+        """Return what both passes gave the tensor."""
+        return GradientStatus(
+            max(self.kind, other.kind, key=("none", "zero", "nonzero").index),
+            self.not_finite or other.not_finite,
+            max(self.rows, other.rows),
+            max(self.largest, other.largest),
+        )
+
 
 class Watched(Protocol):
     """What one or several watched passes showed; indices are those of the tensors.

@@ -19,17 +19,17 @@ from torch.optim import Optimizer
 from frostline.partial.model_tensors import learned_name, state_of
 from frostline.probe.autograd_graph import backward_nodes, next_sequence_number
 from frostline.probe.explain.backward import GradientStatus, is_finite_loss, status_of
+from frostline.probe.explain.kept import KeptBuffers, KeptValues
 from frostline.probe.explain.optimizer_groups import OptimizerGroups
 from frostline.probe.explain.run_trace import RunTrace
 from frostline.probe.explain.step import Step
 from frostline.probe.explain.vanishing import Kind, Vanishing, extent
 from frostline.probe.explain.verdicts import LEARNING_RATE_0, STEP_RAISED, STEP_SKIPPED
-from frostline.probe.restore.bits import is_freed, local, same, storage_address
+from frostline.probe.restore.bits import local
 from frostline.probe.trace.provenance import Provenance
 from frostline.probe.trace.source_line import SourceLine, current_line
 from frostline.probe.trace.trace import Trace
 
-_NO_BUFFER = torch.empty(0)
 _NOTHING = GradientStatus("none", "")
 _LIGHT = "No copy was kept (light): what moves without gradient, rounds away or is overwritten is not seen."
 
@@ -47,13 +47,11 @@ class WatchedRun(Step):
 
     def __init__(self, light: bool = False) -> None:
         super().__init__(None, {})
-        self._light = light
         self._error: BaseException | None = None
         self._tensors: list[Tensor] = []
         self.index: dict[int, int] = {}
         self._partial: set[int] = set()  # those whose rows with a gradient are counted
-        self._modules: dict[int, nn.Module] = {}
-        self._buffers: dict[tuple[int, str], Tensor] = {}
+        self._buffers = KeptBuffers()
         self._start = next_sequence_number()
         self._run_trace = RunTrace(self.take, self._backward, self._note_write)
         self.trace: Trace = self._run_trace
@@ -68,8 +66,7 @@ class WatchedRun(Step):
         self.passes = 0
         self._stepping = 0  # optimizers that are stepping now, one inside the other
         self._steps = 0
-        self._values: dict[int, Tensor] = {}  # before the first step that may move it
-        self._addresses: dict[int, int] = {}
+        self._kept_values = KeptValues(light)
         self._stale: set[int] = set()  # had a `.grad` when they were met
         self._fresh: set[int] = set()  # got a gradient since their last step
         self._stepped: set[int] = set()
@@ -93,7 +90,7 @@ class WatchedRun(Step):
         """Stop watching, whatever else has been entered since."""
         self._run_trace.abandon()
         self._run_trace.leave()
-        self._values.clear()
+        self._kept_values.clear()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         self.trace.__exit__(kind, error, traceback)
@@ -151,31 +148,16 @@ class WatchedRun(Step):
 
     def note_module(self, module: nn.Module) -> None:
         """Watch the parameters and buffers that a module owns, from its first call on or from before it."""
-        self._modules[id(module)] = module
+        self._buffers.keep(module)
         if (state := state_of(module)) is not None:
             self._partial |= {id(module._parameters[learned_name(name)]) for name in state.partial}
         for parameter in module._parameters.values():
             if parameter is not None and parameter.requires_grad and not nn.parameter.is_lazy(parameter):
                 self.take(parameter)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and not nn.parameter.is_lazy(buffer):
-                self._buffers[id(module), name] = local(buffer).clone()
 
     def moving_buffers(self, model: nn.Module) -> list[str]:
         """Return the names of the buffers of a model that are not as they were."""
-        return [
-            f"{prefix}.{name}" if prefix else name
-            for prefix, module in model.named_modules()
-            if id(module) in self._modules
-            for name, buffer in module._buffers.items()
-            if buffer is not None and not same(self._buffers.get((id(module), name), _NO_BUFFER), buffer)
-        ]
-
-    def _keep_value(self, index: int) -> None:
-        """Copy a tensor before a step may move it."""
-        if not self._light and index not in self._values and not is_freed(self._tensors[index]):
-            self._values[index] = local(self._tensors[index]).clone()
-            self._addresses[storage_address(self._tensors[index])] = index
+        return self._buffers.moving(model)
 
     # The backward pass
 
@@ -194,7 +176,7 @@ class WatchedRun(Step):
                 self._leaves_reached[id(leaf)] = leaf
                 if id(leaf) in self.index or self.trace.bit_of_new(leaf):
                     index = self.index[id(leaf)]
-                    self._keep_value(index)  # an optimizer may step in the backward pass
+                    self._kept_values.keep(index, self._tensors[index])  # an optimizer may step in the backward pass
                     stack.callback(node.register_prehook(self._noting(seen, index)).remove)
             result = run()
         self._fresh |= seen.keys()
@@ -205,7 +187,7 @@ class WatchedRun(Step):
         for index, status in seen.items():
             if not finite and not status.not_finite:
                 status = replace(status, not_finite="the loss")
-            self.gradients[index] = _merged(self.gradients[index], status)
+            self.gradients[index] = self.gradients[index].merged(status)
             if status.kind == "zero" or status.not_finite == "its gradient":
                 kind: Kind = "zero" if status.kind == "zero" else "not finite"
                 if lines := vanishing.lines(self._tensors[index], kind):
@@ -223,7 +205,7 @@ class WatchedRun(Step):
         def merge(gradient: Tensor) -> None:
             tensor = self._tensors[index]
             status = status_of(tensor, gradient, id(tensor) in self._partial)
-            seen[index] = _merged(seen.get(index, _NOTHING), status)
+            seen[index] = seen.get(index, _NOTHING).merged(status)
 
         def note(gradients: Any) -> None:
             if gradients[0] is not None:
@@ -264,7 +246,7 @@ class WatchedRun(Step):
     def _look_at(self, tensor: Tensor, rate: Any) -> None:
         index = self.take(tensor, stepping=True)
         self._stepped.add(index)
-        self._keep_value(index)
+        self._kept_values.keep(index, tensor)
         gradient = self.gradients[index]
         may = tensor.requires_grad and index not in self._stale  # what is frozen has an older one
         if gradient.kind == "none" and tensor.grad is not None and may:
@@ -317,13 +299,12 @@ class WatchedRun(Step):
                     self._moved.add(index)
 
     def _note_write(self, call: str, target: Tensor) -> None:
-        index = self._addresses.get(storage_address(target)) if self._steps else None
+        index = self._kept_values.at(target) if self._steps else None
         if index is not None and (line := current_line(call)) is not None:
             self._writes[index] = line
 
     def _differs(self, index: int) -> bool:
-        tensor = self._tensors[index]
-        return index in self._values and not is_freed(tensor) and not same(self._values[index], tensor)
+        return self._kept_values.differ(index, self._tensors[index])
 
     @property
     def taken(self) -> bool:
@@ -333,7 +314,7 @@ class WatchedRun(Step):
     def moved(self, tensor: Tensor) -> bool | None:
         """Return whether a step changed any bit of `tensor`; None if that is not known."""
         index = self.index.get(id(tensor))
-        if self._error is not None or self._light or index not in self._values or not local(tensor).numel():
+        if index is None or self._error is not None or index not in self._kept_values or not local(tensor).numel():
             return None
         moved = index in self._moved if index in self._stepped else self._differs(index)
         return moved or (None if index in self._rate_0 or self._skipped_once() else False)
@@ -398,19 +379,8 @@ class WatchedRun(Step):
         lines += ["A scaler skipped the step: it looks for a scale at first."] if self._skipped_once() else []
         written = {line.where for index, line in self._writes.items() if not self.is_overwritten(index)}
         lines += [f"Weights were written to after the step, in {', '.join(sorted(written))}."] if written else []
-        lines += [_LIGHT] if self._light else []
+        lines += [_LIGHT] if self._kept_values.light else []
         return lines
-
-
-def _merged(first: GradientStatus, second: GradientStatus) -> GradientStatus:
-    kinds = {first.kind, second.kind}
-    kind = "nonzero" if "nonzero" in kinds else "zero" if "zero" in kinds else "none"
-    return GradientStatus(
-        kind,  # type: ignore[arg-type]
-        first.not_finite or second.not_finite,
-        max(first.rows, second.rows),
-        max(first.largest, second.largest),
-    )
 
 
 def _innermost(optimizer: Any) -> Any:
