@@ -81,7 +81,8 @@ def test_what_reads_raw_memory_gets_the_learned_values(tmp_path):
 def test_a_table_over_read_only_memory_is_saved_and_merged_by_copy():
     array = np.arange(12, dtype=np.float32).reshape(6, 2)
     array.setflags(write=False)
-    with warnings.catch_warnings(action="ignore"):  # "not writable", which torch says once in a process
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not writable", which torch says once in a process
         module = nn.Embedding.from_pretrained(torch.from_numpy(array))
     fl.train_only(module, {"weight": fl.rows([1])})
     with torch.no_grad():
@@ -424,7 +425,8 @@ def test_read_only_memory_that_is_first_written_under_inference_mode_learns():
     array = np.arange(12, dtype=np.float32).reshape(4, 3)
     array.setflags(write=False)
     module = nn.Linear(3, 4, bias=False)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         module.weight = nn.Parameter(torch.from_numpy(array))
     fl.train_only(module, {"weight": fl.rows([1])})
     with torch.inference_mode():

@@ -215,7 +215,8 @@ def test_loading_what_was_learned_is_all_or_nothing(plan, tmp_path):
 
 
 def load_quietly(model, path):
-    with warnings.catch_warnings(action="ignore"):  # the base differs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the base differs
         fl.load_learned(model, path, strict=False)
 
 
@@ -249,7 +250,8 @@ def test_loading_into_a_table_over_read_only_memory_is_undone_without_a_write_to
     saved = nn.ModuleDict({"a": nn.Embedding(6, 4), "b": nn.Linear(4, 2)})
     fl.train_only(saved, {"a.weight": fl.rows([1]), "b.*": fl.everything})
     fl.save_learned(saved, tmp_path / "rows.safetensors")
-    with warnings.catch_warnings(action="ignore"):  # "not writable", which torch says once in a process
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "not writable", which torch says once in a process
         model = nn.ModuleDict({"a": nn.Embedding.from_pretrained(torch.from_numpy(array)), "b": nn.Linear(4, 2)})
     before, line = state_of(model), 1
     while interrupted(lambda: load_quietly(model, tmp_path / "rows.safetensors"), line):

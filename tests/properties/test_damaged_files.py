@@ -242,7 +242,8 @@ def test_a_damaged_file_is_read_right_or_refused_in_one_line(name: str, files: d
         content = damaged(whole, draw, others)
         read_as_it_is.write_bytes(content)
         try:
-            with warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 read(read_as_it_is)
         except fl.FrostlineError as error:
             refused += 1

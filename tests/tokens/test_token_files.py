@@ -89,7 +89,8 @@ def test_tokens_that_the_model_does_not_have_are_refused(path):
     with pytest.raises(fl.LearnedFileError, match=re.escape(says)):
         fl.load_learned(model, path)
     assert torch.equal(model.get_input_embeddings().weight, before)
-    with warnings.catch_warnings(action="ignore"):  # the base holds another token
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the base holds another token
         loaded = fl.load_learned(model, path, strict=False)
     assert row_of(model, tokenizer, "<tool>") == [1.0]
     assert loaded.tokens == {"<tool>": 5}
@@ -109,7 +110,8 @@ def test_a_token_that_learns_and_is_not_in_the_file_is_an_error(path):
     tuned(path, ["<tool>"])
     model, tokenizer = make_model(), make_tokenizer()
     fl.add_tokens(model, tokenizer, ["<tool>", "<cat>"])
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         with pytest.raises(fl.LearnedFileError, match=re.escape("rows 5 learn, and are not in the file")):
             fl.load_learned(model, path)
         fl.load_learned(model, path, strict=False)
@@ -182,7 +184,8 @@ def test_tokens_stay_known_under_a_later_plan_of_the_same_table(path):
     other = make_model()
     fl.add_tokens(other, make_tokenizer(), ["<think>", "<tool>"])
     fl.train_only(other, {"model.embed_tokens.weight": fl.rows([1, 4])})
-    with warnings.catch_warnings(action="ignore"):  # the row of <tool> is another one's start
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the row of <tool> is another one's start
         loaded = fl.load_learned(other, path)
     assert loaded.tokens == {"<think>": 4}
     assert other.model.embed_tokens.weight.detach()[:, 0].tolist()[1] == 1.0
