@@ -52,6 +52,7 @@ def run_script(
     if as_module and not _is_module(target):
         raise ProbeError(f"-m {target}: no such module, here or installed.")
     sys.argv = ["-m" if as_module else target, *arguments]
+    others = set(threading.enumerate())
     main = sys.modules["__main__"] = ModuleType("__main__")
     vars(main).update(__builtins__=builtins, __annotations__={})
     try:
@@ -71,7 +72,7 @@ def run_script(
     else:
         error, code = None, 0
     for thread in threading.enumerate():  # Python waits for them before it ends, and they may train
-        if not thread.daemon and thread is not threading.current_thread():
+        if not thread.daemon and thread not in others:
             thread.join()
     ended(error if isinstance(error, Exception | None) else None)
     return code
