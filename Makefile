@@ -21,7 +21,7 @@ test: $(VENV)/dev.done
 
 # The core on the oldest torch, numpy and safetensors that pyproject.toml allows, and on the newest that there are.
 oldest newest: %: .venv-%/done
-	CI= .venv-$*/bin/python -m pytest -q -n 2 --dist loadfile $(CORE)
+	CI= .venv-$*/bin/python -m pytest -q $(CORE)
 
 soak: $(VENV)/dev.done
 	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties \
