@@ -17,7 +17,7 @@ demo: $(VENV)/demo.done
 	$(BIN)/frostline demo
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # The core on the oldest torch, numpy and safetensors that pyproject.toml allows, and on the newest that there are.
 oldest newest: %: .venv-%/done

@@ -317,7 +317,7 @@ def test_predicting_from_a_closed_stdin_is_refused(
 ) -> None:
     monkeypatch.setattr("sys.stdin", None)
     assert main(["tagger", "predict", str(trained.out)]) == 2
-    assert capsys.readouterr().err == "frostline: stdin is closed. Name a file.\n"
+    assert capsys.readouterr().err == "frostline: stdin is closed. Name a file, or pipe one in.\n"
 
 
 def test_training_prints_words_of_any_letters_whatever_the_locale_says(

@@ -1,5 +1,7 @@
 """Two processes under DDP: each uses an expert of its own, and one has forgotten a layer in its optimizer."""
 
+import gc
+
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -18,9 +20,7 @@ class Network(nn.Module):
         return self.head(self.late(self.experts[self.rank](x)))
 
 
-def main():
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
+def take_a_step(rank):
     torch.manual_seed(0)
     model = DistributedDataParallel(Network(rank), find_unused_parameters=True)
     held = [p for name, p in model.module.named_parameters() if not (rank and name.startswith("late"))]
@@ -33,8 +33,10 @@ def main():
         watched.end(1, is_first=rank == 0)
     except fl.ProbeError:
         print(f"rank {rank} raised: {watched.explanation.alarms}", flush=True)
-    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main()
+    torch.distributed.init_process_group("gloo")
+    take_a_step(torch.distributed.get_rank())
+    gc.collect()  # DDP's own threads must be gone before Python ends: one that then asks for the interpreter aborts
+    torch.distributed.destroy_process_group()
