@@ -10,15 +10,18 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from frostline.errors import DataFileError
 
+# Left by a process that was killed while it wrote: by `replacing`, and by safetensors under a name of its choice.
+_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part|\.tmp[A-Za-z0-9]{6}")
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux's <fcntl.h>
 
 
@@ -114,6 +117,19 @@ def replacing(path: Path, mode: int | None = None) -> Iterator[Path]:
         _flush_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def is_unfinished(name: str, of: Collection[str]) -> bool:
+    """Return whether a file of this name was left by a process that was killed while it wrote one of the files `of`."""
+    found = _UNFINISHED.fullmatch(name)
+    return found is not None and (found["name"] is None or found["name"] in of)
+
+
+def remove_unfinished(folder: Path, of: Collection[str]) -> None:
+    """Remove what killed processes have left of these files. For a folder in which nobody else writes now."""
+    for path in folder.iterdir():
+        if is_unfinished(path.name, of):
+            path.unlink(missing_ok=True)
 
 
 def standard_input() -> BinaryIO:

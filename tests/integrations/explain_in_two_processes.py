@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import frostline as fl
-from frostline.integrations.watched_steps import WatchedSteps
+from frostline.integrations.trainer_steps import TrainerSteps
 
 
 class Network(nn.Module):
@@ -25,7 +25,7 @@ def take_a_step(rank):
     model = DistributedDataParallel(Network(rank), find_unused_parameters=True)
     held = [p for name, p in model.module.named_parameters() if not (rank and name.startswith("late"))]
     optimizer = torch.optim.SGD(held, lr=0.1)
-    watched = WatchedSteps(steps=1, fail=True)
+    watched = TrainerSteps(steps=1, fail=True)
     watched.begin(0, model, optimizer)
     model(torch.randn(8, 4)).square().mean().backward()
     optimizer.step()

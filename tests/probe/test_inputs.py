@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_loss_function_that_calls_backward_itself_is_told_so_and_changes_nothi
     before = model.weight.detach().clone()
 
     def step() -> torch.Tensor:
-        loss = model(torch.ones(3)).square().sum()
+        loss: torch.Tensor = model(torch.ones(3)).square().sum()
         loss.backward()
         return loss
 
@@ -91,3 +92,42 @@ def _looks(model: nn.Linear, loss_fn: Callable[[], Any], optimizer: Any = None) 
         "trial_step": lambda: fl.trial_step(model, loss_fn, optimizer),
         "gradients": lambda: fl.gradients(loss_fn, [model.weight]),
     }
+
+
+class OwnCriterion(nn.Module):
+    def forward(self, *, logits: torch.Tensor, weight: float = 1.0) -> torch.Tensor:
+        return torch.mul(logits.sum(), weight)
+
+
+NEEDS_ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "a criterion": (nn.CrossEntropyLoss(), "this CrossEntropyLoss needs input, target"),
+    "a module with a keyword": (OwnCriterion(), "this OwnCriterion needs logits"),
+    "a function": (nn.functional.cross_entropy, "this function needs input, target"),
+    "a lambda that expects the model": (lambda model: model(torch.ones(1, 3)).sum(), "this function needs model"),
+}
+
+
+@pytest.mark.parametrize("call", ["explain", "trial_step", "gradients", "perturb"])
+@pytest.mark.parametrize(("loss_fn", "says"), NEEDS_ARGUMENTS.values(), ids=NEEDS_ARGUMENTS)
+def test_a_loss_function_that_needs_arguments_is_refused(model: nn.Linear, call: str, loss_fn: Any, says: str) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    calls: dict[str, Callable[[], object]] = {
+        "explain": lambda: fl.explain(model, loss_fn, optimizer),
+        "trial_step": lambda: fl.trial_step(model, loss_fn, optimizer),
+        "gradients": lambda: fl.gradients(loss_fn, [model.weight]),
+        "perturb": lambda: fl.adversarial.perturb(loss_fn, model, epsilon=1.0),
+    }
+    with pytest.raises(TypeError, match=rf"^loss_fn: it is called without arguments, but {says}\. Pass one"):
+        calls[call]()
+
+
+def test_a_loss_function_whose_arguments_may_be_left_out_runs(model: nn.Linear) -> None:
+    x = torch.ones(1, 3)
+
+    def loss_fn(*rest: object, scale: float = 2.0, **options: object) -> torch.Tensor:
+        return torch.mul(model(x).sum(), scale)
+
+    (gradient,) = fl.gradients(loss_fn, [model.bias])
+    assert torch.equal(gradient, torch.full((2,), 2.0))
+    (gradient,) = fl.gradients(partial(nn.functional.cross_entropy, model(x), torch.tensor([0])), [model.bias])
+    assert gradient.abs().sum() > 0

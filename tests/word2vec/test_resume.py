@@ -76,6 +76,19 @@ def test_a_run_that_was_killed_at_any_moment_resumes_to_the_same_bits(cpp_compil
     assert found[0][0].strip()
 
 
+def test_what_a_killed_run_left_half_written_is_removed_and_nothing_else(backend, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    half = [
+        f".{name}.{'0a' * 8}.part" for name in ("word2vec.checkpoint", "text.ids", "model.safetensors", "about.json")
+    ]
+    kept = [".word2vec.checkpoint", f".mine.{'0a' * 8}.part", ".word2vec.checkpoint.0a.part", ".tmpfile", "notes.txt"]
+    for name in (*half, ".tmpA1b2C3", *kept):
+        (folder / name).write_text("half")
+    word2vec.train(sentences(), SETTINGS, run_folder=folder)
+    assert left(folder) == sorted(["model.safetensors", "row_changes.safetensors", *kept])
+
+
 def test_an_interrupted_run_leaves_its_vectors_and_resumes(backend, tmp_path):
     whole = word2vec.train(sentences(), SETTINGS, every=500)
     text = tmp_path / "text.txt"

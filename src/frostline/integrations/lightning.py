@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import MissingExtraError
-from frostline.integrations.watched_steps import WatchedSteps
+from frostline.integrations.trainer_steps import TrainerSteps
 from frostline.probe.explain.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class ExplainCallback(Callback):
     """
 
     def __init__(self, steps: int = 1, fail: bool = False) -> None:
-        self._watched = WatchedSteps(steps, fail)
+        self._watched = TrainerSteps(steps, fail)
 
     @property
     def explanation(self) -> Explanation | None:

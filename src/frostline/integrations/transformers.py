@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from frostline.errors import LearnedFileError, MissingExtraError
-from frostline.integrations.watched_steps import WatchedSteps
+from frostline.integrations.trainer_steps import TrainerSteps
 from frostline.partial import load_learned, save_learned
 from frostline.partial.sharded import is_sharded
 from frostline.probe.explain.explanation import Explanation
@@ -109,7 +109,7 @@ class ExplainCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, steps: int = 1, fail: bool = False) -> None:
-        self._watched = WatchedSteps(steps, fail)
+        self._watched = TrainerSteps(steps, fail)
 
     @property
     def explanation(self) -> Explanation | None:

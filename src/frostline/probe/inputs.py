@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from frostline.errors import ProbeError
 from frostline.partial.arguments import check_model as check_model
+from frostline.printing import listed
 
 
 def check_loss_fn(loss_fn: object) -> None:
-    """Raise TypeError unless `loss_fn` can be called."""
+    """Raise TypeError unless `loss_fn` can be called, with no arguments."""
     if not callable(loss_fn):
         raise TypeError(
             f"loss_fn: expected a function, got {type(loss_fn).__name__}. Pass one that runs the pass: `lambda: ...`."
         )
+    if needed := _needed_arguments(loss_fn):
+        raise TypeError(
+            f"loss_fn: it is called without arguments, but this {type(loss_fn).__name__} needs {listed(needed, 4)}. "
+            "Pass one that runs the pass: `lambda: F.cross_entropy(model(x), y)`."
+        )
+
+
+def _needed_arguments(function: Callable[..., object]) -> list[str]:
+    try:
+        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    except (TypeError, ValueError):  # compiled code that tells nothing
+        return []
+    may_be_left_out = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in may_be_left_out
+    ]
 
 
 def check_loss(loss: Any) -> Tensor:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from frostline.errors import ModelFolderError
-from frostline.files import replace_folder
+from frostline.files import is_unfinished, replace_folder
 from frostline.record.run_folder import CURVES, ROW_CHANGES
 from frostline.record.valid import HOLDS
 from frostline.tagger.data.tags import is_iob2_tag
@@ -50,8 +50,6 @@ _RUN_FILES = 100_000  # bytes, about, of the files of a run folder
 _BLOCK = 10_000  # words or rows of a tensor in memory at a time
 _CHAR_CNN = "char_cnn.weight"  # of a tagger that reads characters
 _OURS = {CONFIG, WORDS, TENSORS, CURVES, ROW_CHANGES, *HOLDS, "report.html"}
-# Left by a process that was killed while it wrote: by `files.replacing`, and by safetensors under a name of its choice.
-_UNFINISHED = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.part|\.tmp[A-Za-z0-9]{6}")
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -244,7 +242,8 @@ def _all_text(value: object) -> bool:
 
 def _foreign(folder: Path) -> str | None:
     """Return the name of something in `folder` that no training of a tagger wrote."""
-    names = {path.name for path in folder.iterdir() if path.name != CHECKPOINT and not _unfinished(path.name)}
+    passing = {CHECKPOINT, *_OURS}
+    names = {path.name for path in folder.iterdir() if not is_unfinished(path.name, passing)} - {CHECKPOINT}
     if not names:
         return None
     try:
@@ -253,8 +252,3 @@ def _foreign(folder: Path) -> str | None:
         config = None
     ours = isinstance(config, dict) and config.get("kind") == KIND
     return min(names - (_OURS if ours else set()), default=None)
-
-
-def _unfinished(name: str) -> bool:
-    found = _UNFINISHED.fullmatch(name)
-    return found is not None and (found["name"] is None or found["name"] in {CHECKPOINT, *_OURS})

@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from frostline.files import remove_unfinished
 from frostline.record import RowChanges, describe_run
+from frostline.record.run_folder import CURVES, ROW_CHANGES
+from frostline.record.valid import HOLDS
 from frostline.word2vec.audit import audit, blocks
 from frostline.word2vec.training import Training
 
@@ -28,6 +31,7 @@ def write_run_folder(folder: Path, training: Training, text: str) -> None:
 
     Cost: two passes over the tables; unless everything learns, a copy of them for the plan.
     """
+    remove_unfinished(folder, {CURVES, ROW_CHANGES, *HOLDS})
     settings, corpus = training.problem.settings, training.problem.corpus
     kind = "skip-gram" if settings.skip_gram else "CBOW"
     facts = {

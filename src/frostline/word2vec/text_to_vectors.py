@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frostline.errors import RunFolderError, SelectionError, VectorFileError
+from frostline.files import remove_unfinished
 from frostline.word2vec.checkpoint import CHECKPOINT, Checkpoint
 from frostline.word2vec.compiled import kernel
 from frostline.word2vec.corpus import ABOUT, IDS, Corpus, Text, read_corpus, source_of, write_corpus
@@ -95,6 +96,7 @@ def train(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunFolderError(f"{folder}: cannot be made: {error.strerror}. Name another folder.") from None
+        remove_unfinished(folder, {CHECKPOINT, IDS, ABOUT, MODEL})
         begin = None if start is None else read_start(start, settings.dim)
         arguments = {
             "text": source_of(text),

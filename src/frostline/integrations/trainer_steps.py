@@ -1,4 +1,4 @@
-"""What the callbacks that explain have in common: watch some steps that a trainer takes, then say what was seen."""
+"""What the callbacks that explain share: watch some steps that a trainer takes, then say what was seen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from frostline.probe.explain.watching import Watching
 from frostline.probe.trace.patches import is_traced
 
 
-class WatchedSteps:
+class TrainerSteps:
     """Steps of a trainer, watched once.
 
     Args:
