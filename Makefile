@@ -17,16 +17,17 @@ demo: $(VENV)/demo.done
 	$(BIN)/frostline demo
 
 test: $(VENV)/dev.done
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 # The core on the oldest torch, numpy and safetensors that pyproject.toml allows, and on the newest that there are.
 oldest newest: %: .venv-%/done
-	CI= .venv-$*/bin/python -m pytest -q $(CORE)
+	CI= OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -q -n 2 --dist loadfile $(CORE)
 
 soak: $(VENV)/dev.done
 	FROSTLINE_SOAK=30000 FROSTLINE_SEED=$$(date +%s) $(BIN)/python -m pytest -q tests/properties \
 		tests/changes/test_every_dtype.py tests/ecosystem/test_trainers.py tests/ecosystem/test_split.py \
-		tests/word2vec/test_resume.py tests/cli/test_tagger_interrupted.py
+		tests/word2vec/test_resume.py tests/cli/test_tagger_interrupted.py tests/probe/test_placements.py \
+		tests/tokens/test_add_tokens.py tests/partial/own_gradients/test_drawn_uses.py tests/probe/script
 
 check: $(VENV)/dev.done
 	$(BIN)/ruff format --check .

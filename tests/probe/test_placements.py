@@ -1,4 +1,4 @@
-"""Ten thousand looks at random moments of training runs: each run ends like the undisturbed one, bit for bit.
+"""Looks at random moments of training runs: each run ends like the undisturbed one, bit for bit.
 
 Everything that people train with and that a look can disturb is in these runs: dropout, BatchNorm, a counter that is
 assigned anew, sampled negatives from a torch.Generator, a numpy Generator and the random numbers that everyone shares
@@ -7,6 +7,7 @@ in the data, sparse gradients, tensors that learn in part, momentum, a graph tha
 
 from __future__ import annotations
 
+import os
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 import frostline as fl
 
 V, D, B = 30, 6, 8
-STEPS, LOOKS, RUNS = 10, 250, 40
+STEPS, LOOKS, RUNS = 10, 250, 40 if "FROSTLINE_SOAK" in os.environ else 16
 MOMENTS = ["before the data", "before the forward", "before the backward", "before the step", "after the step"]
 LEARNS = {
     "everything": {"*": fl.everything},
@@ -169,10 +170,6 @@ def test_a_run_that_is_looked_at_ends_like_the_undisturbed_run(seed: int) -> Non
         when = dice.randrange(STEPS), dice.choice(MOMENTS)
         looks[when].append(dice.choice(list(LOOKS_AT)))
     _assert_same(_train(learns, sparse, seed, looks), _train(learns, sparse, seed, defaultdict(list)))
-
-
-def test_there_are_ten_thousand_looks() -> None:
-    assert RUNS * LOOKS == 10_000
 
 
 @pytest.mark.parametrize("learns", LEARNS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import linecache
+import os
 import re
 import subprocess
 import sys
@@ -793,6 +794,7 @@ def interrupted(call: Callable[[], Any], line: int) -> bool:
 
 
 FOLDER = str(Path(fl.__file__).parent)
+LINES = 61 if "FROSTLINE_SOAK" in os.environ else 151
 ADDITIONS: dict[str, tuple[str, int, dict[str, Any], bool]] = {
     "a tied table grows": ("llama", 0, {"special": True}, False),
     "table, head and its bias grow": ("gptj", 0, {"init": torch.ones(2, 16)}, False),
@@ -815,7 +817,7 @@ def test_interrupted_at_any_line_model_and_tokenizer_are_as_they_were(
     before, line = whole_state(model, tokenizer), 1
     while interrupted(lambda: fl.add_tokens(model, tokenizer, NEW, **how), line):
         assert_same_state(whole_state(model, tokenizer), before)
-        line += 1 if line < 12 else 61
+        line += 1 if line < 12 else LINES
     assert line > 300  # the last round was not interrupted, and added the tokens
     assert len(tokenizer.get_vocab()) == before[-1] + 2
     twin, words = make(family, before[-1] + spare), make_tokenizer()
