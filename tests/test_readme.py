@@ -13,7 +13,7 @@ from frostline.cli import make_parser
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 TASKS = README[README.index("| you want to") :].split("\n\n")[0].splitlines()[2:]
 CODE = [code for row in TASKS for code in re.findall(r"`([^`]+)`", row.split(" | ")[1])]
-LINES = [code for code in CODE if code.startswith(("fl.", "print("))]
+LINES = [code for code in CODE if code.startswith(("fl.", "plan = ", "print("))]
 COMMANDS = [code for code in CODE if code.startswith("frostline ")]
 
 
@@ -39,7 +39,7 @@ def names():
         "optimizer": torch.optim.AdamW(plan.parameters(), lr=0.1),
         "ids": ids,
         "loss_fn": lambda: nn.functional.cross_entropy(model(ids), torch.tensor([0, 1])),
-        "ids_that_learn": [1, 3],
+        "frozen": torch.tensor([True, False, True, False, True, True]),
         "mask": torch.eye(3, 4) > 0,
         "vocabulary": ["ice", "slush"],
         "vectors": fl.vectors.Vectors(["ice"], torch.ones(1, 4).numpy()),
