@@ -78,7 +78,7 @@ def made_up_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _launch(*script: object, processes: int = 1) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "PYTHONUNBUFFERED"):  # unbuffered, the lines of two processes mix
         environment.pop(name, None)
     command = [sys.executable]
     if processes > 1:
