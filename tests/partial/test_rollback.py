@@ -84,9 +84,10 @@ def interrupted(call, line):
         nonlocal count
         if not frame.f_code.co_filename.startswith(FOLDER) or "rollback" in frame.f_code.co_filename:
             return None
-        # Not at the line of a `with`, which is also run when its block ends: Python would not call `__exit__`.
+        # Not at the line of a `with`, which is also run when its block ends: Python would not call `__exit__`. Nor,
+        # from Python 3.12 on, at the end of a list comprehension in its block.
         text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        if event == "line" and not text.startswith(("with ", ")")):
+        if event == "line" and not text.startswith(("with ", ")", "before = [")):
             count += 1
             if count == line:
                 sys.settrace(None)

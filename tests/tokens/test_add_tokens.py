@@ -774,9 +774,10 @@ def interrupted(call: Callable[[], Any], line: int) -> bool:
         file = frame.f_code.co_filename
         if not file.startswith(FOLDER) or "rollback" in file or "restore" in frame.f_code.co_name:
             return None
-        # Not at the line of a `with`, which is also run when its block ends: Python would not call `__exit__`.
+        # Not at the line of a `with`, which is also run when its block ends: Python would not call `__exit__`. Nor,
+        # from Python 3.12 on, at the end of a list comprehension in its block.
         text = linecache.getline(file, frame.f_lineno).strip()
-        if event == "line" and not text.startswith(("with ", ")")):
+        if event == "line" and not text.startswith(("with ", ")", "before = [")):
             count += 1
             if count == line:
                 sys.settrace(None)
