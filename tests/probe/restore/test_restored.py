@@ -157,7 +157,7 @@ def test_a_pending_backward_accepts_buffers_that_were_restored() -> None:
 
 def test_the_global_random_generators_are_restored() -> None:
     def draw() -> list[float]:
-        return [float(torch.rand(())), random.random(), float(np.random.rand()), random.gauss(), np.random.normal()]
+        return [float(torch.rand(())), random.random(), float(np.random.rand()), random.gauss(0, 1), np.random.normal()]
 
     with restored():
         first = draw()
