@@ -44,7 +44,7 @@ class Scale:
     dimension: int = 100
     vector_epochs: int = 30
     epochs: int = 15
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = (0, 1, 2)
     docstrings: int | None = None  # None: all of them
     sentences: int | None = None  # of train, dev and test each; None: all of them
 
