@@ -7,7 +7,7 @@ import io
 import sys
 from pathlib import Path
 
-HELP = "train, audit and draw a real model on text that is on this machine already, in about two minutes"
+HELP = "train, audit and draw a real model on text that is on this machine already, in two to three minutes"
 
 _EXAMPLES = """\
 examples:

@@ -39,7 +39,7 @@ _USE = {"train": "to learn from", "dev": "to choose the best epoch", "test": "to
 
 @dataclass(frozen=True)
 class Scale:
-    """How much work to do; the defaults take a minute or two on two cores."""
+    """How much work to do; the defaults take two to three minutes on one core."""
 
     dimension: int = 100
     vector_epochs: int = 30
