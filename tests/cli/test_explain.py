@@ -330,6 +330,16 @@ def test_a_script_can_be_stopped_and_fail_a_build(capfd, tmp_path, script, flags
     assert table["body.weight"]["where"].endswith(f"script.py:{1 + SCRIPT.splitlines().index(CUT_LINE)}")
 
 
+@pytest.mark.parametrize("text", ["print(1)", "import torch\nprint(1)", "import torch\nprint(torch.nn.Linear(2, 1))"])
+def test_a_script_of_which_nothing_is_explained_fails_a_build_and_nothing_else(capfd, tmp_path, text):
+    script = tmp_path / "idle.py"
+    script.write_text(text)
+    for flags, code in (((), 0), (("--fail",), 1)):
+        found, out, err = run(capfd, *flags, str(script))
+        assert (found, len(out.splitlines())) == (code, 1)
+        assert "no module with parameters that learn has run" in err or "Nothing is explained" in err
+
+
 CUT_LINE = '        return self.head(h.detach() if "cut" in sys.argv else h)'
 
 

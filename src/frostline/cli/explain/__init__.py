@@ -54,7 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stop", action="store_true", help="end the script when its step has been explained")
     parser.add_argument(
-        "--fail", action="store_true", help="exit with 1 on an alarm, where the script itself ends with 0"
+        "--fail", action="store_true", help="exit with 1 on an alarm or if nothing is explained, where the script ends with 0"
     )
     parser.add_argument(
         "--path-to", metavar="NAME", help="print the way from the loss to this parameter too, call by call"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_script(args: argparse.Namespace, target: str, arguments: list[str], as_module: bool) -> int:
-    """Run a script, print what its step did to stderr; return its exit code, or with `--fail` 1 for an alarm."""
+    """Run a script, print what its step did to stderr; return its exit code, or with `--fail` 1 unless all is well."""
     from frostline.cli.explain.report import report
     from frostline.cli.explain.run_script import Stop, run_script, when_imported
 
@@ -103,14 +103,15 @@ def _run_script(args: argparse.Namespace, target: str, arguments: list[str], as_
         raise ProbeError(f"--json: {args.json}: no such folder. Make it first.")
     process = os.getpid()
     watches: list[ScriptWatch] = []
-    ended = alarms = reported = False
+    ended = failed = reported = False
 
     def finished(found: dict[str, Explanation], lines: list[str]) -> None:
-        nonlocal alarms, reported
+        nonlocal failed, reported
         reported = True
-        alarms = any(explanation.alarms for explanation in found.values())
         first = watches[0].is_first if watches else None
-        if os.environ.get("RANK", "0") == "0" if first is None else first:
+        is_first = os.environ.get("RANK", "0") == "0" if first is None else first
+        failed = any(explanation.alarms for explanation in found.values()) or (is_first and not found)
+        if is_first:
             report(found, lines, json_file, target)
         if args.stop and not ended:
             raise Stop
@@ -135,4 +136,4 @@ def _run_script(args: argparse.Namespace, target: str, arguments: list[str], as_
     finally:
         for watch in watches:
             watch.abandon()  # of a script that could not be run; any other is over
-    return 1 if args.fail and alarms and code == 0 else code
+    return 1 if args.fail and failed and code == 0 else code
