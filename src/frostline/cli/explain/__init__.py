@@ -54,7 +54,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--stop", action="store_true", help="end the script when its step has been explained")
     parser.add_argument(
-        "--fail", action="store_true", help="exit with 1 on an alarm or if nothing is explained, where the script ends with 0"
+        "--fail",
+        action="store_true",
+        help="exit with 1 on an alarm, or if nothing is explained; else as the script does",
     )
     parser.add_argument(
         "--path-to", metavar="NAME", help="print the way from the loss to this parameter too, call by call"
