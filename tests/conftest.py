@@ -78,12 +78,13 @@ def made_up_device(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _launch(*script: object, processes: int = 1) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for name in ("RANK", "WORLD_SIZE", "PYTHONUNBUFFERED"):  # unbuffered, the lines of two processes mix
+    for name in ("RANK", "WORLD_SIZE", "PYTHONUNBUFFERED"):
         environment.pop(name, None)
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--master-addr", "127.0.0.1"]
-        command += ["--master-port", str(_free_port())]
+        # Without torchrun's `python -u`, under which the lines of two processes mix.
+        command += ["--master-port", str(_free_port()), "--no-python", sys.executable]
     command += map(str, script)
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
         try:

@@ -160,7 +160,7 @@ print(dist.get_rank(), flush=True)
 dist.destroy_process_group()
 """
     )
-    command = ("--no-python", sys.executable, "-m", "frostline", "explain", "--json", found, script)
+    command = ("-m", "frostline", "explain", "--json", found, script)
     assert sorted(launch(*command, processes=2).split()) == ["0", "1"]
     (table,) = json.loads(found.read_text()).values()
     verdicts = {name: each["verdict"] for name, each in table.items() if name.endswith("weight")}
