@@ -126,10 +126,15 @@ def is_unfinished(name: str, of: Collection[str]) -> bool:
 
 
 def remove_unfinished(folder: Path, of: Collection[str]) -> None:
-    """Remove what killed processes have left of these files. For a folder in which nobody else writes now."""
+    """Remove what `replacing` left of these files in killed processes. For a folder in which nobody else writes now.
+
+    Files with names of safetensors' choice stay: in a folder such as /tmp other programs have such names, too.
+    """
     for path in folder.iterdir():
-        if is_unfinished(path.name, of):
-            path.unlink(missing_ok=True)
+        found = _UNFINISHED.fullmatch(path.name)
+        if found is not None and found["name"] in of:
+            with contextlib.suppress(OSError):  # it does no harm
+                path.unlink()
 
 
 def standard_input() -> BinaryIO:

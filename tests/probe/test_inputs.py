@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import pytest
@@ -129,5 +129,25 @@ def test_a_loss_function_whose_arguments_may_be_left_out_runs(model: nn.Linear) 
 
     (gradient,) = fl.gradients(loss_fn, [model.bias])
     assert torch.equal(gradient, torch.full((2,), 2.0))
+
+
+def test_a_loss_function_that_gets_its_arguments_from_a_decorator_runs(model: nn.Linear) -> None:
+    def with_batch(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        @wraps(function)
+        def call() -> torch.Tensor:
+            return function(torch.ones(1, 3))
+
+        return call
+
+    @with_batch
+    def loss_fn(x: torch.Tensor) -> torch.Tensor:
+        return torch.sum(model(x))
+
+    (gradient,) = fl.gradients(loss_fn, [model.bias])
+    assert torch.equal(gradient, torch.ones(2))
+
+
+def test_a_loss_function_made_by_partial_runs(model: nn.Linear) -> None:
+    x = torch.ones(1, 3)
     (gradient,) = fl.gradients(partial(nn.functional.cross_entropy, model(x), torch.tensor([0])), [model.bias])
     assert gradient.abs().sum() > 0

@@ -28,8 +28,9 @@ def check_loss_fn(loss_fn: object) -> None:
 
 
 def _needed_arguments(function: Callable[..., object]) -> list[str]:
-    try:
-        parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:  # what a decorator has wrapped may get its arguments from it
+        parameters = inspect.signature(called, follow_wrapped=False).parameters
     except (TypeError, ValueError):  # compiled code that tells nothing
         return []
     may_be_left_out = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
